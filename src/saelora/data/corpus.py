@@ -1,0 +1,196 @@
+"""Where text comes from: local files, folders and hub datasets, all read as documents in one canonical order."""
+
+import hashlib
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from saelora.errors import InputError
+from saelora.models.assets import resolve_asset
+
+SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+FINGERPRINT_BYTES = 1 << 30  # above this size, reading every byte once more just to name the corpus costs too much
+_EXPECTED = f"a file ending in {', '.join(SUFFIXES)}, a folder of these, or the name of a hub dataset"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text, and where it came from (file name, or file name and row) for messages."""
+
+    text: str
+    source: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents that can be read from the start any number of times, in the same order each time.
+
+    name: as the user gave it.  revision: the commit of a hub dataset.
+    fingerprint: sha256 of the names and contents of local files; None where that is not cheap.
+    """
+
+    name: str
+    read: Callable[[], Iterator[Document]] = field(repr=False, compare=False)
+    revision: str | None = None
+    fingerprint: str | None = None
+
+    def documents(self) -> Iterator[Document]:
+        """The documents in canonical order; local files are sorted by path, texts without content are left out."""
+        return (document for document in self.read() if document.text.strip())
+
+    def __iter__(self) -> Iterator[Document]:
+        return self.documents()
+
+    def describe(self) -> dict[str, str | None]:
+        """What identifies this corpus, for manifests."""
+        return {"name": self.name, "revision": self.revision, "fingerprint": self.fingerprint}
+
+
+def open_corpus(
+    data: str,
+    *,
+    split: str = "train",
+    subset: str | None = None,
+    text_column: str = "text",
+    revision: str | None = None,
+) -> Corpus:
+    """Open a text file, a jsonl or parquet file, a folder of any of these, or a hub dataset (streamed).
+
+    The first document is read at once, so that a corpus that opens is one that can be read.
+
+    Args:
+        data: path, hub dataset name, or the short name of the default text.
+        split, subset, revision: of a hub dataset only.
+        text_column: the column of jsonl, parquet and hub rows that holds the text.
+
+    Raises:
+        InputError: nothing readable is there, or the rows have no such column.
+    """
+    path = Path(resolve_asset(data)).expanduser()
+    if path.exists():
+        if split != "train" or subset is not None or revision is not None:
+            raise InputError(f"{data} is local: split, subset and revision are for hub datasets only, leave them out")
+        files = _local_files(path, data)
+        corpus = Corpus(data, partial(_read_files, path, files, text_column), None, _fingerprint(path, files))
+    elif _looks_like_a_path(data):
+        raise InputError(f"{data} does not exist: expected {_EXPECTED}")
+    else:
+        dataset, commit = _open_hub(data, split, subset, revision)
+        corpus = Corpus(data, partial(_read_rows, dataset, data, text_column), commit)
+    if next(corpus.documents(), None) is None:
+        raise InputError(f"{data} holds no text: expected {_EXPECTED}, with at least one document that is not empty")
+    return corpus
+
+
+def _looks_like_a_path(data: str) -> bool:
+    return data.startswith((".", "/", "~")) or data.endswith((*SUFFIXES, "/")) or data.count("/") > 1 or "\\" in data
+
+
+def _local_files(path: Path, data: str) -> list[Path]:
+    """The readable files under a path, sorted by their path relative to it."""
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise InputError(f"{data} is not a kind of file that can be read: expected {_EXPECTED}")
+        return [path]
+    found = (file for file in path.rglob("*") if file.is_file() and file.name.endswith(SUFFIXES))
+    visible = [f for f in found if not any(part.startswith(".") for part in f.relative_to(path).parts)]
+    if not visible:
+        raise InputError(
+            f"folder {data} holds no file that can be read: expected files ending in {', '.join(SUFFIXES)}"
+        )
+    return sorted(visible, key=lambda file: file.relative_to(path).as_posix())
+
+
+def _label(root: Path, file: Path) -> str:
+    return file.name if file == root else file.relative_to(root).as_posix()
+
+
+def _fingerprint(root: Path, files: list[Path]) -> str | None:
+    if sum(file.stat().st_size for file in files) > FINGERPRINT_BYTES:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        with file.open("rb") as handle:
+            digest.update(f"{_label(root, file)}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
+    return digest.hexdigest()
+
+
+def _read_files(root: Path, files: list[Path], text_column: str) -> Iterator[Document]:
+    for file in files:
+        label = _label(root, file)
+        if file.suffix == ".txt":
+            yield Document(_read_text(file), label)
+        elif file.stat().st_size:  # the readers of datasets cannot infer the columns of an empty file
+            yield from _read_rows(_open_table(file), label, text_column)
+
+
+def _read_text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{file} is not UTF-8 text (byte {error.start} cannot be decoded): convert it, for example with iconv"
+        ) from error
+
+
+def _open_table(file: Path) -> Any:
+    from datasets import load_dataset
+
+    kind = "parquet" if file.suffix == ".parquet" else "json"
+    try:
+        return load_dataset(kind, data_files=str(file), split="train", streaming=True)
+    except Exception as error:  # whatever the reader raises here is about this file
+        raise InputError(f"{file} cannot be read as {kind}: {_brief(error)}") from error
+
+
+def _open_hub(name: str, split: str, subset: str | None, revision: str | None) -> tuple[Any, str | None]:
+    """Open a hub dataset for streaming: the dataset and the commit it is read at."""
+    from datasets import load_dataset_builder
+
+    try:
+        builder = load_dataset_builder(name, subset, revision=revision)
+        dataset = builder.as_streaming_dataset(split=split)
+    except Exception as error:  # the hub, its client and the readers share no base class; all of it is about this name
+        raise InputError(
+            f"{name!r} is not a local path and cannot be opened as a hub dataset ({_brief(error)}): check the name, "
+            f"--subset and --split; a gated dataset needs its terms accepted and `hf auth login`"
+        ) from error
+    commit = re.search(r"@([0-9a-f]{40})", str(builder.base_path))
+    return dataset, commit.group(1) if commit else revision
+
+
+def _read_rows(dataset: Any, label: str, text_column: str) -> Iterator[Document]:
+    """Rows of a streaming dataset as documents; a row without text (null) is left out.
+
+    Raises:
+        InputError: no such column, a text that is no string, or rows that cannot be read.
+    """
+    rows = iter(dataset)
+    index = 0
+    while True:
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # parse, decompression and network errors of many libraries, all about this data
+            raise InputError(f"{label} cannot be read after {index} rows: {_brief(error)}") from error
+        if text_column not in row:
+            raise InputError(
+                f"{label} has no column {text_column!r}, only {', '.join(map(repr, row))}: give one as --text-column"
+            )
+        text = row[text_column]
+        if text is not None and not isinstance(text, str):
+            raise InputError(
+                f"{label} row {index}: column {text_column!r} holds {type(text).__name__}, expected a string"
+            )
+        if text:
+            yield Document(text, f"{label}:{index}")
+        index += 1
+
+
+def _brief(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".:") if lines else type(error).__name__
