@@ -1,0 +1,102 @@
+"""Placement rules -> PEFT configuration, and the switch between teacher and student."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from saelora.errors import InputError
+from saelora.models.anatomy import anatomy_of
+from saelora.models.hookpoints import Hookpoint
+
+# These change the base weights, so that the model with its adapter off is no longer the teacher.
+_UNSAFE_INIT = ("pissa", "olora", "corda", "loftq", "lora_ga")
+_SAFE_INIT = ("default", "gaussian", "orthogonal", "eva")
+
+
+def layers_of(placement: str, hookpoints: Iterable[Hookpoint], n_layers: int) -> list[int]:
+    """The layers that a placement adapts.
+
+    ``after``: every layer that reads what the lowest SAE wrote; ``all``; ``layers:13,14`` or ``layers:13-20``.
+
+    Raises:
+        InputError: unknown placement, a layer out of range, or nothing left to adapt.
+    """
+    if placement == "all":
+        return list(range(n_layers))
+    if placement == "after":
+        lowest = min(hookpoints)
+        first = lowest.layer if lowest.site == "resid_pre" else lowest.layer + 1
+        if first >= n_layers:
+            raise InputError(f"placement 'after' is empty: no layer lies above {lowest}; use --placement all")
+        return list(range(first, n_layers))
+    if not placement.startswith("layers:"):
+        raise InputError(f"placement {placement!r} is not known: expected after, all, or layers:13,14 (layers:13-20)")
+    layers: set[int] = set()
+    for part in placement.removeprefix("layers:").split(","):
+        low, _, high = part.partition("-")
+        if not low.strip().isdigit() or (high and not high.strip().isdigit()):
+            raise InputError(f"placement {placement!r}: {part!r} is no layer; expected numbers as in layers:13,14")
+        layers.update(range(int(low), int(high or low) + 1))
+    if outside := sorted(i for i in layers if i >= n_layers):
+        raise InputError(f"placement {placement!r} names layer {outside[0]}: this model has layers 0 to {n_layers - 1}")
+    return sorted(layers)
+
+
+def lora_config(
+    model: nn.Module,
+    layers: list[int],
+    *,
+    rank: int,
+    alpha: float,
+    dropout: float = 0.0,
+    use_rslora: bool = False,
+    use_dora: bool = False,
+    init: str = "default",
+) -> Any:
+    """PEFT's configuration for all attention and MLP linears of the chosen layers.
+
+    Raises:
+        InputError: an initialisation that changes the base weights (the teacher), or a rank below 1.
+    """
+    from peft import LoraConfig
+
+    if any(init.startswith(unsafe) for unsafe in _UNSAFE_INIT) or init not in _SAFE_INIT:
+        raise InputError(
+            f"LoRA initialisation {init!r} is refused, since it may change the base weights, which are the teacher: "
+            f"use one of {', '.join(_SAFE_INIT[:3])}"
+        )
+    if rank < 1:
+        raise InputError(f"rank {rank} is too small: expected 1 or more")
+    anatomy = anatomy_of(model)
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=rank,
+        lora_alpha=alpha,  # type: ignore[arg-type]
+        lora_dropout=dropout,
+        use_rslora=use_rslora,
+        use_dora=use_dora,
+        init_lora_weights=True if init == "default" else init,  # type: ignore[arg-type]
+        bias="none",
+        target_modules=anatomy.linears(),
+        layers_to_transform=layers,
+        layers_pattern=anatomy.layers_name,
+        fan_in_fan_out=anatomy.layers_name == "h",
+    )
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """The model without its adapter, whether it has one or not."""
+    if hasattr(model, "disable_adapter"):
+        with model.disable_adapter():  # type: ignore[operator]
+            yield
+    else:
+        yield
+
+
+def adapted_layers(model: nn.Module) -> list[int]:
+    """The layers that hold adapter weights, read off the modules themselves."""
+    layers = anatomy_of(model).layers
+    return [i for i, layer in enumerate(layers) if any("lora_" in name for name, _ in layer.named_parameters())]

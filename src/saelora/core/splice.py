@@ -1,0 +1,212 @@
+"""Run a model through SAEs: put them in, take them out exactly.
+
+Only hooks are used, so the model's own code, ``generate()`` and a key-value cache work as before, and the
+model is bit for bit the old one once the context is left.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor, nn
+
+from saelora.errors import InputError
+from saelora.models.anatomy import Anatomy, anatomy_of
+from saelora.models.hookpoints import Hookpoint
+
+EXEMPT_NAMES = ("bos", "eos", "pad", "first")
+
+
+class SAE(Protocol):
+    """What a splice needs of an SAE; SAELens's and sparsify-like objects both have it."""
+
+    def encode(self, x: Tensor) -> Tensor: ...
+    def decode(self, feature_acts: Tensor) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class TokenPolicy:
+    """Which positions the SAE leaves alone: "bos", "eos", "pad", "first" (position 0), or token ids.
+
+    A tokenizer without BOS gets "first" added to a policy that names "bos", because what is special about
+    BOS (norms hundreds of times larger than any other token's) then happens at position 0.
+    """
+
+    exempt: Sequence[str | int] = ("bos", "eos", "pad")
+
+    def resolve(self, tokenizer: Any) -> "TokenMask":
+        """Look the token ids up.
+
+        Raises:
+            InputError: a name that is not one of EXEMPT_NAMES.
+        """
+        ids: set[int] = set()
+        first = "first" in self.exempt
+        for item in self.exempt:
+            if isinstance(item, str) and item not in EXEMPT_NAMES:
+                raise InputError(
+                    f"token policy names {item!r}: expected any of {', '.join(EXEMPT_NAMES)} or a token id (a number)"
+                )
+            token_id = item if isinstance(item, int) else getattr(tokenizer, f"{item}_token_id", None)
+            if token_id is not None:
+                ids.add(token_id)
+            elif item == "bos":
+                first = True
+        return TokenMask(tuple(sorted(ids)), first, "pad" in self.exempt)
+
+
+@dataclass(frozen=True)
+class TokenMask:
+    """A token policy with its ids looked up: input ids -> True where the SAE replaces the activation."""
+
+    exempt_ids: tuple[int, ...] = ()
+    exempt_first: bool = False
+    exempt_padding: bool = True
+
+    def __call__(
+        self, input_ids: Int[Tensor, "batch seq"], attention_mask: Tensor | None = None, past: int = 0
+    ) -> Bool[Tensor, "batch seq"]:
+        """Attention masks may cover ``past`` cached tokens too, as in ``generate()``: [batch, past + seq]."""
+        mask = torch.ones_like(input_ids, dtype=torch.bool)
+        for token_id in self.exempt_ids:
+            mask &= input_ids != token_id
+        seen = None if attention_mask is None or attention_mask.dim() != 2 else attention_mask.bool()
+        if self.exempt_padding and seen is not None:
+            mask &= seen[:, -input_ids.shape[1] :]
+        if self.exempt_first:
+            if seen is not None:
+                mask &= (seen.cumsum(1) > 1)[:, -input_ids.shape[1] :]
+            elif past == 0:
+                mask[:, 0] = False
+        return mask
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"exempt_ids": list(self.exempt_ids), "first": self.exempt_first, "padding": self.exempt_padding}
+
+
+Observer = Callable[[Hookpoint, Tensor, Tensor, Tensor, Tensor], None]
+"""Called as observer(hookpoint, x, latents, recon, token_mask) whenever an SAE has run."""
+
+
+class Splice:
+    """The SAEs in a model while a ``splice`` context is open."""
+
+    def __init__(self, saes: Mapping[Hookpoint, SAE], token_mask: TokenMask, observer: Observer | None):
+        self.saes = dict(saes)
+        self.enabled = True
+        self.observer = observer
+        self._policy = token_mask
+        self._mask: Tensor | None = None
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """The clean model, for as long as this context is open."""
+        before, self.enabled = self.enabled, False
+        try:
+            yield
+        finally:
+            self.enabled = before
+
+    def _read_tokens(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Keep the token mask of the forward pass that begins."""
+        if not self.enabled:
+            return
+        input_ids = args[0] if args else kwargs.get("input_ids")
+        if input_ids is None:
+            raise InputError("a spliced model needs input_ids (got inputs_embeds): the token mask is read from them")
+        cache = kwargs.get("past_key_values")
+        past = cache.get_seq_length() if cache is not None else 0
+        self._mask = self._policy(input_ids, kwargs.get("attention_mask"), past)
+
+    def replace(self, hookpoint: Hookpoint, x: Tensor) -> Tensor:
+        """[batch, seq, d] -> the SAE's reconstruction where the token mask is True, x elsewhere."""
+        assert self._mask is not None
+        mask = self._mask.unsqueeze(-1)
+        sae = self.saes[hookpoint]
+        dtype = next((p.dtype for p in sae.parameters()), x.dtype) if isinstance(sae, nn.Module) else x.dtype
+        # Exempt positions enter as zeros: their norms would overflow half precision and poison the gradient.
+        latents = sae.encode(torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)).to(dtype))
+        recon = sae.decode(latents).to(x.dtype)
+        if self.observer is not None:
+            self.observer(hookpoint, x, latents, recon, self._mask)
+        return torch.where(mask, recon, x)
+
+    def _hook(self, hookpoint: Hookpoint) -> Callable[..., Any]:
+        def on_output(module: nn.Module, args: Any, output: Any) -> Any:
+            if not self.enabled:
+                return None
+            if isinstance(output, Tensor):
+                return self.replace(hookpoint, output)
+            return (self.replace(hookpoint, output[0]), *output[1:])
+
+        def on_input(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            if not self.enabled:
+                return None
+            if args:
+                return (self.replace(hookpoint, args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": self.replace(hookpoint, kwargs["hidden_states"])}
+
+        return on_input if hookpoint.site in ("resid_pre", "attn_z") else on_output
+
+    def attach(self, anatomy: Anatomy) -> list[Any]:
+        handles = [anatomy.body.register_forward_pre_hook(self._read_tokens, with_kwargs=True)]
+        for hookpoint in self.saes:
+            module, side = anatomy.site(hookpoint)
+            if side == "input":
+                handles.append(module.register_forward_pre_hook(self._hook(hookpoint), with_kwargs=True))
+            else:
+                handles.append(module.register_forward_hook(self._hook(hookpoint)))
+        return handles
+
+
+@contextmanager
+def splice(
+    model: nn.Module,
+    saes: Mapping[Hookpoint, SAE],
+    token_mask: TokenMask,
+    *,
+    observer: Observer | None = None,
+) -> Iterator[Splice]:
+    """Replace activations by their SAE reconstructions while the context is open.
+
+    Args:
+        model: a transformers decoder, PEFT-wrapped or not.
+        saes: hookpoint -> SAE; any number of them at once.
+        token_mask: which positions are replaced, from ``TokenPolicy(...).resolve(tokenizer)``.
+        observer: sees every SAE's input, latents, reconstruction and token mask.
+
+    Raises:
+        InputError: a hookpoint is out of range, or an SAE is of another width.
+    """
+    anatomy = anatomy_of(model)
+    for hookpoint, sae in saes.items():
+        check_width(anatomy, hookpoint, sae)
+    spliced = Splice(saes, token_mask, observer)
+    handles: list[Any] = []
+    try:
+        handles = spliced.attach(anatomy)
+        yield spliced
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def check_width(anatomy: Anatomy, hookpoint: Hookpoint, sae: SAE) -> None:
+    """Raise InputError where an SAE's d_in is not the width of its hookpoint."""
+    width = anatomy.width(hookpoint)
+    d_in = getattr(getattr(sae, "cfg", sae), "d_in", width)
+    if d_in != width:
+        raise InputError(f"SAE expects d_in {d_in}, {hookpoint} has {width}: is this SAE for another model?")
+
+
+class ZeroAblation:
+    """Stands where an SAE would, and reconstructs everything as zero: the baseline of loss_recovered."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        return torch.zeros_like(x)
+
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        return torch.zeros_like(feature_acts)
