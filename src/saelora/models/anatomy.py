@@ -112,7 +112,7 @@ class Anatomy:
         module, _ = self.site(hookpoint)
         if hookpoint.site == "attn_z":
             linear = getattr(module, "base_layer", module)
-            shape: torch.Size = linear.weight.shape  # type: ignore[union-attr,assignment]
+            shape: torch.Size = linear.weight.shape  # type: ignore[assignment]
             return shape[0] if isinstance(linear, Conv1D) else shape[1]
         return self.d_model
 
