@@ -1,0 +1,201 @@
+"""What a splice costs and what an adapter buys back: cross entropies, KL, agreement, loss recovered, FVU, L0.
+
+All means are over predictions, weighted by token: sums divided by one global count. A prediction counts where the
+SAE replaces its input position (the token mask), which is SAELens's rule; its label must be a real token.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saelora.core import lora
+from saelora.core.kl_head import kl_heads
+from saelora.core.replay import clean_forward, entry_layer, replay
+from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
+from saelora.models.anatomy import anatomy_of
+from saelora.models.hookpoints import Hookpoint
+
+ARMS = ("sae", "adapted", "adapted_clean", "zero")
+BOOTSTRAP_SAMPLES = 2000
+
+
+@dataclass
+class LossSums:
+    """Per-row sums over counted predictions; everything reported is derived from them."""
+
+    n: list[float] = field(default_factory=list)
+    sums: dict[str, list[float]] = field(default_factory=dict)
+
+    def update(self, weight_BS: Tensor, values: dict[str, Tensor]) -> None:
+        """Add rows: weights and per-token values [batch, seq]."""
+        self.n += weight_BS.sum(1).double().tolist()
+        for name, value in values.items():
+            self.sums.setdefault(name, []).extend((value * weight_BS).double().sum(1).tolist())
+
+    def compute(self, seed: int = 0) -> dict[str, Any]:
+        """Means, derived ratios, and 95 % intervals by bootstrap over rows."""
+        n = np.array(self.n)
+        sums = {name: np.array(values) for name, values in self.sums.items()}
+        resampled = np.random.default_rng(seed).integers(len(n), size=(BOOTSTRAP_SAMPLES, len(n)))
+        counts = n[resampled].sum(1)
+        point = _derive({k: v.sum() / n.sum() for k, v in sums.items()})
+        drawn = _derive({k: v[resampled].sum(1) / counts for k, v in sums.items()})
+        interval = {k: [float(q) for q in np.quantile(v, [0.025, 0.975])] for k, v in drawn.items()}
+        return {**{k: float(v) for k, v in point.items()}, "n_tokens_evaluated": int(n.sum()), "ci95": interval}
+
+
+def _derive(means: dict[str, Any]) -> dict[str, Any]:
+    out = dict(means)
+    base, sae = means["ce_base"], means["ce_sae"]
+    adapted, zero = means.get("ce_adapted"), means.get("ce_zero")
+    out["ce_gap"] = sae - base
+    if adapted is not None:
+        out["gap_closed"] = (sae - adapted) / (sae - base)
+    if zero is not None:
+        out["loss_recovered_sae"] = (zero - sae) / (zero - base)
+        if adapted is not None:
+            out["loss_recovered_adapted"] = (zero - adapted) / (zero - base)
+    return out
+
+
+@dataclass
+class SAESums:
+    """FVU, L0 and firing of the SAEs in a splice, over the whole evaluation set."""
+
+    hookpoint_sums: dict[Hookpoint, dict[str, Tensor]] = field(default_factory=dict)
+
+    def __call__(self, hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
+        """The observer of a splice."""
+        x, recon, active = x[mask].double(), recon[mask].double(), latents[mask] != 0
+        new = {
+            "n": torch.tensor(float(len(x))),
+            "x": x.sum(0),
+            "xx": x.square().sum(),
+            "error": (x - recon).square().sum(),
+            "active": active.sum().double(),
+            "fired": active.sum(0).double(),
+        }
+        old = self.hookpoint_sums.get(hookpoint)
+        self.hookpoint_sums[hookpoint] = new if old is None else {k: old[k] + v for k, v in new.items()}
+
+    def compute(self) -> dict[str, dict[str, float]]:
+        """hookpoint -> fvu, l0, dead_frac (share of latents that never fired on these tokens)."""
+        out = {}
+        for hookpoint, s in self.hookpoint_sums.items():
+            variance = s["xx"] - s["x"].square().sum() / s["n"]
+            out[str(hookpoint)] = {
+                "fvu": float(s["error"] / variance),
+                "l0": float(s["active"] / s["n"]),
+                "dead_frac": float((s["fired"] == 0).double().mean()),
+            }
+        return out
+
+
+def evaluate_loss(
+    model: nn.Module,
+    saes: dict[Hookpoint, SAE],
+    token_mask: TokenMask,
+    rows: Tensor,
+    *,
+    arms: Sequence[str] | None = None,
+    batch_rows: int = 2,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int], None] = lambda n_tokens: None,
+) -> dict[str, Any]:
+    """Evaluate the clean model against its variants on packed rows [n_rows, context].
+
+    Args:
+        arms: of "sae" (spliced), "adapted" (spliced + adapter), "adapted_clean" (adapter, SAE taken out), "zero"
+            (zeros instead of reconstructions); default all that the model has.
+        progress: told of the tokens of each finished batch.
+
+    Returns:
+        Plain data: ce_base and ce_<arm> in nats per predicted token, kl_<arm>, top1_<arm> (share of predictions
+        whose likeliest token is the clean model's), ce_gap, gap_closed, loss_recovered_*, ci95 of each, the SAEs'
+        fvu, l0 and dead_frac, n_tokens_evaluated.
+    """
+    adapted = bool(lora.adapted_layers(model))
+    arms = [arm for arm in arms or ARMS if adapted or not arm.startswith("adapted")]
+    device = next(model.parameters()).device
+    losses, sae_sums = LossSums(), SAESums()
+    with _evaluating(model), ExitStack() as stack:
+        runs = _Arms(model, saes, token_mask, arms, sae_sums, stack)
+        for start in range(0, len(rows), batch_rows):
+            batch = rows[start : start + batch_rows].to(device)
+            with torch.autocast(device.type, autocast) if autocast else ExitStack():
+                weight, values = runs.batch(batch, token_mask)
+            losses.update(weight, values)
+            progress(batch.numel())
+    return {**losses.compute(), "saes": sae_sums.compute()}
+
+
+class _Arms:
+    """Runs each arm on the suffix that it does not share with the clean model."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        saes: dict[Hookpoint, SAE],
+        token_mask: TokenMask,
+        arms: Sequence[str],
+        observer: SAESums,
+        stack: ExitStack,
+    ):
+        self.model, self.arms = model, arms
+        self.sae = stack.enter_context(splice(model, saes, token_mask, observer=observer))
+        self.zero = stack.enter_context(splice(model, dict.fromkeys(saes, ZeroAblation()), token_mask))
+        self.observer = observer
+        adapted = lora.adapted_layers(model)
+        self.entry = {arm: entry_layer([], adapted) for arm in arms if arm == "adapted_clean"}
+        for arm in arms:
+            if arm != "adapted_clean":
+                self.entry[arm] = entry_layer(saes, adapted if arm == "adapted" else ())
+
+    def batch(self, input_ids: Tensor, token_mask: TokenMask) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weights [batch, seq-1] and the per-token values of every arm."""
+        with self._only(None, adapter=False):
+            clean = clean_forward(self.model, input_ids, None, list(self.entry.values()))
+        hidden = []
+        for arm in self.arms:
+            live = {"sae": self.sae, "adapted": self.sae, "zero": self.zero}.get(arm)
+            self.sae.observer = self.observer if arm == "sae" else None
+            with self._only(live, adapter=arm.startswith("adapted")), torch.no_grad():
+                entry = self.entry[arm]
+                hidden.append(replay(self.model, input_ids, None, entry, clean.entries.get(entry)))
+        shape = input_ids[:, 1:].shape
+        flat = [h[:, :-1].flatten(0, 1) for h in (clean.hidden, *hidden)]
+        heads = kl_heads(flat[1:], flat[0], anatomy_of(self.model).head, labels_N=input_ids[:, 1:].flatten())
+        values = {}
+        for arm, out in zip(self.arms, heads, strict=True):
+            assert out.ce_teacher_N is not None
+            assert out.ce_student_N is not None
+            values["ce_base"] = out.ce_teacher_N.view(shape)
+            values[f"ce_{arm}"] = out.ce_student_N.view(shape)
+            values[f"kl_{arm}"] = out.kl_N.view(shape)
+            values[f"top1_{arm}"] = out.top1_N.view(shape)
+        return token_mask(input_ids)[:, :-1].to(values["ce_base"].dtype), values
+
+    @contextmanager
+    def _only(self, live: Splice | None, *, adapter: bool) -> Iterator[None]:
+        with ExitStack() as stack:
+            for spliced in (self.sae, self.zero):
+                if spliced is not live:
+                    stack.enter_context(spliced.disabled())
+            if not adapter:
+                stack.enter_context(lora.disabled(self.model))
+            yield
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)

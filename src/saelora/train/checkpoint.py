@@ -1,0 +1,70 @@
+"""Checkpoints that are whole or absent, and the newest good one among them."""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelora.errors import InputError
+
+KEPT = 2
+
+
+def save_checkpoint(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any]) -> Path:
+    """Write one checkpoint atomically as ``folder/step-NNNNNNNN`` and drop all but the newest KEPT.
+
+    ``state`` holds tensors and plain values; ``meta`` is JSON. The checkpoint appears under its name only when it
+    is on disk in full, so a kill at any moment leaves the previous one.
+
+    Raises:
+        InputError: the disk is full or not writable; the previous checkpoint is kept.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    final, part = folder / f"step-{step:08d}", folder / f".part-{os.getpid()}"
+    try:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir()
+        _write_synced(part / "state.pt", state)
+        meta = {**meta, "step": step, "sha256": _sha256(part / "state.pt")}
+        (part / "checkpoint.json").write_text(json.dumps(meta))
+        if final.exists():
+            shutil.rmtree(final)
+        part.replace(final)
+    except (OSError, RuntimeError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise InputError(f"checkpoint could not be written to {folder}: {error}; free some disk space") from error
+    for old in _found(folder)[:-KEPT]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """The newest checkpoint that reads back whole: (state, meta), or None where there is none."""
+    for path in reversed(_found(folder)):
+        try:
+            meta = json.loads((path / "checkpoint.json").read_text())
+            if meta["sha256"] == _sha256(path / "state.pt"):
+                return torch.load(path / "state.pt", map_location="cpu", weights_only=True), meta
+        except (OSError, ValueError, KeyError, RuntimeError):
+            continue
+    return None
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def _write_synced(path: Path, state: dict[str, Any]) -> None:
+    with path.open("wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,180 @@
+"""The one training loop. It knows data order, logging, evaluation, checkpoints and interruption, and it knows
+objectives only by a protocol."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from saelora.errors import InputError
+from saelora.train.checkpoint import load_checkpoint, save_checkpoint
+from saelora.train.interrupt import Interrupted, StopRequest
+from saelora.train.tracking import Metrics, Tracker
+
+
+class NonFiniteLoss(Exception):
+    """An objective's loss is NaN or infinite; nothing was updated by that step."""
+
+
+class Objective(Protocol):
+    """Something that one batch of rows improves."""
+
+    def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
+        """Optimise once on packed rows [n_rows, context]; ``progress`` in [0, 1) is what is done before.
+
+        Returns 0-d tensors, left on device, "loss" among them. Raises NonFiniteLoss before touching a weight.
+        """
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+class Rows(Protocol):
+    """Packed rows by index: a tensor [n_rows, context], or anything that yields one by a slice."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: slice, /) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How a run is cut into steps and what happens between them; all counts in steps, times in seconds."""
+
+    batch_rows: int
+    log_every: int = 1
+    evaluate_at: tuple[int, ...] = ()  # steps after which the evaluator is called
+    checkpoint_seconds: float = 120.0
+
+
+@dataclass
+class LoopState:
+    """What a run has done so far; goes into every checkpoint."""
+
+    step: int = 0
+    n_tokens: int = 0
+    seconds: float = 0.0  # training alone: neither evaluation nor checkpoints
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass
+class Loop:
+    """One run: an objective, its rows, and a folder to write to.
+
+    ``evaluate`` returns the numbers that join the history; ``report`` is told of every logged row (progress bars).
+    """
+
+    objective: Objective
+    rows: Rows
+    config: LoopConfig
+    folder: Path
+    tracker: Tracker
+    evaluate: Callable[[], dict[str, float]] | None = None
+    report: Callable[[dict[str, float]], None] = lambda row: None
+    state: LoopState = field(default_factory=LoopState)
+
+    @property
+    def n_steps(self) -> int:
+        return math.ceil(len(self.rows) / self.config.batch_rows)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    def resume(self) -> bool:
+        """Go back to the newest good checkpoint, if there is one."""
+        found = load_checkpoint(self.checkpoints)
+        if found is None:
+            return False
+        state, meta = found
+        self.objective.load_state_dict(state["objective"])
+        _restore_rng(state["rng"])
+        self.state = LoopState(**{k: meta[k] for k in ("step", "n_tokens", "seconds", "history")})
+        return True
+
+    def save(self) -> None:
+        state = {"objective": self.objective.state_dict(), "rng": _rng()}
+        save_checkpoint(self.checkpoints, self.state.step, state, {**vars(self.state)})
+
+    def run(self) -> LoopState:
+        """Train to the end of the rows.
+
+        Raises:
+            Interrupted: on SIGINT or SIGTERM, after the step in hand, with a checkpoint written.
+            InputError: the loss is not finite; the last good state is in the newest checkpoint.
+        """
+        metrics = Metrics(self.folder / "metrics.jsonl", after_step=self.state.step if self.state.step else None)
+        saved_at = time.monotonic()
+        with StopRequest() as stop:
+            if self.evaluate is not None and self.state.step == 0:
+                self._evaluate(metrics)
+            while self.state.step < self.n_steps:
+                row = self._step()
+                if row is not None:
+                    metrics.write(row)
+                    self.tracker.write(row, self.state.step)
+                    self.report(row)
+                if self.evaluate is not None and self.state.step in self.config.evaluate_at:
+                    self._evaluate(metrics)
+                if stop.signum is not None:
+                    self.save()
+                    raise Interrupted(stop.signum, self.state.step)
+                if time.monotonic() - saved_at > self.config.checkpoint_seconds and self.state.step < self.n_steps:
+                    self.save()
+                    saved_at = time.monotonic()
+        self.save()
+        return self.state
+
+    def _step(self) -> dict[str, float] | None:
+        """One step; its metrics on logging steps, which are the only ones to wait for the device."""
+        started = time.perf_counter()
+        first = self.state.step * self.config.batch_rows
+        rows = self.rows[first : first + self.config.batch_rows]
+        try:
+            out = self.objective.step(rows, first / len(self.rows))
+        except NonFiniteLoss as error:
+            self.save()  # the step has changed nothing: what is in memory is the last good state
+            raise self._stopped(str(error)) from error
+        last = self.state.step + 1 == self.n_steps
+        logging = (self.state.step + 1) % self.config.log_every == 0 or last
+        values = {k: float(v) for k, v in out.items()} if logging else None
+        if values is not None and not math.isfinite(values["loss"]):
+            raise self._stopped(f"loss is {values['loss']}")
+        self.state.step += 1
+        self.state.n_tokens += rows.numel()
+        self.state.seconds += time.perf_counter() - started
+        if values is None:
+            return None
+        seconds = round(self.state.seconds, 3)
+        return {"step": self.state.step, "n_tokens": self.state.n_tokens, "seconds": seconds, **values}
+
+    def _stopped(self, why: str) -> InputError:
+        return InputError(
+            f"training stopped at step {self.state.step + 1} of {self.n_steps}: {why}; the last good state is in "
+            f"{self.checkpoints}; look for NaN in the SAE or model, or lower the learning rate"
+        )
+
+    def _evaluate(self, metrics: Metrics) -> None:
+        assert self.evaluate is not None
+        numbers = self.evaluate()
+        row = {"n_tokens": self.state.n_tokens, "seconds": round(self.state.seconds, 3), **numbers}
+        self.state.history.append(row)
+        metrics.write({"step": self.state.step, **row})
+        self.tracker.write(row, self.state.step)
+        self.report({"step": self.state.step, **row})
+
+
+def _rng() -> dict[str, Any]:
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+    return {"cpu": torch.get_rng_state(), "cuda": cuda}
+
+
+def _restore_rng(state: dict[str, Any]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])
