@@ -1,5 +1,6 @@
 """Placement rules -> PEFT configuration, and the switch between teacher and student."""
 
+import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -7,18 +8,18 @@ from typing import Any
 from torch import nn
 
 from saelora.errors import InputError
-from saelora.models.anatomy import anatomy_of
+from saelora.models.anatomy import Anatomy, anatomy_of, unwrap
 from saelora.models.hookpoints import Hookpoint
 
-# These change the base weights, so that the model with its adapter off is no longer the teacher.
-_UNSAFE_INIT = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# PEFT's others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights, so that the model with its adapter
+# off is no longer the teacher.
 _SAFE_INIT = ("default", "gaussian", "orthogonal", "eva")
 
 
 def layers_of(placement: str, hookpoints: Iterable[Hookpoint], n_layers: int) -> list[int]:
     """The layers that a placement adapts.
 
-    ``after``: every layer that reads what the lowest SAE wrote; ``all``; ``layers:13,14`` or ``layers:13-20``.
+    ``after``: every layer that lies wholly above the lowest SAE; ``all``; ``layers:13,14`` or ``layers:13-20``.
 
     Raises:
         InputError: unknown placement, a layer out of range, or nothing left to adapt.
@@ -26,19 +27,19 @@ def layers_of(placement: str, hookpoints: Iterable[Hookpoint], n_layers: int) ->
     if placement == "all":
         return list(range(n_layers))
     if placement == "after":
-        lowest = min(hookpoints)
-        first = lowest.layer if lowest.site == "resid_pre" else lowest.layer + 1
+        first = min(h.layer if h.site == "resid_pre" else h.layer + 1 for h in hookpoints)
         if first >= n_layers:
-            raise InputError(f"placement 'after' is empty: no layer lies above {lowest}; use --placement all")
+            raise InputError(f"placement 'after' is empty: layer {first - 1} is the last one; use --placement all")
         return list(range(first, n_layers))
     if not placement.startswith("layers:"):
         raise InputError(f"placement {placement!r} is not known: expected after, all, or layers:13,14 (layers:13-20)")
     layers: set[int] = set()
     for part in placement.removeprefix("layers:").split(","):
-        low, _, high = part.partition("-")
-        if not low.strip().isdigit() or (high and not high.strip().isdigit()):
-            raise InputError(f"placement {placement!r}: {part!r} is no layer; expected numbers as in layers:13,14")
-        layers.update(range(int(low), int(high or low) + 1))
+        match = re.fullmatch(r"\s*(\d+)\s*(?:-\s*(\d+)\s*)?", part)
+        low, high = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if low > high:
+            raise InputError(f"placement {placement!r}: {part!r} is no layer; expected numbers as in layers:13,14-20")
+        layers.update(range(low, high + 1))
     if outside := sorted(i for i in layers if i >= n_layers):
         raise InputError(f"placement {placement!r} names layer {outside[0]}: this model has layers 0 to {n_layers - 1}")
     return sorted(layers)
@@ -58,17 +59,19 @@ def lora_config(
     """PEFT's configuration for all attention and MLP linears of the chosen layers.
 
     Raises:
-        InputError: an initialisation that changes the base weights (the teacher), or a rank below 1.
+        InputError: an initialisation that changes the base weights (the teacher), or a rank that cannot be used.
     """
     from peft import LoraConfig
 
-    if any(init.startswith(unsafe) for unsafe in _UNSAFE_INIT) or init not in _SAFE_INIT:
+    if init not in _SAFE_INIT:
         raise InputError(
             f"LoRA initialisation {init!r} is refused, since it may change the base weights, which are the teacher: "
             f"use one of {', '.join(_SAFE_INIT[:3])}"
         )
     if rank < 1:
         raise InputError(f"rank {rank} is too small: expected 1 or more")
+    if init == "orthogonal" and rank % 2:
+        raise InputError(f"rank {rank} is odd: the orthogonal initialisation needs an even one")
     anatomy = anatomy_of(model)
     return LoraConfig(
         task_type="CAUSAL_LM",
@@ -82,8 +85,17 @@ def lora_config(
         target_modules=anatomy.linears(),
         layers_to_transform=layers,
         layers_pattern=anatomy.layers_name,
+        exclude_modules=_outside(model, anatomy),
         fan_in_fan_out=anatomy.layers_name == "h",
     )
+
+
+def _outside(model: nn.Module, anatomy: Anatomy) -> str | None:
+    """A pattern for modules outside the text tower: an image tower's layers may bear the same names."""
+    if anatomy.stack is anatomy.body:
+        return None
+    tower = next(name for name, module in unwrap(model).named_modules() if module is anatomy.stack)
+    return rf"(?!{re.escape(tower)}\.).*"
 
 
 @contextmanager

@@ -54,11 +54,11 @@ class _Enter(_StandIn):
 @contextmanager
 def _layers(anatomy: Anatomy, layers: Iterable[nn.Module]) -> Iterator[None]:
     true_layers = anatomy.layers
-    setattr(anatomy.body, anatomy.layers_name, nn.ModuleList(layers))
+    setattr(anatomy.stack, anatomy.layers_name, nn.ModuleList(layers))
     try:
         yield
     finally:
-        setattr(anatomy.body, anatomy.layers_name, true_layers)
+        setattr(anatomy.stack, anatomy.layers_name, true_layers)
 
 
 def entry_layer(hookpoints: Iterable[Hookpoint], adapted_layers: Iterable[int] = ()) -> int:

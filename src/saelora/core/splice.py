@@ -73,7 +73,7 @@ class TokenMask:
         mask = torch.ones_like(input_ids, dtype=torch.bool)
         for token_id in self.exempt_ids:
             mask &= input_ids != token_id
-        seen = None if attention_mask is None or attention_mask.dim() != 2 else attention_mask.bool()
+        seen = attention_mask.bool() if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
         if self.exempt_padding and seen is not None:
             mask &= seen[:, -input_ids.shape[1] :]
         if self.exempt_first:

@@ -33,7 +33,6 @@ _FAMILIES = {
     "phi3": _LLAMA,
     "gemma": _LLAMA,
     "gemma2": _SANDWICH,
-    "gemma3": _SANDWICH,
     "gemma3_text": _SANDWICH,
     "olmo2": _SANDWICH,
     "olmo3": _SANDWICH,
@@ -65,11 +64,13 @@ class Head:
 class Anatomy:
     """A decoder's parts, found once.
 
-    ``body(input_ids=..., attention_mask=...)`` runs embeddings, layers and final norm.
+    ``body(input_ids=..., attention_mask=...)`` runs embeddings, layers and final norm. ``stack`` holds the layers:
+    the body itself, or the text tower inside it where the model reads images too.
     """
 
     body: nn.Module
-    layers_name: str  # the body's attribute that holds the layers, "layers" or "h"
+    stack: nn.Module
+    layers_name: str  # the stack's attribute that holds the layers, "layers" or "h"
     family: Family
     head: Head
     d_model: int
@@ -77,7 +78,7 @@ class Anatomy:
 
     @property
     def layers(self) -> nn.ModuleList:
-        return getattr(self.body, self.layers_name)
+        return getattr(self.stack, self.layers_name)
 
     @property
     def n_layers(self) -> int:
@@ -144,8 +145,8 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         raise InputError(
             f"model type {config.model_type!r} is not known: expected a decoder of {', '.join(sorted(_FAMILIES))}"
         )
-    body = model.get_decoder()  # type: ignore[operator]
+    body, stack = model.base_model, model.get_decoder()  # type: ignore[operator]
     unembedding = model.get_output_embeddings()  # type: ignore[operator]
     head = Head(unembedding.weight, unembedding.bias, 1.0, getattr(config, "final_logit_softcapping", None))
-    layers_name = "h" if hasattr(body, "h") else "layers"
-    return Anatomy(body, layers_name, family, head, config.hidden_size, unembedding.weight.shape[0])
+    layers_name = "h" if hasattr(stack, "h") else "layers"
+    return Anatomy(body, stack, layers_name, family, head, config.hidden_size, unembedding.weight.shape[0])
