@@ -1,0 +1,157 @@
+"""What kind of sparse autoencoder is trained, and how: the numbers a training run is made of.
+
+The defaults train a TopK SAE of the residual stream on a few million tokens, far fewer than the
+literature's billions: the dictionary starts from data, and a latent counts as dead early.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from saelora.errors import InputError
+
+if TYPE_CHECKING:
+    from sae_lens.saes.sae import TrainingSAE
+
+Architecture = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated"]
+ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
+_SAELENS_NAMES = {"matryoshka": "matryoshka_batchtopk"}
+
+
+@dataclass(frozen=True)
+class SAERecipe:
+    """Shape and training of one SAE.
+
+    All coefficients apply to activations scaled so that their mean norm is sqrt(d_in), and to a
+    reconstruction loss that is summed over d_in and averaged over tokens.
+
+    Raises:
+        InputError: a value is outside what the field's comment allows.
+    """
+
+    architecture: Architecture = "topk"
+    expansion: int = 8  # d_sae / d_in; ignored where d_sae is given
+    d_sae: int | None = None
+    k: int = 32  # active latents per token (topk) or on average (batchtopk, matryoshka)
+    matryoshka_widths: tuple[int, ...] = ()  # increasing; () means d_sae / 8, / 4, / 2, d_sae
+    lr: float = 1e-3  # peak
+    warmup: float = 0.02  # share of the run's tokens over which lr rises linearly from 0
+    decay: float = 0.3  # share of the run's tokens, at its end, over which lr falls linearly to 0
+    batch_tokens: int = 2048  # tokens per optimiser step, at most
+    passes: int = 1  # times that each chunk of activations is gone through
+    adam_betas: tuple[float, float] = (0.9, 0.999)
+    grad_clip: float = 1.0  # largest gradient norm; 0 switches clipping off
+    dead_after_tokens: int = 100_000  # a latent silent for longer is dead
+    aux_coefficient: float = 1.0  # weight of the dead latents' reconstruction of the error (topk family)
+    l1_coefficient: float = 5.0  # standard, gated
+    l0_coefficient: float = 5.0  # jumprelu
+    sparsity_warmup: float = 0.05  # share of the run's tokens over which the l1 or l0 coefficient rises
+    init: Literal["data", "random"] = "data"  # decoder rows: centred activations, or random directions
+    decoder_init_norm: float = 1.0  # norm of the decoder's rows at the start; the encoder starts as its transpose
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.architecture not in ARCHITECTURES:
+            raise InputError(
+                f"SAE architecture {self.architecture!r} is not known: use one of {', '.join(ARCHITECTURES)}"
+            )
+        for name in ("expansion", "k", "lr", "batch_tokens", "passes", "dead_after_tokens", "decoder_init_norm"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"SAE recipe: {name} is {getattr(self, name)}, expected a number above 0")
+        for name in ("aux_coefficient", "l1_coefficient", "l0_coefficient", "grad_clip"):
+            if not getattr(self, name) >= 0:
+                raise InputError(f"SAE recipe: {name} is {getattr(self, name)}, expected 0 or more")
+        for name in ("warmup", "decay", "sparsity_warmup"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"SAE recipe: {name} is {getattr(self, name)}, expected a share between 0 and 1")
+        if self.init not in ("data", "random"):
+            raise InputError(f"SAE recipe: init is {self.init!r}, expected 'data' or 'random'")
+
+    def width(self, d_in: int) -> int:
+        """d_sae for activations of width d_in."""
+        width = self.d_sae if self.d_sae is not None else self.expansion * d_in
+        if width < self.k:
+            raise InputError(f"SAE recipe: k is {self.k} but d_sae is {width}: lower k or widen the SAE")
+        return width
+
+    def lr_at(self, progress: float) -> float:
+        """Learning rate after `progress` (0 to 1) of the run's tokens: up, level, down to 0, all linear."""
+        up = progress / self.warmup if self.warmup else 1.0
+        down = (1 - progress) / self.decay if self.decay else 1.0
+        return self.lr * max(0.0, min(1.0, up, down))
+
+    def sparsity_at(self, progress: float) -> float:
+        """Factor on the l1 or l0 coefficient after `progress` (0 to 1) of the run's tokens."""
+        return min(1.0, progress / self.sparsity_warmup) if self.sparsity_warmup else 1.0
+
+
+def build_training_sae(recipe: SAERecipe, d_in: int, metadata: dict[str, Any], device: torch.device) -> TrainingSAE:
+    """SAELens' training SAE of this recipe, seeded, with random weights; the caller's random state is untouched.
+
+    Raises:
+        InputError: the recipe does not fit activations of width d_in.
+    """
+    from sae_lens.registry import get_sae_training_class
+    from sae_lens.saes.sae import SAEMetadata
+
+    sae_class, config_class = get_sae_training_class(_SAELENS_NAMES.get(recipe.architecture, recipe.architecture))
+    options: dict[str, Any] = {"decoder_init_norm": recipe.decoder_init_norm}
+    if recipe.architecture in ("topk", "batchtopk", "matryoshka"):
+        options |= {"k": recipe.k, "aux_loss_coefficient": recipe.aux_coefficient}
+    if recipe.architecture == "matryoshka":
+        options |= {"matryoshka_widths": _widths(recipe, d_in)}
+    if recipe.architecture in ("standard", "gated"):
+        options |= {"l1_coefficient": recipe.l1_coefficient}
+    if recipe.architecture == "jumprelu":
+        options |= {"l0_coefficient": recipe.l0_coefficient}
+    config = config_class(d_in=d_in, d_sae=recipe.width(d_in), metadata=SAEMetadata(**metadata), **options)
+    if recipe.architecture == "topk" and device.type == "cpu":
+        from saelora.objectives.sae_sparse import SparseTopKTrainingSAE as sae_class
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(recipe.seed)
+        return sae_class(config).to(device)
+
+
+def _widths(recipe: SAERecipe, d_in: int) -> list[int]:
+    d_sae = recipe.width(d_in)
+    widths = list(recipe.matryoshka_widths) or sorted({max(1, d_sae // n) for n in (8, 4, 2, 1)})
+    if widths[0] < 1 or widths[-1] != d_sae or any(a >= b for a, b in pairwise(widths)):
+        raise InputError(f"matryoshka_widths {widths}: expected increasing widths from 1 up that end at d_sae {d_sae}")
+    return widths
+
+
+@torch.no_grad()
+def init_from_data(sae: TrainingSAE, x_ND: Tensor, recipe: SAERecipe, generator: torch.Generator) -> None:
+    """Centre the SAE on scaled activations [n_tokens, d_in] and, if the recipe says so, take its directions from them.
+
+    The decoder's bias becomes the mean. With init "data" each decoder row becomes a randomly drawn
+    activation less the mean, at norm decoder_init_norm, and the encoder its transpose: every latent
+    then fires on some token from the start, which matters when the run is short. Last, the encoder is
+    multiplied by the one number that makes the first reconstructions best in the squared sense:
+    k similar latents at full strength would overshoot k-fold.
+    """
+    sae.b_dec.copy_(x_ND.mean(dim=0))
+    if recipe.init == "data":
+        _directions_from_data(sae, x_ND, recipe, generator)
+    sample_BD = x_ND[:4096]
+    recon_BD, centred_BD = sae.decode(sae.encode(sample_BD)) - sae.b_dec, sample_BD - sae.b_dec
+    gain = (recon_BD * centred_BD).sum() / recon_BD.pow(2).sum()
+    if gain > 0:
+        sae.W_enc.mul_(gain)
+
+
+def _directions_from_data(sae: TrainingSAE, x_ND: Tensor, recipe: SAERecipe, generator: torch.Generator) -> None:
+    drawn = torch.randint(len(x_ND), (sae.cfg.d_sae,), generator=generator) if len(x_ND) < sae.cfg.d_sae else None
+    if drawn is None:
+        drawn = torch.randperm(len(x_ND), generator=generator)[: sae.cfg.d_sae]
+    rows_SD = x_ND[drawn.to(x_ND.device)] - sae.b_dec
+    # two equal tokens would give two equal rows, which no gradient parts again: a little noise does
+    noise_SD = torch.randn(rows_SD.shape, generator=generator).to(rows_SD)
+    rows_SD = rows_SD + 0.1 * noise_SD * rows_SD.norm(dim=-1, keepdim=True) / rows_SD.shape[-1] ** 0.5
+    sae.W_dec.copy_(recipe.decoder_init_norm * torch.nn.functional.normalize(rows_SD, dim=-1))
+    sae.W_enc.copy_(sae.W_dec.T)
