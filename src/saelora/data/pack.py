@@ -33,6 +33,7 @@ Part = Literal["train", "validation", "all"]
 WINDOW_CHARS = 32_000_000  # characters read before anything is emitted: bounds memory and what a hub must send
 BLOCK_CHARS = 2_000_000  # characters tokenised at a time, about half a million tokens: rows are shuffled within a block
 BATCH_DOCUMENTS = 64
+SEPARATOR = -1  # stands where a token's document would, for the EOS between documents
 
 
 @dataclass(frozen=True)
@@ -81,14 +82,14 @@ def pack(
     wanted = None if n_tokens is None else max(1, n_tokens // context)
     rows: list[np.ndarray] = []
     sources: set[int] = set()
-    for row, first, last in packer.epoch(0):
+    for row, owners in packer.epoch(0):
         rows.append(row)
-        sources.update(range(first, last + 1))
+        sources.update(owners.tolist())
         if len(rows) == wanted:
             break
     if wanted is not None and len(rows) < wanted:
         logger.warning("asked for %d tokens, the %s part holds %d", wanted * context, part, len(rows) * context)
-    return Rows(torch.from_numpy(np.stack(rows)).long(), len(sources))
+    return Rows(torch.from_numpy(np.stack(rows)).long(), len(sources - {SEPARATOR}))
 
 
 def stream_rows(
@@ -117,7 +118,7 @@ def stream_rows(
     packer = _Packer(documents, tokenizer, context, seed, validation_fraction, part, shuffle_buffer)
     epoch = 0
     while epochs is None or epoch < epochs:
-        for row, _, _ in packer.epoch(epoch):
+        for row, _ in packer.epoch(epoch):
             yield torch.from_numpy(row).long()
         epoch += 1
 
@@ -142,31 +143,36 @@ class _Packer:
         if not 0 <= self.validation_fraction < 1:
             raise InputError(f"validation fraction is {self.validation_fraction}, expected a number in [0, 1)")
 
-    def epoch(self, epoch: int) -> Iterator[tuple[np.ndarray, int, int]]:
-        """One pass: rows (int32 [context]) with the ordinals of the first and last document each draws on."""
+    def epoch(self, epoch: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """One pass: rows (int32 [context]), each with the ordinals of the documents its tokens are from."""
         rng = random.Random(f"saelora {self.seed} {epoch}")
         bos = [] if self.tokenizer.bos_token_id is None else [self.tokenizer.bos_token_id]
         body = self.context - len(bos)
-        rest, rest_ids = np.empty(0, np.int32), np.empty(0, np.int64)  # what did not fill a row, and whose it is
+        rest, rest_owner = np.empty(0, np.int32), np.empty(0, np.int64)  # what did not fill a row, and whose it is
         n_documents = n_tokens = 0
         any_row = False
         for texts in self._blocks(rng):
             streams = self._tokenise(texts)
-            owners = np.repeat(np.arange(n_documents, n_documents + len(texts)), [len(s) for s in streams])
-            n_documents, n_tokens = n_documents + len(texts), n_tokens + len(owners)
-            stream, owners = np.concatenate([rest, *streams]), np.concatenate([rest_ids, owners])
+            owners = [self._owners(n_documents + i, len(ids)) for i, ids in enumerate(streams)]
+            n_documents, n_tokens = n_documents + len(texts), n_tokens + sum(map(len, streams))
+            stream, owner = np.concatenate([rest, *streams]), np.concatenate([rest_owner, *owners])
             n_rows = len(stream) // body
-            rest, rest_ids = stream[n_rows * body :], owners[n_rows * body :]
+            rest, rest_owner = stream[n_rows * body :], owner[n_rows * body :]
             for i in _shuffled(range(n_rows), rng):
                 cut = slice(i * body, (i + 1) * body)
                 any_row = True
-                row = np.concatenate([np.array(bos, np.int32), stream[cut]])
-                yield row, int(owners[cut][0]), int(owners[cut][-1])
+                yield np.concatenate([np.array(bos, np.int32), stream[cut]]), owner[cut]
         if not any_row:
             raise InputError(
                 f"the {self.part} part of the text holds {n_tokens} tokens in {n_documents} documents, one row needs "
                 f"{body}: give more text or documents, a smaller context, or another validation fraction"
             )
+
+    def _owners(self, document: int, n_ids: int) -> np.ndarray:
+        owners = np.full(n_ids, document)
+        if n_ids and self.tokenizer.eos_token_id is not None:
+            owners[-1] = SEPARATOR
+        return owners
 
     def _windows(self) -> Iterator[list[str]]:
         """Texts of the part wanted, as many at a time as are shuffled together. Limits count what is read, not kept."""

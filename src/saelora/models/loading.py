@@ -1,0 +1,199 @@
+"""Load a frozen causal language model and its tokenizer, from the hub, a folder or a GGUF file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as hf_logging
+
+from saelora.errors import InputError
+from saelora.models.assets import resolve_asset
+from saelora.models.gguf import converted, file_sha256, folder_sha256
+
+_DTYPES = {
+    "float32": torch.float32,
+    "fp32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "bf16": torch.bfloat16,
+    "float16": torch.float16,
+    "fp16": torch.float16,
+    "float64": torch.float64,
+}
+_DECODER_ARCHITECTURES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model in evaluation mode with every parameter frozen, its tokenizer, and what identifies them.
+
+    ref: as the user gave it.  revision: the hub commit.  fingerprint: sha256 of a GGUF file or of a local folder's
+    weights and configuration; None for a hub model, which its revision identifies.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    ref: str
+    revision: str | None
+    fingerprint: str | None
+    dtype: torch.dtype
+
+
+def load_model(
+    ref: str,
+    *,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype | str = "auto",
+    revision: str | None = None,
+    attn_implementation: str = "sdpa",
+) -> LoadedModel:
+    """Load a hub model, a local folder, a .gguf file (converted once into the cache) or the default model by name.
+
+    No code from the model's repository is run.
+
+    Raises:
+        InputError: nothing is there, access is refused, weights are damaged or missing, or it is no causal decoder.
+    """
+    device = pick_device(device)
+    dtype = resolve_dtype(dtype, device)
+    source, fingerprint = _locate(ref, revision)
+    options: dict[str, Any] = {} if fingerprint else {"revision": revision}
+    with quiet_transformers():
+        try:
+            config = AutoConfig.from_pretrained(source, **options)
+            _check_decoder(config, ref)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                source, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True, **options
+            )
+            tokenizer = AutoTokenizer.from_pretrained(source, **options)
+        except (InputError, torch.OutOfMemoryError):
+            raise
+        except Exception as error:  # hub, safetensors, tokenizers and transformers share no base class for bad input
+            raise _explain(ref, error, local=fingerprint is not None) from error
+    model, info = loaded
+    _check_complete(model, info, ref)
+    model = model.to(device).eval().requires_grad_(False)
+    commit = None if fingerprint else getattr(config, "_commit_hash", None) or revision
+    return LoadedModel(model, tokenizer, ref, commit, fingerprint, dtype)
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """The device named; "auto" is CUDA where there is one, else Apple's, else the CPU.
+
+    Raises:
+        InputError: no such kind of device, or not on this machine.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device {device!r} is not known: expected auto, cpu, cuda, cuda:N or mps") from error
+    n_cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if chosen.type == "cuda" and (chosen.index or 0) >= n_cuda:
+        raise InputError(f"device {device} is not there: torch sees {n_cuda} CUDA devices, use --device auto or cpu")
+    if chosen.type == "mps" and not _has_mps():
+        raise InputError("device mps is not there: torch sees no Apple GPU, use --device auto or cpu")
+    return chosen
+
+
+def resolve_dtype(dtype: torch.dtype | str, device: torch.device) -> torch.dtype:
+    """The dtype named; "auto" is bfloat16 on CUDA and float32 elsewhere, where bfloat16 is slow or absent.
+
+    Raises:
+        InputError: no floating dtype of that name.
+    """
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in _DTYPES:
+        raise InputError(f"dtype {dtype!r} is not known: expected auto, {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Without transformers' progress bars and warnings; what they would say about a damaged model is raised instead."""
+    bars, verbosity = hf_logging.is_progress_bar_enabled(), hf_logging.get_verbosity()
+    hf_logging.disable_progress_bar()
+    hf_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        hf_logging.set_verbosity(verbosity)
+        if bars:
+            hf_logging.enable_progress_bar()
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def _locate(ref: str, revision: str | None) -> tuple[str, str | None]:
+    """What transformers can load, and the fingerprint of local files (None for a hub name)."""
+    path = Path(resolve_asset(ref)).expanduser()
+    if not path.exists():
+        if ref.startswith((".", "/", "~")) or ref.endswith((".gguf", "/")) or ref.count("/") > 1 or "\\" in ref:
+            raise InputError(f"model {ref} does not exist: expected a folder, a .gguf file or a hub name owner/name")
+        return ref, None
+    if revision is not None:
+        raise InputError(f"model {ref} is local: a revision is for hub models only, leave it out")
+    if path.is_dir() and not (path / "config.json").is_file():
+        path = _only_gguf(path, ref)
+    if path.is_file():
+        if path.suffix != ".gguf":
+            raise InputError(f"model {ref} is a file but no .gguf: expected a folder, a .gguf file or a hub name")
+        with quiet_transformers():
+            return str(converted(path)), file_sha256(path)
+    if (path / "adapter_config.json").is_file():
+        raise InputError(f"model {ref} holds an adapter: give the base model here, and the adapter as the adapter")
+    return str(path), folder_sha256(path)
+
+
+def _only_gguf(folder: Path, ref: str) -> Path:
+    found = sorted(folder.glob("*.gguf"))
+    if len(found) != 1:
+        what = "neither config.json nor a .gguf file" if not found else f"{len(found)} .gguf files and no config.json"
+        adapter = " (it is an adapter: give its base model)" if (folder / "adapter_config.json").is_file() else ""
+        raise InputError(f"model folder {ref} holds {what}{adapter}: give a model folder or one .gguf file")
+    return found[0]
+
+
+def _check_decoder(config: Any, ref: str) -> None:
+    architectures = getattr(config, "architectures", None) or []
+    encoder = getattr(config, "is_decoder", None) is False and not any(
+        name.endswith(_DECODER_ARCHITECTURES) for name in architectures
+    )
+    if config.is_encoder_decoder or encoder:
+        kind = "/".join(architectures) or config.model_type
+        raise InputError(f"model {ref} is {kind}: expected a decoder-only causal language model such as Llama or GPT-2")
+
+
+def _check_complete(model: Any, info: dict[str, Any], ref: str) -> None:
+    """A parameter that the checkpoint lacks would be random, and so would every loss measured on the model."""
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise InputError(
+            f"model {ref} lacks {len(missing)} weights ({missing[0]}, ...): the checkpoint is incomplete or of another "
+            f"architecture, download it again"
+        )
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise InputError(f"model {ref} holds an adapter: give the base model here, and the adapter as the adapter")
+
+
+def _explain(ref: str, error: Exception, *, local: bool) -> InputError:
+    lines = str(error).strip().splitlines()
+    said = lines[0].rstrip(".: ") if lines else type(error).__name__
+    if local:
+        return InputError(f"model {ref} cannot be loaded: {said}; check that the folder is complete, or fetch it again")
+    if "gated" in str(error).lower():
+        return InputError(
+            f"model {ref} is gated: accept its terms at https://huggingface.co/{ref}, then `hf auth login`"
+        )
+    return InputError(
+        f"model {ref} is not a local path and cannot be loaded from the hub: {said}; check the name and the network"
+    )
