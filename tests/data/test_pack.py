@@ -1,5 +1,6 @@
 """The tokenizer here has one token per word, so that rows can be read as text."""
 
+import hashlib
 import logging
 from itertools import islice, pairwise
 
@@ -12,6 +13,7 @@ from saelora.data import pack as pack_module
 from saelora.data.corpus import Document, open_corpus
 from saelora.data.pack import in_validation, pack, stream_rows
 from saelora.errors import InputError
+from saelora.models.assets import DEFAULT_DATA
 
 N_DOCUMENTS = 60
 BOS, EOS = 0, 1
@@ -186,3 +188,16 @@ def test_corpus_is_packed_as_it_stands(tokenizer, tmp_path):
         (tmp_path / f"{i:03}.txt").write_text(document.text)
     packed = pack(open_corpus(str(tmp_path)), tokenizer, context=8, n_tokens=None, seed=0)
     assert packed.fingerprint() == full(tokenizer).fingerprint()
+
+
+@pytest.mark.real
+def test_held_out_speeches_are_the_same_eleven_everywhere():
+    try:
+        corpus = open_corpus(DEFAULT_DATA)
+    except InputError as error:
+        pytest.skip(f"the default text is not at hand: {error}")
+    speeches = list(corpus.documents())
+    held_out = [speech.source for speech in speeches if in_validation(speech.text, 0.05)]
+    assert len(speeches) == 249
+    assert len(held_out) == 11
+    assert hashlib.sha256("\n".join(held_out).encode()).hexdigest()[:16] == "a36cdcac81912d8a"

@@ -1,5 +1,8 @@
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -260,6 +263,19 @@ def test_missing_path_is_refused_without_asking_the_hub(ref):
 def test_hub_name_without_network_is_one_line_with_a_remedy(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert "check the name and the network" in message("nobody/no-such-model-here")
+
+
+def test_hub_model_loads_from_the_hub_cache_with_its_commit(tmp_path):
+    """The hub's own cache layout, read offline in a process of its own, since its client reads settings once."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repo = tmp_path / "hub" / "models--owner--tiny"
+    save_folder(repo / "snapshots" / commit)
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text(commit)
+    code = "from saelora.models.loading import load_model as f; m = f('owner/tiny'); print(m.revision, m.fingerprint)"
+    env = os.environ | {"HF_HUB_CACHE": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == f"{commit} None\n", done.stderr
 
 
 def test_revision_of_a_local_model_is_refused(tmp_path):

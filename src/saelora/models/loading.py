@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as hf_logging
+from transformers.utils.hub import cached_file, extract_commit_hash
 
 from saelora.errors import InputError
 from saelora.models.assets import resolve_asset
@@ -60,11 +61,14 @@ def load_model(
     device = pick_device(device)
     dtype = resolve_dtype(dtype, device)
     source, fingerprint = _locate(ref, revision)
-    options: dict[str, Any] = {} if fingerprint else {"revision": revision}
+    commit = None
+    options = {}
     with quiet_transformers():
         try:
-            config = AutoConfig.from_pretrained(source, **options)
-            _check_decoder(config, ref)
+            if fingerprint is None:  # a branch may move: everything is read at the commit it has now
+                commit = _commit(ref, revision)
+                options = {"revision": commit}
+            _check_decoder(AutoConfig.from_pretrained(source, **options), ref)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
                 source, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True, **options
             )
@@ -76,7 +80,6 @@ def load_model(
     model, info = loaded
     _check_complete(model, info, ref)
     model = model.to(device).eval().requires_grad_(False)
-    commit = None if fingerprint else getattr(config, "_commit_hash", None) or revision
     return LoadedModel(model, tokenizer, ref, commit, fingerprint, dtype)
 
 
@@ -152,6 +155,11 @@ def _locate(ref: str, revision: str | None) -> tuple[str, str | None]:
     if (path / "adapter_config.json").is_file():
         raise InputError(f"model {ref} holds an adapter: give the base model here, and the adapter as the adapter")
     return str(path), folder_sha256(path)
+
+
+def _commit(ref: str, revision: str | None) -> str:
+    file = cached_file(ref, "config.json", revision=revision or "main")
+    return extract_commit_hash(file, None) or revision or "main"
 
 
 def _only_gguf(folder: Path, ref: str) -> Path:
