@@ -1,0 +1,18 @@
+"""One module a file format; each turns a local folder into the parts of an SAELens SAE."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from saelora.saes.readers import dictionary_learning, gemma_scope, llama_scope, saelens, sparsify
+from saelora.saes.readers.common import Parts
+
+# (folder, name as the user or the hub knows it, which may tell the hookpoint) -> parts
+READERS: dict[str, Callable[[Path, str], Parts]] = {
+    "saelens": saelens.read,
+    "sparsify": sparsify.read,
+    "gemma_scope": gemma_scope.read,
+    "llama_scope": llama_scope.read,
+    "dictionary_learning": dictionary_learning.read,
+}
+
+__all__ = ["READERS", "Parts"]

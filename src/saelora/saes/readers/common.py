@@ -1,0 +1,148 @@
+"""What every reader shares: opening files with plain errors, and the parts that an SAE is built from."""
+
+import json
+import pickle
+import zipfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from saelora.errors import InputError
+
+
+@dataclass
+class Parts:
+    """A trained SAE in SAELens' terms, before it is built.
+
+    Args:
+        cfg: SAELens configuration: architecture, d_in, d_sae, apply_b_dec_to_input, ..., metadata.
+        weights: W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_enc [d_sae], b_dec [d_in], and what the architecture adds.
+    """
+
+    cfg: dict[str, Any]
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What a reader learnt from a foreign format; `parts` turns it into SAELens' terms."""
+
+    architecture: str
+    weights: dict[str, Tensor]
+    apply_b_dec_to_input: bool
+    hook_name: str | None
+    model_name: str | None
+    extra: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+    def parts(self, source: Path) -> Parts:
+        """Shapes come from the weights alone, so a configuration that disagrees with them cannot mislead."""
+        from sae_lens import __version__
+
+        w_enc = self.weights["W_enc"]
+        if w_enc.ndim != 2:
+            raise InputError(f"{source}: the encoder has shape {tuple(w_enc.shape)}, expected 2 dimensions")
+        d_in, d_sae = w_enc.shape
+        metadata = {"sae_lens_version": __version__, "hook_name": self.hook_name, "model_name": self.model_name}
+        cfg = {
+            "architecture": self.architecture,
+            "d_in": d_in,
+            "d_sae": d_sae,
+            "apply_b_dec_to_input": self.apply_b_dec_to_input,
+            "normalize_activations": "none",
+            "reshape_activations": "none",
+            **self.extra,
+            "metadata": {k: v for k, v in {**metadata, **self.metadata}.items() if v is not None},
+        }
+        # SAELens would otherwise claim that it trained this SAE itself
+        cfg["metadata"]["sae_lens_training_version"] = None
+        if "k" in cfg and not 0 < cfg["k"] <= d_sae:
+            raise InputError(f"{source}: k is {cfg['k']}, expected 1 to d_sae {d_sae}")
+        return Parts(cfg, self.weights)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        InputError: unreadable, not JSON, or not an object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({one_line(error)}): download it again") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a JSON {type(value).__name__}, expected an object with the SAE's configuration")
+    return value
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Every tensor of a safetensors file, on the CPU.
+
+    Raises:
+        InputError: truncated, corrupt or not safetensors.
+    """
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise _corrupt(path, "safetensors", error) from error
+
+
+def read_npz(path: Path) -> dict[str, Tensor]:
+    """Every array of an npz file; arrays of Python objects are refused.
+
+    Raises:
+        InputError: truncated, corrupt, not npz, or holding pickled objects.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            if not isinstance(file, np.lib.npyio.NpzFile):
+                raise InputError(f"{path} holds one bare array, expected an npz archive of named arrays")
+            return {key: torch.from_numpy(np.ascontiguousarray(file[key])) for key in file.files}
+    except (OSError, ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        raise _corrupt(path, "npz", error) from error
+
+
+def read_torch(path: Path) -> dict[str, Any]:
+    """The dictionary in a torch file, tensors and plain containers only: no code in the file is run.
+
+    Raises:
+        InputError: truncated, corrupt, holding pickled Python objects, or not a dictionary.
+    """
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise InputError(
+            f"{path} is refused: it is corrupt or holds pickled Python objects besides tensors, and reading those "
+            "would run code from the file; save it again as a plain state dict"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise _corrupt(path, "a torch state dict", error) from error
+    if not isinstance(value, dict):
+        raise InputError(f"{path} holds a {type(value).__name__}, expected a state dict of tensors")
+    return value
+
+
+def take(mapping: dict[str, Any], key: str, path: Path) -> Any:
+    """`mapping[key]`, or an InputError that names the file, the key and what is there."""
+    if key not in mapping:
+        raise InputError(
+            f"{path} has no {key!r}: expected it beside {', '.join(sorted(map(str, mapping))) or 'nothing'}"
+        )
+    return mapping[key]
+
+
+def one_line(error: Exception, limit: int = 300) -> str:
+    """An exception's message on one line, cut to `limit` characters."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _corrupt(path: Path, kind: str, error: Exception) -> InputError:
+    return InputError(f"{path} cannot be read as {kind} ({one_line(error)}): it is truncated or corrupt, get it again")

@@ -1,0 +1,91 @@
+"""Gemma Scope (`params.npz`) and Gemma Scope 2 (`params.safetensors`): JumpReLU SAEs, arXiv 2408.05147.
+
+`x_hat = W_dec^T JumpReLU_threshold(W_enc^T x + b_enc) + b_dec`; b_dec is not subtracted from the input. The files
+hold weights only: layer, site and model are in the names of the folders above them.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelora.errors import InputError
+from saelora.models.hookpoints import Hookpoint, Site
+from saelora.saes.readers.common import Parts, Spec, read_json, read_npz, read_safetensors, take
+
+_SITES: dict[str, Site] = {
+    "res": "resid_post",
+    "mlp": "mlp_out",
+    "att": "attn_z",
+    "resid_post": "resid_post",
+    "mlp_out": "mlp_out",
+    # Gemma Scope 2 names the input of o_proj attn_out
+    "attn_out": "attn_z",
+}
+_SITES.update({f"{site}_all": _SITES[site] for site in ("resid_post", "mlp_out", "attn_out")})
+_WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+
+
+def read(folder: Path, name: str) -> Parts:
+    """Read one Gemma Scope SAE; `name` (repository and folders) tells layer, site and model.
+
+    Raises:
+        InputError: a transcoder, unknown tensors, or unreadable files.
+    """
+    npz = folder / "params.npz"
+    path = npz if npz.is_file() else folder / "params.safetensors"
+    raw = read_npz(path) if path == npz else read_safetensors(path)
+    config = read_json(folder / "config.json") if path != npz and (folder / "config.json").is_file() else {}
+    name = "/".join(Path(name).parts[-6:])
+    if re.search(r"transcoder|(^|[/_-])clt([/_-]|$)", name) or "affine_skip_connection" in raw or _out(config):
+        raise InputError(f"{name} is a transcoder: expected an SAE, choose one of the res, mlp or att releases")
+    state = {re.sub(r"^w_", "W_", key): value for key, value in raw.items()}
+    _check_extra(state, path)
+    weights = {key: take(state, key, path) for key in _WEIGHTS}
+    if weights["threshold"].ndim == 0:
+        weights["threshold"] = weights["threshold"].expand(weights["W_enc"].shape[-1])
+    return Spec(
+        architecture="jumprelu",
+        weights=weights,
+        apply_b_dec_to_input=False,
+        hook_name=_hook_name(name),
+        model_name=config.get("model_name") or _model_name(name),
+        metadata={"context_size": 1024, "prepend_bos": True},
+    ).parts(path)
+
+
+def _out(config: dict[str, Any]) -> bool:
+    """Whether the configuration of Gemma Scope 2 names an output activation other than its input."""
+    out = config.get("hf_hook_point_out")
+    return out is not None and out != config.get("hf_hook_point_in")
+
+
+def _check_extra(state: dict[str, Tensor], path: Path) -> None:
+    """Early releases carry a scaling factor of ones; any other extra tensor would change the SAE if left out."""
+    extra = sorted(set(state) - set(_WEIGHTS))
+    if extra == ["scaling_factor"] and torch.allclose(
+        state["scaling_factor"], torch.ones_like(state["scaling_factor"])
+    ):
+        return
+    if extra:
+        raise InputError(f"{path} has tensors {', '.join(extra)} beyond a Gemma Scope SAE's {', '.join(_WEIGHTS)}")
+
+
+def _hook_name(name: str) -> str | None:
+    """TransformerLens' name from a path such as gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82."""
+    layers = re.findall(r"(?:^|[/_-])layer_(\d+)(?=[/_-]|$)", name)
+    for folder in reversed(Path(name).parts):
+        for word in (folder, *reversed(folder.split("-"))):
+            if layers and word in _SITES:
+                return Hookpoint(int(layers[-1]), _SITES[word]).tl_name
+    return None
+
+
+def _model_name(name: str) -> str | None:
+    if match := re.search(r"gemma-scope-2-(\d+[bm])-(pt|it)", name):
+        return f"google/gemma-3-{match.group(1)}-{match.group(2)}"
+    if match := re.search(r"gemma-scope-(\d+b)-(pt|it)", name):
+        return f"google/gemma-2-{match.group(1)}" + ("-it" if match.group(2) == "it" else "")
+    return None

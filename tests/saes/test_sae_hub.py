@@ -1,0 +1,219 @@
+"""Hub repositories and SAELens' registry, through the real hub client against a cache or a server of our own."""
+
+import http.server
+import json
+import shutil
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import sae_files as files
+from huggingface_hub import constants
+from sae_files import weights
+
+from saelora.errors import InputError
+from saelora.saes.loading import load_sae
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+Files = dict[str, bytes]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty hub cache, hub switched off."""
+    folder = tmp_path / "cache"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(folder))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    return folder
+
+
+def put_into_cache(cache: Path, repo: str, source: Path) -> None:
+    storage = cache / f"models--{repo.replace('/', '--')}"
+    (storage / "refs").mkdir(parents=True)
+    (storage / "refs" / "main").write_text(COMMIT)
+    shutil.copytree(source, storage / "snapshots" / COMMIT)
+
+
+class Hub:
+    """As much of the hub's HTTP interface as a download uses; records which files were fetched."""
+
+    def __init__(self) -> None:
+        self.repos: dict[str, Files] = {}
+        self.errors: dict[str, tuple[int, str]] = {}
+        self.fetched: list[str] = []
+
+    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
+        path = path.partition("?")[0].removeprefix("/")
+        repo = "/".join(path.removeprefix("api/models/").split("/")[:2])
+        if repo in self.errors or repo not in self.repos:
+            status, code = self.errors.get(repo, (404, "RepoNotFound"))
+            return status, {"X-Error-Code": code, "X-Error-Message": code}, b"{}"
+        held = self.repos[repo]
+        if path.startswith("api/models/") and "/tree/" in path:
+            tree = [{"type": "file", "path": p, "size": len(b), "oid": "0" * 40} for p, b in held.items()]
+            return 200, {}, json.dumps(tree).encode()
+        if path.startswith("api/models/"):
+            if "/revision/" in path and path.rpartition("/")[2] not in ("main", COMMIT):
+                return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
+            info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": p} for p in held]}
+            return 200, {}, json.dumps(info).encode()
+        name = path.partition("/resolve/")[2].partition("/")[2]
+        self.fetched.append(name)
+        return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{abs(hash(name)):040x}"'}, held[name]
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    state = Hub()
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            status, headers, body = state.answer(self.path)
+            self.send_response(status)
+            for key, value in headers.items():
+                self.send_header(key, value)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    yield state
+    server.shutdown()
+    server.server_close()
+
+
+def as_files(root: Path) -> Files:
+    return {str(p.relative_to(root).as_posix()): p.read_bytes() for p in root.rglob("*") if p.is_file()}
+
+
+def refused(ref: str, **kwargs: str) -> str:
+    with pytest.raises(InputError) as caught:
+        load_sae(ref, **kwargs)  # type: ignore[arg-type]
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_repository_is_read_at_its_commit_and_only_the_named_sae_is_fetched(tmp_path: Path, hub: Hub) -> None:
+    inner = "layer_12/width_16k/average_l0_82"
+    local = files.write_gemma_scope(tmp_path / "gemma-scope-2b-pt-mlp" / inner, weights(3))
+    files.write_gemma_scope(tmp_path / "gemma-scope-2b-pt-mlp" / "layer_13/width_16k/average_l0_9", weights(4))
+    hub.repos["google/gemma-scope-2b-pt-mlp"] = as_files(tmp_path / "gemma-scope-2b-pt-mlp")
+    ref = f"google/gemma-scope-2b-pt-mlp/{inner}"
+    loaded = load_sae(ref)
+    assert (loaded.revision, loaded.format, loaded.ref) == (COMMIT, "gemma_scope", ref)
+    assert str(loaded.hookpoint) == "layers.12.mlp_out"
+    assert loaded.fingerprint == load_sae(str(local)).fingerprint
+    assert set(hub.fetched) == {f"{inner}/params.npz"}
+    assert load_sae(f"{ref}/params.npz", revision="main").fingerprint == loaded.fingerprint
+
+
+def test_sparsify_repository_brings_its_run_configuration(tmp_path: Path, hub: Hub) -> None:
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    for name in ("layers.1", "layers.2.mlp"):
+        SparseCoder(6, SparseCoderConfig(k=2, num_latents=8)).save_to_disk(tmp_path / "repo" / name)
+    (tmp_path / "repo" / "config.json").write_text('{"sae": {}, "model": "some/model"}')
+    hub.repos["EleutherAI/sae-tiny"] = as_files(tmp_path / "repo")
+    loaded = load_sae("EleutherAI/sae-tiny/layers.2.mlp")
+    assert (str(loaded.hookpoint), loaded.model_name) == ("layers.2.mlp_out", "some/model")
+    assert "choices: layers.1, layers.2.mlp" in refused("EleutherAI/sae-tiny")
+    assert "has no folder 'layers.2.mpl': expected one such as layers.2.mlp" in refused(
+        "EleutherAI/sae-tiny/layers.2.mpl"
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "remedy"),
+    [
+        (404, "RepoNotFound", "check the spelling, or log in with `hf auth login`"),
+        (403, "GatedRepo", "accept its licence at https://huggingface.co/owner/name"),
+        (503, "", "cannot be reached|cannot be read"),
+    ],
+)
+def test_refusals_of_the_hub_name_the_remedy(hub: Hub, status: int, code: str, remedy: str) -> None:
+    import re
+
+    hub.errors["owner/name"] = (status, code)
+    message = refused("owner/name/sae")
+    assert re.search(remedy, message)
+    assert "owner/name" in message
+
+
+def test_unknown_revision_is_named(tmp_path: Path, hub: Hub) -> None:
+    hub.repos["owner/name"] = as_files(files.write_saelens(tmp_path / "sae", weights()))
+    assert load_sae("owner/name").revision == COMMIT
+    assert "no revision v9" in refused("owner/name", revision="v9")
+
+
+def test_offline_reads_the_cache_with_its_commit(tmp_path: Path, cache: Path) -> None:
+    source = files.write_saelens(tmp_path / "repo" / "blocks.3", weights()).parent
+    put_into_cache(cache, "owner/name", source)
+    for ref in ("owner/name", "owner/name/blocks.3"):
+        loaded = load_sae(ref)
+        assert (loaded.revision, str(loaded.hookpoint)) == (COMMIT, "layers.3.resid_post")
+    assert load_sae("owner/name", revision=COMMIT).revision == COMMIT
+
+
+def test_offline_without_cache_says_so_and_suggests_the_release_that_was_meant(cache: Path) -> None:
+    message = refused("owner/name/sae")
+    assert "not in the local cache" in message
+    assert "unset HF_HUB_OFFLINE" in message
+    assert "did you mean the SAELens release gpt2-small-res-jb" in refused("gpt2-smal-res-jb/blocks.8.hook_resid_pre")
+
+
+def test_registry_release_loads_through_saelens_with_its_commit(tmp_path: Path, cache: Path) -> None:
+    metadata = {"sae_lens_version": "6.54.12", "hook_name": "blocks.8.hook_resid_pre", "model_name": "gpt2-small"}
+    source = files.write_saelens(tmp_path / "repo" / "blocks.8.hook_resid_pre", weights(), metadata=metadata).parent
+    files.write_saelens(source / "blocks.8.hook_resid_pre", weights(), metadata=metadata)
+    (source / "blocks.8.hook_resid_pre" / "sparsity.safetensors").write_bytes(_sparsity())
+    put_into_cache(cache, "jbloom/GPT2-Small-SAEs-Reformatted", source)
+    loaded = load_sae("gpt2-small-res-jb/blocks.8.hook_resid_pre")
+    assert (loaded.format, loaded.revision) == ("saelens", COMMIT)
+    assert str(loaded.hookpoint) == "layers.8.resid_pre"
+    assert loaded.fingerprint == load_sae(str(source / "blocks.8.hook_resid_pre")).fingerprint
+
+
+def _sparsity() -> bytes:
+    import torch
+    from safetensors.torch import save
+
+    return save({"sparsity": torch.zeros(20)})
+
+
+@pytest.mark.parametrize(
+    ("ref", "said"),
+    [
+        ("gpt2-small-res-jb", lambda m: "has several SAEs" in m and "gpt2-small-res-jb/blocks.0.hook_resid_pre" in m),
+        ("gpt2-small-res-jb/blocks.8.hook_resid_pro", lambda m: "gpt2-small-res-jb/blocks.8.hook_resid_pre" in m),
+        ("gpt2-smal-res-jb", lambda m: "did you mean the SAELens release gpt2-small-res-jb" in m),
+        ("no-such-thing", lambda m: "no existing path" in m),
+        ("gemma-scope-2b-pt-transcoders/layer_0/width_16k/average_l0_76", lambda m: "is a transcoder" in m),
+        ("gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", lambda m: "not in the local cache" in m),
+        ("", lambda m: "no existing path" in m),
+    ],
+)
+def test_wrong_registry_names_get_near_matches_without_a_download(
+    cache: Path, ref: str, said: Callable[[str], bool]
+) -> None:
+    message = refused(ref)
+    assert said(message), message
+
+
+def test_registry_release_takes_no_revision(cache: Path) -> None:
+    message = refused("gpt2-small-res-jb/blocks.8.hook_resid_pre", revision="main")
+    assert "jbloom/GPT2-Small-SAEs-Reformatted/blocks.8.hook_resid_pre" in message
