@@ -71,8 +71,8 @@ def near_releases(text: str) -> list[str]:
 def load(entry: Entry, ref: str, dtype: torch.dtype) -> nn.Module:
     """Download and build through SAELens, on the CPU in `dtype`.
 
-    SAELens folds the input scaling of `expected_average_only_in` with the factor in its registry; where the registry has
-    none it warns, and `normalize_activations` stays in the metadata.
+    SAELens folds the input scaling of `expected_average_only_in` with the factor in its registry; where the registry
+    has none it warns, and `normalize_activations` stays in the metadata.
 
     Raises:
         InputError: a transcoder, no access, no network, or files that SAELens cannot read.
