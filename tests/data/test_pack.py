@@ -45,6 +45,13 @@ def documents_in(input_ids):
     return {document_of(int(t)) for t in input_ids.flatten() if t > EOS}
 
 
+def assert_words_follow_each_other(rows):
+    n_words = [len(document.text.split()) for document in make_documents()]
+    for token, following in ((a, b) for row in rows for a, b in pairwise(row) if a != EOS):
+        i, j = document_of(token), (token - 2) % 40
+        assert following == (EOS if j == n_words[i] - 1 else token + 1)
+
+
 def full(tokenizer, **options):
     options = {"context": 8, "n_tokens": None, "seed": 0, **options}
     return pack(make_documents(), tokenizer, **options)
@@ -60,11 +67,8 @@ def test_every_row_is_bos_then_stream_tokens(tokenizer):
 def test_rows_laid_end_to_end_are_the_documents_with_eos_between(tokenizer):
     """Undo the shuffle of rows by following each document's words, and find every word once and in order."""
     rows = full(tokenizer, part="all").input_ids[:, 1:].tolist()
-    after = {a: b for row in rows for a, b in pairwise(row) if a != EOS}
     n_words = [len(document.text.split()) for document in make_documents()]
-    for token, following in after.items():
-        i, j = document_of(token), (token - 2) % 40
-        assert following == (EOS if j == n_words[i] - 1 else token + 1)
+    assert_words_follow_each_other(rows)
     flat = [token for row in rows for token in row if token != EOS]
     assert len(flat) == len(set(flat))
     total = sum(n_words) + N_DOCUMENTS
@@ -157,7 +161,9 @@ def test_small_request_does_not_read_the_whole_corpus(tokenizer, monkeypatch):
 @pytest.mark.parametrize("buffer", [1, 7, 10_000])
 def test_window_and_block_borders_lose_and_repeat_no_token(tokenizer, monkeypatch, buffer):
     monkeypatch.setattr(pack_module, "BLOCK_CHARS", 300)
-    rows = full(tokenizer, part="all", shuffle_buffer=buffer).input_ids[:, 1:].flatten().tolist()
+    input_ids = full(tokenizer, part="all", shuffle_buffer=buffer).input_ids[:, 1:]
+    assert_words_follow_each_other(input_ids.tolist())
+    rows = input_ids.flatten().tolist()
     words = [token for token in rows if token != EOS]
     assert len(words) == len(set(words))
     assert len(rows) // 7 == (sum(len(d.text.split()) for d in make_documents()) + N_DOCUMENTS) // 7
