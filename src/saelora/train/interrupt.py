@@ -10,8 +10,13 @@ class Interrupted(Exception):
 
     def __init__(self, signum: int, step: int):
         super().__init__(f"interrupted at step {step}")
+        self.signum, self.step = signum, step
         self.exit_code = 128 + signum
-        self.step = step
+
+    def with_advice(self, text: str) -> "Interrupted":
+        """The same stop, saying how to go on."""
+        self.args = (text,)
+        return self
 
 
 class StopRequest:

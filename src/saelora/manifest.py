@@ -1,0 +1,102 @@
+"""saelora.json, results.json and the card: what a run leaves beside its PEFT adapter."""
+
+import json
+import os
+import platform
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelora.assemble import Assembled
+from saelora.errors import InputError
+
+MANIFEST = "saelora.json"
+RESULTS = "results.json"
+_VERSIONED = ("saelora", "torch", "transformers", "peft", "sae-lens", "safetensors", "datasets")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically: the file is whole or as it was before.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_text(json.dumps(value, indent=2) + "\n")
+        part.replace(path)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise InputError(f"{path} cannot be written: {error.strerror}; free some disk space or choose --out") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read JSON that this project wrote.
+
+    Raises:
+        InputError: no such file, or it is damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: is {path.parent} the output folder of a finished saelora run?") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def describe(assembled: Assembled) -> dict[str, Any]:
+    """What identifies model, SAEs and token policy."""
+    loaded = assembled.loaded
+    return {
+        "model": {
+            "ref": loaded.ref,
+            "revision": loaded.revision,
+            "fingerprint": loaded.fingerprint,
+            "model_type": loaded.model.config.model_type,
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+        },
+        "saes": [
+            {
+                "ref": sae.ref,
+                "hookpoint": str(hookpoint),
+                "format": sae.format,
+                "architecture": sae.architecture,
+                "d_in": sae.d_in,
+                "d_sae": sae.d_sae,
+                "revision": sae.revision,
+                "fingerprint": sae.fingerprint,
+            }
+            for hookpoint, sae in assembled.saes.items()
+        ],
+        "token_policy": assembled.token_mask.to_dict(),
+    }
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware."""
+    versions = {name: metadata.version(name) for name in _VERSIONED}
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "python": platform.python_version(),
+        "versions": versions,
+        "platform": platform.platform(),
+        "device": device,
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+    }
+
+
+def check_room(folder: Path, needed: int) -> None:
+    """Raise InputError where ``folder``'s disk has less than ``needed`` bytes, or cannot be written to."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(folder).free
+    except OSError as error:
+        raise InputError(f"{folder} cannot be written to: {error.strerror}; choose another --out") from error
+    if free < needed:
+        raise InputError(
+            f"{folder} has {free / 1e9:.1f} GB free, this run needs {needed / 1e9:.1f} GB: free some space"
+        )
