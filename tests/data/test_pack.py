@@ -47,9 +47,12 @@ def documents_in(input_ids):
 
 def assert_words_follow_each_other(rows):
     n_words = [len(document.text.split()) for document in make_documents()]
-    for token, following in ((a, b) for row in rows for a, b in pairwise(row) if a != EOS):
+    for token, following in (pair for row in rows for pair in pairwise(row)):
         i, j = document_of(token), (token - 2) % 40
-        assert following == (EOS if j == n_words[i] - 1 else token + 1)
+        if token == EOS:
+            assert (following - 2) % 40 == 0, "EOS is followed by the middle of a document"
+        else:
+            assert following == (EOS if j == n_words[i] - 1 else token + 1)
 
 
 def full(tokenizer, **options):
@@ -67,11 +70,10 @@ def test_every_row_is_bos_then_stream_tokens(tokenizer):
 def test_rows_laid_end_to_end_are_the_documents_with_eos_between(tokenizer):
     """Undo the shuffle of rows by following each document's words, and find every word once and in order."""
     rows = full(tokenizer, part="all").input_ids[:, 1:].tolist()
-    n_words = [len(document.text.split()) for document in make_documents()]
     assert_words_follow_each_other(rows)
     flat = [token for row in rows for token in row if token != EOS]
     assert len(flat) == len(set(flat))
-    total = sum(n_words) + N_DOCUMENTS
+    total = sum(len(document.text.split()) for document in make_documents()) + N_DOCUMENTS
     assert len(rows) == total // 7
 
 
