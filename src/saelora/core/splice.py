@@ -7,7 +7,7 @@ model is bit for bit the old one once the context is left.
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Int
@@ -20,6 +20,7 @@ from saelora.models.hookpoints import Hookpoint
 EXEMPT_NAMES = ("bos", "eos", "pad", "first")
 
 
+@runtime_checkable
 class SAE(Protocol):
     """What a splice needs of an SAE; SAELens's and sparsify-like objects both have it."""
 

@@ -145,7 +145,8 @@ def anatomy_of(model: nn.Module) -> Anatomy:
         raise InputError(
             f"model type {config.model_type!r} is not known: expected a decoder of {', '.join(sorted(_FAMILIES))}"
         )
-    body, stack = model.base_model, model.get_decoder()  # type: ignore[operator]
+    body: nn.Module = model.base_model  # type: ignore[assignment]
+    stack = model.get_decoder()  # type: ignore[operator]
     unembedding = model.get_output_embeddings()  # type: ignore[operator]
     head = Head(unembedding.weight, unembedding.bias, 1.0, getattr(config, "final_logit_softcapping", None))
     layers_name = "h" if hasattr(stack, "h") else "layers"

@@ -1,0 +1,51 @@
+"""Shapes on the core's signatures are checked in every test; tiny models of each family, and a batch to run."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+from jaxtyping import install_import_hook
+
+install_import_hook("saelora.core", "typecheck.check")
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import families
+import pytest
+import torch
+from torch import Tensor, nn
+
+
+@pytest.fixture(params=families.NAMES)
+def model(request: pytest.FixtureRequest) -> nn.Module:
+    """Every family in turn. Shared between tests: leave it as it was."""
+    return families.tiny(request.param)
+
+
+@pytest.fixture
+def fresh() -> Callable[[nn.Module | str], nn.Module]:
+    """A copy that a test may change."""
+    return lambda model: copy.deepcopy(families.tiny(model) if isinstance(model, str) else model)
+
+
+@dataclass(frozen=True)
+class Batch:
+    ids: Tensor
+    attention: Tensor
+    replaced: Tensor  # what a splice that spares BOS, EOS and padding replaces, written down independently
+
+
+@pytest.fixture
+def batch() -> Batch:
+    """Three rows: whole, padded left, padded right; EOS and BOS inside rows too. Longer than every sliding window."""
+    pad, bos, eos = families.PAD, families.BOS, families.EOS
+    rows = [
+        [bos, 5, 9, 33, eos, bos, 12, 50, 7, 60],
+        [pad, pad, pad, bos, 44, 8, 21, 3, eos, 17],
+        [bos, 20, 61, 4, 4, 38, 11, 29, pad, pad],
+    ]
+    attention = [[int(token != pad) for token in row] for row in rows]
+    replaced = [[token not in (pad, bos, eos) for token in row] for row in rows]
+    return Batch(torch.tensor(rows), torch.tensor(attention), torch.tensor(replaced))

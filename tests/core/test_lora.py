@@ -1,0 +1,145 @@
+"""Placement, what is adapted, and what a disabled or saved adapter means."""
+
+import families
+import pytest
+import torch
+from families import D_MODEL, N_LAYERS
+from peft import PeftModel, get_peft_model
+from tiny_saes import SPARE_SPECIAL, TinySAE
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from saelora.core.lora import adapted_layers, disabled, layers_of, lora_config
+from saelora.core.splice import splice
+from saelora.errors import InputError
+from saelora.models.anatomy import anatomy_of
+from saelora.models.hookpoints import Hookpoint
+
+KINDS = {
+    "default": {},
+    "gaussian": {"init": "gaussian"},
+    "orthogonal": {"init": "orthogonal"},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+}
+
+
+def adapt(model, layers=(2, 3), **options):
+    options = {"rank": 2, "alpha": 4.0, **options}
+    return get_peft_model(model, lora_config(model, list(layers), **options)).double().eval()
+
+
+def train_a_little(model):
+    """Move the adapter away from its start."""
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data += 0.3 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name)))
+    return model
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_zero_init_adapter_equals_spliced_model(model, fresh, batch, kind):
+    with splice(model, {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL):
+        expected = model(input_ids=batch.ids).logits
+    adapted = adapt(fresh(model), **kind)
+    with splice(adapted, {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL):
+        # the orthogonal start multiplies to zero in float32
+        torch.testing.assert_close(adapted(input_ids=batch.ids).logits, expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
+def test_disabled_adapter_equals_the_base_bit_for_bit(model, fresh, batch, kind):
+    clean = model(input_ids=batch.ids).logits
+    adapted = train_a_little(adapt(fresh(model), **kind))
+    assert not torch.allclose(adapted(input_ids=batch.ids).logits, clean, atol=1e-3)
+    with disabled(adapted):
+        assert torch.equal(adapted(input_ids=batch.ids).logits, clean)
+    assert not torch.allclose(adapted(input_ids=batch.ids).logits, clean, atol=1e-3)
+
+
+def test_disabled_is_harmless_without_an_adapter(batch):
+    model = families.tiny("llama")
+    with disabled(model):
+        assert torch.equal(model(input_ids=batch.ids).logits, families.tiny("llama")(input_ids=batch.ids).logits)
+
+
+def test_all_attention_and_mlp_linears_of_the_chosen_layers_are_adapted_and_no_others(model, fresh):
+    def linears(layer):
+        return {id(m) for m in layer.modules() if isinstance(m, nn.Linear | Conv1D)}
+
+    model = fresh(model)
+    expected = set.union(*(linears(layer) for layer in (anatomy_of(model).layers[i] for i in (1, 3))))
+    adapted = adapt(model, layers=(1, 3))
+    assert {id(m.base_layer) for m in adapted.modules() if hasattr(m, "lora_A")} == expected
+    assert adapted_layers(adapted) == [1, 3]
+    assert {name for name, p in adapted.named_parameters() if p.requires_grad} == {
+        name for name, _ in adapted.named_parameters() if "lora_" in name
+    }
+
+
+def test_a_second_adapter_adapts_the_same_modules(fresh):
+    adapted = adapt(fresh("llama"), layers=(1,))
+    adapted.add_adapter("second", lora_config(adapted, [2], rank=2, alpha=4.0))
+    assert adapted_layers(adapted) == [1, 2]
+    assert anatomy_of(adapted).linears() == anatomy_of(families.tiny("llama")).linears()
+
+
+def test_saved_adapter_loads_with_plain_peft(model, fresh, batch, tmp_path):
+    adapted = train_a_little(adapt(fresh(model)))
+    adapted.save_pretrained(tmp_path)
+    loaded = PeftModel.from_pretrained(fresh(model), tmp_path).eval()
+    assert torch.equal(loaded(input_ids=batch.ids).logits, adapted(input_ids=batch.ids).logits)
+
+
+UNSAFE = ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "PiSSA", "mystery"]
+
+
+@pytest.mark.parametrize("init", UNSAFE)
+def test_initialisations_that_change_the_base_weights_are_refused(init):
+    with pytest.raises(
+        InputError, match=f"LoRA initialisation '{init}' is refused.*use one of default, gaussian, orth"
+    ):
+        lora_config(families.tiny("llama"), [1], rank=2, alpha=4.0, init=init)
+
+
+@pytest.mark.parametrize(("rank", "init"), [(0, "default"), (-1, "gaussian"), (3, "orthogonal")])
+def test_ranks_that_cannot_be_used_are_refused(rank, init):
+    with pytest.raises(InputError, match=f"rank {rank} is"):
+        lora_config(families.tiny("llama"), [1], rank=rank, alpha=4.0, init=init)
+
+
+@pytest.mark.parametrize(
+    ("placement", "hookpoints", "layers"),
+    [
+        ("all", [], [0, 1, 2, 3]),
+        ("after", [Hookpoint(1)], [2, 3]),
+        ("after", [Hookpoint(1, "mlp_out")], [2, 3]),
+        ("after", [Hookpoint(1, "resid_pre")], [1, 2, 3]),
+        ("after", [Hookpoint(2), Hookpoint(1)], [2, 3]),
+        ("after", [Hookpoint(1), Hookpoint(1, "resid_pre")], [1, 2, 3]),
+        ("layers:2", [], [2]),
+        ("layers:2,1", [], [1, 2]),
+        ("layers:1-2", [], [1, 2]),
+        ("layers:0,2-3", [], [0, 2, 3]),
+    ],
+)
+def test_placement_names_layers(placement, hookpoints, layers):
+    assert layers_of(placement, hookpoints, N_LAYERS) == layers
+
+
+@pytest.mark.parametrize(
+    ("placement", "message"),
+    [
+        ("before", "placement 'before' is not known: expected after, all, or layers:13,14"),
+        ("after", "placement 'after' is empty: layer 3 is the last one; use --placement all"),
+        ("layers:2,4", "names layer 4: this model has layers 0 to 3"),
+        ("layers:", "'' is no layer"),
+        ("layers:two", "'two' is no layer"),
+        ("layers:1-", "'1-' is no layer"),
+        ("layers:-1", "'-1' is no layer"),
+        ("layers:3-1", "'3-1' is no layer"),
+    ],
+)
+def test_placement_that_names_no_layer_is_refused(placement, message):
+    with pytest.raises(InputError, match=message):
+        layers_of(placement, [Hookpoint(3)], N_LAYERS)

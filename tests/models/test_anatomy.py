@@ -1,0 +1,57 @@
+"""Where each family keeps its parts."""
+
+import families
+import pytest
+import torch
+from families import D_MODEL, N_LAYERS, VOCAB
+from peft import get_peft_model
+from transformers import BloomConfig, BloomForCausalLM
+
+from saelora.core.lora import lora_config
+from saelora.core.replay import activations
+from saelora.errors import InputError
+from saelora.models import anatomy as table
+from saelora.models.anatomy import anatomy_of
+from saelora.models.hookpoints import SITES, Hookpoint
+
+
+def test_every_family_of_the_table_is_tested():
+    tested = {families.tiny(name).config.get_text_config().model_type for name in families.NAMES}
+    assert tested == set(table._FAMILIES)
+
+
+def test_head_of_the_final_hidden_states_gives_the_models_logits(model, batch):
+    anatomy = anatomy_of(model)
+    out = model(input_ids=batch.ids, attention_mask=batch.attention, output_hidden_states=True)
+    torch.testing.assert_close(anatomy.head.logits(out.hidden_states[-1]), out.logits, rtol=0, atol=1e-12)
+    hidden = anatomy.body(input_ids=batch.ids, attention_mask=batch.attention).last_hidden_state
+    assert torch.equal(hidden, out.hidden_states[-1])
+
+
+def test_head_keeps_float32_logits_of_low_precision_weights():
+    head = anatomy_of(families.tiny("llama")).head
+    low = table.Head(head.weight.bfloat16())
+    assert low.logits(torch.ones(2, D_MODEL, dtype=torch.bfloat16)).dtype == torch.float32
+
+
+def test_widths_are_those_of_the_activations(model, batch):
+    anatomy = anatomy_of(model)
+    assert (anatomy.n_layers, anatomy.d_model, anatomy.d_vocab) == (N_LAYERS, D_MODEL, VOCAB)
+    every = [Hookpoint(1, site) for site in SITES]
+    for hookpoint, x in activations(model, batch.ids, batch.attention, every).items():
+        assert anatomy.width(hookpoint) == x.shape[-1]
+
+
+def test_adapter_hides_nothing(model, fresh):
+    before = anatomy_of(model)
+    adapted = get_peft_model(fresh(model), lora_config(model, [0, 1], rank=2, alpha=4.0))
+    after = anatomy_of(adapted)
+    assert after.linears() == before.linears()
+    for site in SITES:
+        assert after.width(Hookpoint(1, site)) == before.width(Hookpoint(1, site))
+
+
+def test_unknown_family_is_refused_and_the_known_ones_are_named():
+    model = BloomForCausalLM(BloomConfig(vocab_size=8, hidden_size=8, n_layer=1, n_head=2))
+    with pytest.raises(InputError, match="model type 'bloom' is not known: expected a decoder of gemma, gemma2"):
+        anatomy_of(model)

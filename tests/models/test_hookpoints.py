@@ -1,0 +1,51 @@
+"""Spellings of hookpoints."""
+
+import pytest
+
+from saelora.errors import InputError
+from saelora.models.hookpoints import SITES, Hookpoint, parse_hookpoint
+
+
+@pytest.mark.parametrize("site", SITES)
+def test_own_and_transformer_lens_names_survive_a_round_trip(site):
+    hookpoint = Hookpoint(12, site)
+    assert parse_hookpoint(str(hookpoint)) == parse_hookpoint(hookpoint.tl_name) == hookpoint
+
+
+@pytest.mark.parametrize(
+    ("text", "hookpoint"),
+    [
+        ("blocks.12.hook_resid_post", Hookpoint(12, "resid_post")),
+        ("blocks.0.hook_resid_pre", Hookpoint(0, "resid_pre")),
+        ("blocks.3.attn.hook_z", Hookpoint(3, "attn_z")),
+        ("blocks.3.hook_attn_out", Hookpoint(3, "attn_out")),
+        ("layers.3", Hookpoint(3, "resid_post")),
+        ("layers.3.mlp", Hookpoint(3, "mlp_out")),
+        ("layers.3.self_attn", Hookpoint(3, "attn_out")),
+        ("h.2", Hookpoint(2, "resid_post")),
+        ("h.2.attn", Hookpoint(2, "attn_out")),
+        ("model.layers.5", Hookpoint(5, "resid_post")),
+        ("transformer.h.5.mlp", Hookpoint(5, "mlp_out")),
+        ("gpt_neox.layers.5.attention", Hookpoint(5, "attn_out")),
+        ("  layers.4.resid_post ", Hookpoint(4, "resid_post")),
+    ],
+)
+def test_spellings_of_the_field_are_understood(text, hookpoint):
+    assert parse_hookpoint(text) == hookpoint
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "resid_post", "layers.x.mlp", "layers.-1", "layers.3.hook_q", "blocks.3.ln1.hook_scale", "layers.3.", "3"],
+)
+def test_what_names_no_hookpoint_is_refused(text):
+    with pytest.raises(InputError, match=r"hookpoint '.*' is not known: expected layers\.N\.SITE with SITE one of"):
+        parse_hookpoint(text)
+
+
+def test_hookpoints_sort_by_layer():
+    assert sorted([Hookpoint(10), Hookpoint(9, "resid_pre"), Hookpoint(2)]) == [
+        Hookpoint(2),
+        Hookpoint(9, "resid_pre"),
+        Hookpoint(10),
+    ]
