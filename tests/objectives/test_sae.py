@@ -38,7 +38,7 @@ def not_bos(input_ids, attention_mask=None):
 
 
 def recipe(**changed):
-    base = {"expansion": 4, "k": 4, "lr": 3e-3, "batch_tokens": 64, "warmup": 0.0, "sparsity_warmup": 0.0}
+    base = {"expansion": 4, "k": 4, "lr": 3e-3, "batch_tokens": 64, "passes": 1, "warmup": 0.0, "sparsity_warmup": 0.0}
     return SAERecipe(**{**base, "l1_coefficient": 0.1, "l0_coefficient": 0.1, **changed})
 
 
@@ -200,9 +200,11 @@ def test_metrics_equal_a_naive_reference_in_float64(model, architecture):
     torch.testing.assert_close(metrics["l0"].double(), (sae.encode(x) > 0).double().sum(-1).mean(), rtol=1e-3, atol=0)
 
 
-def test_every_token_is_seen_once_per_pass(model):
-    ours = objective(model, passes=3, batch_tokens=100)
-    train(ours, [0])
+def test_every_token_is_seen_once_per_pass_and_measured_in_the_first(model):
+    ours = objective(model, passes=3, batch_tokens=100, lr=1e-12)
+    metrics = train(ours, [0])[0]
+    once = train(objective(model, batch_tokens=100, lr=1e-12), [0])[0]
+    assert equal(metrics, once)
     assert ours.n_tokens == 16 * (CONTEXT - 1)
     assert ours.trainers[MIDDLE].n_steps == 3 * 4  # 368 tokens in batches of at most 100
 

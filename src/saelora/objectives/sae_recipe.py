@@ -1,7 +1,8 @@
 """What kind of sparse autoencoder is trained, and how: the numbers a training run is made of.
 
-The defaults train a TopK SAE of the residual stream on a few million tokens, far fewer than the
-literature's billions: the dictionary starts from data, and a latent counts as dead early.
+The defaults are for a TopK SAE trained on about a million tokens, far fewer than the literature's
+billions: the dictionary starts from data, each chunk is gone through twice, and a latent counts as dead
+early. For longer runs lower lr and passes.
 """
 
 from __future__ import annotations
@@ -39,14 +40,14 @@ class SAERecipe:
     d_sae: int | None = None
     k: int = 32  # active latents per token (topk) or on average (batchtopk, matryoshka)
     matryoshka_widths: tuple[int, ...] = ()  # increasing; () means d_sae / 8, / 4, / 2, d_sae
-    lr: float = 1e-3  # peak
+    lr: float = 3e-3  # peak
     warmup: float = 0.02  # share of the run's tokens over which lr rises linearly from 0
     decay: float = 0.3  # share of the run's tokens, at its end, over which lr falls linearly to 0
     batch_tokens: int = 2048  # tokens per optimiser step, at most
-    passes: int = 1  # times that each chunk of activations is gone through
+    passes: int = 2  # times that each chunk of activations is gone through: far cheaper than as many new tokens
     adam_betas: tuple[float, float] = (0.9, 0.999)
     grad_clip: float = 1.0  # largest gradient norm; 0 switches clipping off
-    dead_after_tokens: int = 100_000  # a latent silent for longer is dead
+    dead_after_tokens: int = 100_000  # a latent silent for longer is dead; every pass counts
     aux_coefficient: float = 1.0  # weight of the dead latents' reconstruction of the error (topk family)
     l1_coefficient: float = 5.0  # standard, gated
     l0_coefficient: float = 5.0  # jumprelu

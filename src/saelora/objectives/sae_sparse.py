@@ -8,12 +8,16 @@ Importing this module imports SAELens, which takes seconds: import it where an S
 Suffixes: B tokens of a batch, D d_in, S d_sae, K active latents per token.
 """
 
+import warnings
 from typing import Any
 
 import torch
 from sae_lens.saes.sae import TrainStepInput, TrainStepOutput
 from sae_lens.saes.topk_sae import TopKTrainingSAE
 from torch import Tensor
+
+# the parts used here are compared with dense products in the tests
+warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
 
 
 class SparseTopKTrainingSAE(TopKTrainingSAE):
