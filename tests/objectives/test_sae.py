@@ -171,20 +171,23 @@ def test_building_an_objective_leaves_the_random_state_alone(model):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-@pytest.mark.parametrize("architecture", ["topk", "batchtopk", "standard"])
-def test_dead_frac_counts_a_latent_that_cannot_fire(model, architecture):
-    ours = objective(model, architecture=architecture, dead_after_tokens=500, aux_coefficient=0.0, lr=1e-9)
-    train(ours, [0])
-    with torch.no_grad():
-        ours.trainers[MIDDLE].sae.b_enc[:3] = -1e4
+@pytest.mark.parametrize("architecture", ["topk", "standard", "gated"])
+def test_dead_frac_counts_the_latents_that_never_fired_and_no_others(model, architecture):
     n_tokens = 16 * (CONTEXT - 1)
-    ours.trainers[MIDDLE].tokens_silent_S.zero_()
-    assert train(ours, [1])[0]["dead_frac"] == 0  # silent for 368 tokens, which is not yet more than 500
+    ours = objective(model, architecture=architecture, dead_after_tokens=2 * n_tokens - 1, aux_coefficient=0, lr=1e-12)
+    train(ours, [0])
+    trainer = ours.trainers[MIDDLE]
+    bias = trainer.sae.b_gate if architecture == "gated" else trainer.sae.b_enc
+    with torch.no_grad():
+        bias[:3] = -1e4  # these cannot fire
+    trainer.tokens_silent_S.zero_()
+    assert train(ours, [1])[0]["dead_frac"] == 0  # not silent for long enough yet
     dead_frac = train(ours, [2])[0]["dead_frac"]
-    silent = ours.trainers[MIDDLE].tokens_silent_S
-    assert (silent[:3] == 2 * n_tokens).all()
-    assert dead_frac == (silent > 500).float().mean()
-    assert dead_frac >= 3 / (4 * D_MODEL)
+    x = torch.cat([activations_of(model, tokens(seed), 1) for seed in (1, 2)])
+    never_fired = (ours.inference_sae(MIDDLE).encode(x) > 0).sum(dim=0) == 0
+    assert 3 <= never_fired.sum() < len(never_fired)
+    assert torch.equal(trainer.dead_S, never_fired)
+    assert dead_frac == never_fired.float().mean()
 
 
 @pytest.mark.parametrize("architecture", ["topk", "standard"])
