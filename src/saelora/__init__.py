@@ -1,0 +1,64 @@
+"""Low-rank adapt a language model around its frozen sparse autoencoders (SAEs).
+
+Importing this is cheap: transformers, PEFT and SAELens are imported when a name that needs them is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from saelora.errors import InputError
+
+if TYPE_CHECKING:
+    from saelora.core.kl_head import kl_head
+    from saelora.core.splice import TokenPolicy, splice
+    from saelora.data.corpus import open_corpus
+    from saelora.data.pack import pack
+    from saelora.evals.loss import evaluate_loss
+    from saelora.jobs.adapt import adapt
+    from saelora.jobs.demo import demo
+    from saelora.jobs.evaluate import evaluate
+    from saelora.jobs.train_sae import train_sae
+    from saelora.models.hookpoints import Hookpoint, parse_hookpoint
+    from saelora.models.loading import load_model
+    from saelora.saes.loading import load_sae
+
+_HOMES = {
+    "Hookpoint": "models.hookpoints",
+    "TokenPolicy": "core.splice",
+    "adapt": "jobs.adapt",
+    "demo": "jobs.demo",
+    "evaluate": "jobs.evaluate",
+    "evaluate_loss": "evals.loss",
+    "kl_head": "core.kl_head",
+    "load_model": "models.loading",
+    "load_sae": "saes.loading",
+    "open_corpus": "data.corpus",
+    "pack": "data.pack",
+    "parse_hookpoint": "models.hookpoints",
+    "splice": "core.splice",
+    "train_sae": "jobs.train_sae",
+}
+
+__all__ = [
+    "Hookpoint",
+    "InputError",
+    "TokenPolicy",
+    "adapt",
+    "demo",
+    "evaluate",
+    "evaluate_loss",
+    "kl_head",
+    "load_model",
+    "load_sae",
+    "open_corpus",
+    "pack",
+    "parse_hookpoint",
+    "splice",
+    "train_sae",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"saelora.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'saelora' has no attribute {name!r}")

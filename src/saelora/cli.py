@@ -36,6 +36,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = getattr(module, command.replace("-", "_"))(config)
         if as_json:
             print(json.dumps(result, indent=2))
+        elif hasattr(module, "render"):
+            print(module.render(result))
         return 0
     except InputError as error:
         print(f"saelora: {error}", file=sys.stderr)

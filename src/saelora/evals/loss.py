@@ -51,15 +51,15 @@ class LossSums:
 
 def _derive(means: dict[str, Any]) -> dict[str, Any]:
     out = dict(means)
-    base, sae = means["ce_base"], means["ce_sae"]
+    base, sae = means["ce_base"], means.get("ce_sae")
     adapted, zero = means.get("ce_adapted"), means.get("ce_zero")
-    out["ce_gap"] = sae - base
-    if adapted is not None:
+    if sae is not None:
+        out["ce_gap"] = sae - base
+    if sae is not None and adapted is not None:
         out["gap_closed"] = (sae - adapted) / (sae - base)
-    if zero is not None:
-        out["loss_recovered_sae"] = (zero - sae) / (zero - base)
-        if adapted is not None:
-            out["loss_recovered_adapted"] = (zero - adapted) / (zero - base)
+    for arm, ce in (("sae", sae), ("adapted", adapted)):
+        if ce is not None and zero is not None:
+            out[f"loss_recovered_{arm}"] = (zero - ce) / (zero - base)
     return out
 
 

@@ -1,0 +1,63 @@
+"""Sample continuations: the original model, the spliced one, and the adapted one on the same prompts."""
+
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelora.core import lora
+from saelora.core.splice import Splice
+
+
+def prompts_from(rows: Tensor, n_prompts: int, n_tokens: int = 32) -> Tensor:
+    """The first tokens of evenly spaced rows: [n_prompts, n_tokens]."""
+    picks = [len(rows) * i // n_prompts for i in range(n_prompts)]
+    return rows[picks, : min(n_tokens, rows.shape[1])]
+
+
+@torch.no_grad()
+def continuations(
+    model: Any, spliced: Splice, tokenizer: Any, prompts: Tensor, n_new_tokens: int = 40
+) -> list[dict[str, str]]:
+    """Greedy continuations of prompts [n_prompts, n_tokens] by each model.
+
+    Args:
+        spliced: the model's open splice.
+
+    Returns:
+        One dict a prompt: prompt, original, spliced, adapted (the last only where the model has an adapter).
+    """
+    arms = {"original": (False, False), "spliced": (True, False)}
+    if lora.adapted_layers(model):
+        arms["adapted"] = (True, True)
+    prompts = prompts.to(next(model.parameters()).device)
+    out = [{"prompt": _text(tokenizer, row)} for row in prompts]
+    was_training = model.training
+    model.eval()
+    for arm, (with_sae, with_adapter) in arms.items():
+        with ExitStack() as stack:
+            if not with_sae:
+                stack.enter_context(spliced.disabled())
+            if not with_adapter:
+                stack.enter_context(lora.disabled(model))
+            ids = _generate(model, tokenizer, prompts, n_new_tokens)
+        for sample, row in zip(out, ids, strict=True):
+            sample[arm] = _text(tokenizer, row[prompts.shape[1] :])
+    model.train(was_training)
+    return out
+
+
+def _generate(model: nn.Module, tokenizer: Any, prompts: Tensor, n_new_tokens: int) -> Tensor:
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return model.generate(  # type: ignore[operator]
+        input_ids=prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=n_new_tokens,
+        do_sample=False,
+        pad_token_id=pad,
+    )
+
+
+def _text(tokenizer: Any, ids: Tensor) -> str:
+    return tokenizer.decode(ids.tolist(), skip_special_tokens=True)

@@ -1,0 +1,60 @@
+"""saelora demo: the whole job on a real model and real text, in minutes, without account or GPU."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from saelora.config import Count, build, option
+from saelora.console import Console
+from saelora.jobs import adapt as adapt_job
+from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
+from saelora.report.text import loss_table, samples_text
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Demo"""
+
+    out: str = option("saelora-demo", "folder for all results; never overwritten silently")
+    tokens: Count = option(Count(32_768), "tokens to adapt on")
+    eval_tokens: Count = option(Count(24_576), "tokens of held-out text to evaluate on")
+    seed: int = option(0, "of rows and initial weights")
+    resume: bool = option(False, "go on with an interrupted demo in --out")
+    overwrite: bool = option(False, "delete what is in --out and start anew")
+    device: str = option("auto", "cpu, cuda, mps; auto takes the GPU where there is one")
+    quiet: bool = option(False, "show no progress")
+
+
+def demo(config: Config | None = None, **options: Any) -> dict[str, Any]:
+    """Adapt SmolLM2-135M-Instruct around its shipped SAE on State of the Union addresses.
+
+    Returns:
+        As ``saelora.adapt`` does, with three sample continuations.
+    """
+    config = config or build(Config, options)
+    console = Console(quiet=config.quiet)
+    console.say(
+        "SmolLM2-135M-Instruct (30 layers), run through a TopK SAE at layer 12, adapted in the layers above it."
+    )
+    adapt_config = adapt_job.Config(
+        model=DEFAULT_MODEL,
+        sae=[DEFAULT_SAE],
+        data=DEFAULT_DATA,
+        samples=3,
+        **vars(config),
+    )
+    results = adapt_job.adapt(adapt_config)
+    return {**results, "out": config.out}
+
+
+def render(results: dict[str, Any]) -> str:
+    """The demo's closing page."""
+    out = results["out"]
+    return "\n".join(
+        [
+            loss_table(results),
+            samples_text(results["samples"]),
+            "",
+            f"Adapter, results.json, metrics.jsonl and learning_curve.png are in {out}/",
+            f"Measure it again: saelora evaluate --adapter {out}",
+        ]
+    )

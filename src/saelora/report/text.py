@@ -1,0 +1,88 @@
+"""Results as aligned plain text and as Markdown: pure functions of a results dict."""
+
+import textwrap
+from typing import Any
+
+_ARMS = {
+    "base": "original model",
+    "sae": "spliced (SAE in)",
+    "adapted": "spliced + adapted",
+    "adapted_clean": "adapted, SAE taken out",
+}
+_HEADER = ("", "cross entropy", "KL to original", "top-1 agreement", "loss recovered")
+
+
+def loss_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
+    """One row per model: name, cross entropy, KL, top-1 agreement, loss recovered."""
+    rows = []
+    for arm, name in _ARMS.items():
+        if f"ce_{arm}" not in results:
+            continue
+        recovered = results.get(f"loss_recovered_{arm}")
+        kl, top1 = (results[f"{key}_{arm}"] if arm != "base" else None for key in ("kl", "top1"))
+        rows.append(
+            (
+                name,
+                f"{results[f'ce_{arm}']:.4f}",
+                "" if kl is None else f"{kl:.4f}",
+                "" if top1 is None else f"{top1:.1%}",
+                "" if recovered is None else f"{recovered:.1%}",
+            )
+        )
+    return rows
+
+
+def headline(results: dict[str, Any]) -> str:
+    """The result in one sentence."""
+    gap = f"The SAE costs {results['ce_gap']:.3f} nats per token"
+    if "gap_closed" not in results:
+        return f"{gap}{_interval(results, 'ce_gap', '{:.3f}')}."
+    return (
+        f"{gap}; the adapter wins back {results['gap_closed']:.1%} of that{_interval(results, 'gap_closed', '{:.1%}')}."
+    )
+
+
+def _interval(results: dict[str, Any], key: str, form: str) -> str:
+    low, high = results["ci95"][key]
+    return f" (95 % interval {form.format(low)} to {form.format(high)})"
+
+
+def loss_table(results: dict[str, Any]) -> str:
+    """Headline and table for a terminal."""
+    rows: list[tuple[str, ...]] = [_HEADER, *loss_rows(results)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in rows
+    ]
+    lines += ["", headline(results), cost(results)]
+    for hookpoint, sae in results["saes"].items():
+        lines.append(f"SAE at {hookpoint}: FVU {sae['fvu']:.3f}, L0 {sae['l0']:.1f} (active latents per token).")
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def cost(results: dict[str, Any]) -> str:
+    """What was spent: tokens and seconds of training, tokens of evaluation."""
+    evaluated = f"Evaluated on {results['n_tokens_evaluated']:,} held-out predictions (nats per predicted token)."
+    if "n_tokens_trained" not in results:
+        return evaluated
+    trained = f"Adapted on {results['n_tokens_trained']:,} tokens in {results['seconds_training']:.0f} s"
+    return f"{trained} ({results['tokens_per_second']:.0f} tokens/s). {evaluated}"
+
+
+def markdown_table(results: dict[str, Any]) -> str:
+    """The same table for a card."""
+    rows = [_HEADER, ("---",) * len(_HEADER), *loss_rows(results)]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def samples_text(samples: list[dict[str, str]], width: int = 100) -> str:
+    """Continuations side by side, for a terminal."""
+    lines = []
+    for sample in samples:
+        lines += ["", *textwrap.wrap(f"… {' '.join(sample['prompt'].split())}", width)]
+        for arm in ("original", "spliced", "adapted"):
+            if arm in sample:
+                text = " ".join(sample[arm].split())
+                lines += textwrap.wrap(f"{arm:>9}: {text}", width, subsequent_indent=" " * 11)
+    return "\n".join(lines)
