@@ -4,18 +4,18 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from jaxtyping import install_import_hook
-
-install_import_hook("saelora.core", "typecheck.check")
-
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import families
 import pytest
 import torch
+from jaxtyping import install_import_hook
 from torch import Tensor, nn
+
+import families
+
+install_import_hook("saelora.core", "typecheck.check")  # before any test imports it
 
 
 @pytest.fixture(params=families.NAMES)

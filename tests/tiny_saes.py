@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 import torch
-from families import BOS, EOS, PAD
 from torch import Tensor, nn
 
+from families import BOS, EOS, PAD
 from saelora.core.splice import TokenMask
 from saelora.models.anatomy import Anatomy
 from saelora.models.hookpoints import Hookpoint

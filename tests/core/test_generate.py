@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from families import BOS, EOS, PAD
-from tiny_saes import SpecialTokens, saes_at
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from families import BOS, EOS, PAD
 from saelora.core.splice import TokenPolicy, splice
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from tiny_saes import SpecialTokens, saes_at
 
 PROMPT = torch.tensor([[PAD, PAD, BOS, 44, 8, 21], [BOS, 5, 9, 33, 12, 50]])
 N_NEW = 7

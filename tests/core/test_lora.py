@@ -1,22 +1,23 @@
 """Placement, what is adapted, and what a disabled or saved adapter means."""
 
-import families
+from itertools import product
+
 import pytest
 import torch
-from families import D_MODEL, N_LAYERS
 from peft import PeftModel, get_peft_model
-from tiny_saes import SPARE_SPECIAL, TinySAE
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+import families
+from families import D_MODEL, N_LAYERS
 from saelora.core.lora import adapted_layers, disabled, layers_of, lora_config
 from saelora.core.splice import splice
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from tiny_saes import SPARE_SPECIAL, TinySAE
 
 KINDS = {
-    "default": {},
     "gaussian": {"init": "gaussian"},
     "orthogonal": {"init": "orthogonal"},
     "rslora": {"use_rslora": True},
@@ -37,8 +38,17 @@ def train_a_little(model):
     return model
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-def test_zero_init_adapter_equals_spliced_model(model, fresh, batch, kind):
+@pytest.fixture(
+    params=[*((name, "default") for name in families.NAMES), *product(("llama", "gpt2"), KINDS)], ids="-".join
+)
+def model_and_kind(request):
+    """Every family with plain LoRA; every kind of LoRA with linear layers of both kinds."""
+    name, kind = request.param
+    return families.tiny(name), KINDS.get(kind, {})
+
+
+def test_zero_init_adapter_equals_spliced_model(model_and_kind, fresh, batch):
+    model, kind = model_and_kind
     with splice(model, {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL):
         expected = model(input_ids=batch.ids).logits
     adapted = adapt(fresh(model), **kind)
@@ -47,8 +57,8 @@ def test_zero_init_adapter_equals_spliced_model(model, fresh, batch, kind):
         torch.testing.assert_close(adapted(input_ids=batch.ids).logits, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS.keys())
-def test_disabled_adapter_equals_the_base_bit_for_bit(model, fresh, batch, kind):
+def test_disabled_adapter_equals_the_base_bit_for_bit(model_and_kind, fresh, batch):
+    model, kind = model_and_kind
     clean = model(input_ids=batch.ids).logits
     adapted = train_a_little(adapt(fresh(model), **kind))
     assert not torch.allclose(adapted(input_ids=batch.ids).logits, clean, atol=1e-3)

@@ -1,27 +1,26 @@
 """Prefix and suffix against plain full forwards, in every family."""
 
-import families
 import pytest
 import torch
 import torch.nn.functional as F
-from families import D_MODEL, N_LAYERS
 from peft import get_peft_model
-from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in, saes_at
 
+import families
+from families import D_MODEL, N_LAYERS
 from saelora.core.kl_head import kl_head
 from saelora.core.lora import adapted_layers, disabled, layers_of, lora_config
 from saelora.core.replay import NO_PREFIX, activations, clean_forward, entry_layer, replay
 from saelora.core.splice import splice
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import SITES, Hookpoint, parse_hookpoint
+from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in, saes_at
 
 CASES = {  # hookpoints, placement, entry layer
     "one-after": (["layers.1.resid_post"], "after", 1),
     "several-all": (["layers.1.resid_post", "layers.2.mlp_out"], "all", NO_PREFIX),
     "pre-single": (["layers.2.resid_pre"], "layers:3", 1),
-    "lowest-adapter-below": (["layers.1.attn_out", "layers.3.resid_post"], "layers:1-2", 0),
+    "adapter-below": (["layers.1.attn_out", "layers.3.resid_post"], "layers:1-2", 0),
     "z-and-pre": (["layers.2.attn_z", "layers.3.resid_pre"], "after", 1),
-    "last-post-adapter-below": (["layers.3.resid_post"], "layers:3", 2),
 }
 
 

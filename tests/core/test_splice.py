@@ -1,17 +1,17 @@
 """The splice: which tensor, which positions, nothing left behind."""
 
-import families
 import pytest
 import torch
-from families import BOS, D_MODEL, EOS, N_LAYERS, PAD
-from tiny_saes import SPARE_SPECIAL, Broken, Identity, SpecialTokens, TinySAE, hooks_in, saes_at
 from torch import nn
 
+import families
+from families import BOS, D_MODEL, EOS, N_LAYERS, PAD
 from saelora.core.replay import activations
 from saelora.core.splice import TokenMask, TokenPolicy, ZeroAblation, splice
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import SITES, Hookpoint
+from tiny_saes import SPARE_SPECIAL, Broken, Identity, SpecialTokens, TinySAE, hooks_in, saes_at
 
 ONE_OF_EACH_SITE = [Hookpoint(layer, site) for layer, site in enumerate((*SITES[:2], *SITES[3:]))]
 
@@ -147,12 +147,12 @@ def test_huge_exempt_activation_does_not_poison_the_gradient(fresh, batch, dtype
     embedding[BOS] = 3e4  # norm 1.2e5: the SAE's own matrix products would overflow float16
     embedding.requires_grad_()
     norms = []
-    sae = TinySAE(D_MODEL, dtype=dtype)
+    sae = TinySAE(D_MODEL, dtype=dtype).requires_grad_()
     observer = lambda _h, x, *_: norms.append(x.float().norm(dim=-1).max())  # noqa: E731
     with splice(model, {Hookpoint(1): sae}, SPARE_SPECIAL, observer=observer):
         model(input_ids=batch.ids).logits.float().logsumexp(-1).sum().backward()
     assert norms[0] > 1e5
-    assert embedding.grad.isfinite().all()
+    assert all(p.grad.isfinite().all() for p in (embedding, *sae.parameters()))
     assert embedding.grad[5].abs().max() > 0
 
 

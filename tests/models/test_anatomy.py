@@ -1,12 +1,12 @@
 """Where each family keeps its parts."""
 
-import families
 import pytest
 import torch
-from families import D_MODEL, N_LAYERS, VOCAB
 from peft import get_peft_model
 from transformers import BloomConfig, BloomForCausalLM
 
+import families
+from families import D_MODEL, N_LAYERS, VOCAB
 from saelora.core.lora import lora_config
 from saelora.core.replay import activations
 from saelora.errors import InputError
