@@ -9,7 +9,7 @@ def adapter_card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
     """A model card: what it is, what it did, how to load it. Pure function of manifest and results."""
     model, saes, config = manifest["model"], manifest["saes"], manifest["config"]
     sae_lines = "\n".join(
-        f"- `{s['ref']}` at `{s['hookpoint']}`: {s['architecture']}, {s['d_sae']} latents, fingerprint {s['fingerprint']}"
+        f"- `{s['ref']}` at `{s['hookpoint']}`: {s['architecture']}, {s['d_sae']} latents, {s['fingerprint']}"
         for s in saes
     )
     return f"""---

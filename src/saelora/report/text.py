@@ -14,7 +14,7 @@ _HEADER = ("", "cross entropy", "KL to original", "top-1 agreement", "loss recov
 
 def loss_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row per model: name, cross entropy, KL, top-1 agreement, loss recovered."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for arm, name in _ARMS.items():
         if f"ce_{arm}" not in results:
             continue
@@ -72,7 +72,7 @@ def cost(results: dict[str, Any]) -> str:
 
 def markdown_table(results: dict[str, Any]) -> str:
     """The same table for a card."""
-    rows = [_HEADER, ("---",) * len(_HEADER), *loss_rows(results)]
+    rows: list[tuple[str, ...]] = [_HEADER, ("---",) * len(_HEADER), *loss_rows(results)]
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
