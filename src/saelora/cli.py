@@ -1,6 +1,7 @@
 """The command line: subcommands -> jobs. Parsing only."""
 
 import argparse
+import errno
 import importlib
 import json
 import os
@@ -48,6 +49,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        print(f"saelora: cannot write {error.filename or ''}: {error.strerror}; free some disk space", file=sys.stderr)
+        return InputError.exit_code
     except KeyboardInterrupt:
         print("saelora: stopped", file=sys.stderr)
         return 130

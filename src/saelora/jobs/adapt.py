@@ -32,7 +32,7 @@ from saelora.report.card import adapter_card
 from saelora.report.figures import learning_curve
 from saelora.report.text import loss_table
 from saelora.train.loop import Loop, LoopConfig, LoopState
-from saelora.train.optim import Schedule
+from saelora.train.optim import Optimizer, Schedule
 from saelora.train.tracking import Tracker
 
 
@@ -56,7 +56,10 @@ class TrainingOptions:
     """Training"""
 
     tokens: Count = option(Count(15_000_000), "tokens to adapt on; fewer where the data holds fewer")
-    lr: float = option(DistillRecipe.lr, "peak learning rate of AdamW")
+    lr: float = option(DistillRecipe.lr, "peak learning rate")
+    optimizer: Optimizer = option(
+        DistillRecipe.optimizer, "adamw or muon (torch.optim.Muon, updates scaled as AdamW's)"
+    )
     schedule: Schedule = option(DistillRecipe.schedule, "after the warm-up: linear or cosine to zero, or constant")
     warmup: float = option(DistillRecipe.warmup, "share of the run over which lr rises from 0")
     weight_decay: float = option(DistillRecipe.weight_decay, "AdamW weight decay")
@@ -94,7 +97,7 @@ def adapt(config: Config | None = None, **options: Any) -> dict[str, Any]:
     if config.resume and (folder / RESULTS).exists():
         console.say(f"{folder} is finished already; nothing to resume")
         return read_json(folder / RESULTS)
-    recipe = _recipe(config)
+    recipe = recipe_of(config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     assembled = assemble(config)
     console.say(f"reading {config.data}")
@@ -123,7 +126,8 @@ def render(results: dict[str, Any]) -> str:
     return loss_table(results)
 
 
-def _recipe(config: Config) -> DistillRecipe:
+def recipe_of(config: Config) -> DistillRecipe:
+    """The optimisation part of a configuration."""
     return DistillRecipe(
         lr=config.lr,
         schedule=config.schedule,
@@ -132,6 +136,7 @@ def _recipe(config: Config) -> DistillRecipe:
         betas=(config.betas[0], config.betas[1]),
         clip=config.clip,
         loss=config.loss,
+        optimizer=config.optimizer,
     )
 
 
@@ -152,6 +157,7 @@ def adapted_model(config: Config, assembled: Assembled) -> nn.Module:
     )
     torch.manual_seed(config.seed)
     model = get_peft_model(assembled.loaded.model, peft_config)
+    peft_config.base_model_name_or_path = assembled.loaded.ref  # not the path of this machine's cache
     model.train()
     return model
 

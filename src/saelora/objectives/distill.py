@@ -14,13 +14,14 @@ from saelora.core.replay import clean_forward, entry_layer, replay
 from saelora.core.splice import Splice
 from saelora.models.anatomy import anatomy_of
 from saelora.train.loop import NonFiniteLoss
-from saelora.train.optim import Schedule, lr_factor
+from saelora.train.optim import Optimizer, Schedule, build_optimizer, lr_factor
 
 
 @dataclass(frozen=True)
 class DistillRecipe:
     """How the adapter is optimised. Source of the paper's values: arXiv 2501.19406 and its published code."""
 
+    optimizer: Optimizer = "adamw"
     lr: float = 1e-3
     schedule: Schedule = "linear"
     warmup: float = 0.02  # share of the run
@@ -52,12 +53,12 @@ class Distill:
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         device = next(model.parameters()).device
         self.device, self._autocast_dtype = device, autocast
-        self.optimizer = torch.optim.AdamW(
+        self.optimizer = build_optimizer(
+            recipe.optimizer,
             list(self.trainable.values()),
             lr=recipe.lr,
             betas=recipe.betas,
             weight_decay=recipe.weight_decay,
-            fused=device.type in ("cuda", "cpu"),
         )
 
     def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
