@@ -1,7 +1,6 @@
 """What a configuration names -> loaded model, SAEs, rows of tokens: the only place where jobs meet loaders."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -151,15 +150,3 @@ def validation_rows(config: Any, loaded: LoadedModel) -> Tensor:
 def autocast_dtype(loaded: LoadedModel) -> torch.dtype | None:
     """Half-precision weights run under autocast, so that float32 adapters and SAEs join in."""
     return loaded.dtype if loaded.dtype in (torch.bfloat16, torch.float16) else None
-
-
-def new_folder(out: str | Path, *, overwrite: bool) -> Path:
-    """Check, before hours of work, that results can be written to ``out``.
-
-    Raises:
-        InputError: it holds something already, or cannot be written.
-    """
-    folder = Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())) and not overwrite:
-        raise InputError(f"{folder} exists: choose another --out, --resume to go on with it, or --overwrite")
-    return folder

@@ -7,14 +7,14 @@ from typing import Any
 
 import yaml
 
-from saelora.assemble import new_folder
 from saelora.config import option, read_yaml, to_dict
 from saelora.console import Bar
 from saelora.errors import InputError
 from saelora.train.interrupt import Interrupted
 from saelora.train.loop import Loop, LoopState
 
-_NOT_COMPARED = ("resume", "overwrite", "quiet", "device", "track", "checkpoint_seconds")
+RECORDED = "config.yaml"
+_NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "track", "checkpoint_seconds")
 
 
 @dataclass(kw_only=True)
@@ -38,18 +38,25 @@ def check_out(config: Any) -> Path:
     if not config.out:
         raise InputError("no output folder given: name it with --out DIR")
     folder = Path(config.out)
-    recorded = folder / "config.yaml"
-    if config.resume and recorded.exists():
-        before, now = read_yaml(recorded), to_dict(config)
-        changed = [k for k in now if k not in _NOT_COMPARED and k != "out" and before.get(k) != now[k]]
-        if changed:
-            key = changed[0]
-            raise InputError(
-                f"--resume: {folder} was started with {key} {before.get(key)!r}, now it is {now[key]!r}: "
-                f"repeat its options (they are in {recorded}), or start anew with another --out"
-            )
-        return folder
-    return new_folder(folder, overwrite=config.overwrite or config.resume)
+    recorded = folder / RECORDED
+    in_use = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
+    if in_use and not recorded.exists():
+        raise InputError(f"{folder} exists and is no saelora run, so it is left alone: choose another --out")
+    if in_use and not (config.resume or config.overwrite):
+        raise InputError(f"{folder} exists: choose another --out, --resume to go on with it, or --overwrite")
+    if in_use and config.resume:
+        _check_same(read_yaml(recorded), to_dict(config), recorded)
+    return folder
+
+
+def _check_same(before: dict[str, Any], now: dict[str, Any], recorded: Path) -> None:
+    changed = [key for key in now if key not in _NOT_COMPARED and before.get(key) != now[key]]
+    if changed:
+        key = changed[0]
+        raise InputError(
+            f"--resume: {recorded.parent} was started with {key} {before.get(key)!r}, now it is {now[key]!r}: "
+            f"repeat its options (they are in {recorded}), or start anew with another --out"
+        )
 
 
 def start(config: Any, folder: Path) -> None:
@@ -57,8 +64,8 @@ def start(config: Any, folder: Path) -> None:
     if config.overwrite and not config.resume and folder.exists():
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "config.yaml").exists():
-        (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    if not (folder / RECORDED).exists():
+        (folder / RECORDED).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def run_loop(loop: Loop, command: str, bar: Bar, *, resume: bool) -> LoopState:
@@ -70,7 +77,7 @@ def run_loop(loop: Loop, command: str, bar: Bar, *, resume: bool) -> LoopState:
     except Interrupted as stop:
         raise stop.with_advice(
             f"stopped after {loop.state.n_tokens:,} tokens (step {loop.state.step} of {loop.n_steps}) and saved; "
-            f"to go on, repeat the command with --resume, or: saelora {command} --config {loop.folder}/config.yaml "
+            f"to go on, repeat the command with --resume, or: saelora {command} --config {loop.folder / RECORDED} "
             f"--out {loop.folder} --resume"
         ) from None
     finally:
