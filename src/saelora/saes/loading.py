@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from saelora.errors import InputError
+from saelora.models.assets import resolve_asset
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.saes import hub, registry
 from saelora.saes.build import build_sae, check_finite, describe, fingerprint, freeze
@@ -68,7 +69,7 @@ def load_sae(
     """Load the SAE that `ref` names.
 
     Args:
-        ref: an existing local folder or file; else `release/sae_id` of SAELens's registry; else a hub repository
+        ref: the default SAE's name; else an existing local folder or file; else `release/sae_id` of SAELens's registry; else a hub repository
             `owner/name[/path/inside/repo]`.
         hookpoint: where the SAE sits; overrides what its files say.
         device, dtype: of the weights.
@@ -82,7 +83,7 @@ def load_sae(
     if dtype not in _DTYPES:
         raise InputError(f"dtype is {dtype}, expected one of {', '.join(map(str, _DTYPES))}")
     # weights are fingerprinted before they are narrowed, so one SAE has one fingerprint in every dtype
-    opened = _open(ref, revision, torch.promote_types(dtype, torch.float32))
+    opened = _open(resolve_asset(ref), revision, torch.promote_types(dtype, torch.float32))
     check_finite(opened.sae, ref)
     digest = fingerprint(opened.sae)
     metadata = describe(opened.sae)
