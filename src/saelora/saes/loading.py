@@ -69,8 +69,8 @@ def load_sae(
     """Load the SAE that `ref` names.
 
     Args:
-        ref: the default SAE's name; else an existing local folder or file; else `release/sae_id` of SAELens's registry; else a hub repository
-            `owner/name[/path/inside/repo]`.
+        ref: the default SAE's name; else an existing local folder or file; else `release/sae_id` of SAELens's
+            registry; else a hub repository `owner/name[/path/inside/repo]`.
         hookpoint: where the SAE sits; overrides what its files say.
         device, dtype: of the weights.
         revision: branch, tag or commit of a hub repository.
