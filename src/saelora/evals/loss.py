@@ -1,7 +1,7 @@
 """What a splice costs and what an adapter buys back: cross entropies, KL, agreement, loss recovered, FVU, L0.
 
 All means are over predictions, weighted by token: sums divided by one global count. A prediction counts where the
-SAE replaces its input position (the token mask), which is SAELens's rule; its label must be a real token.
+SAE replaces its input position (the token mask), which is SAELens's rule. Rows are packed: none of them is padded.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -17,10 +17,13 @@ from saelora.core import lora
 from saelora.core.kl_head import kl_heads
 from saelora.core.replay import clean_forward, entry_layer, replay
 from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
+from saelora.errors import InputError
+from saelora.evals.mode import evaluating
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 
 ARMS = ("sae", "adapted", "adapted_clean", "zero")
+RATIOS = ("gap_closed", "loss_recovered_sae", "loss_recovered_adapted")
 BOOTSTRAP_SAMPLES = 2000
 
 
@@ -38,28 +41,43 @@ class LossSums:
             self.sums.setdefault(name, []).extend((value * weight_BS).double().sum(1).tolist())
 
     def compute(self, seed: int = 0) -> dict[str, Any]:
-        """Means, derived ratios, and 95 % intervals by bootstrap over rows."""
+        """Means, derived ratios, and 95 % intervals by bootstrap over rows (the same rows for every arm: paired).
+
+        gap_closed is left out where there is no gap (ce_gap <= 0), loss_recovered where zero ablation costs nothing.
+
+        Raises:
+            InputError: no prediction counts.
+        """
         n = np.array(self.n)
-        sums = {name: np.array(values) for name, values in self.sums.items()}
+        counted = n > 0
+        if not counted.any():
+            raise InputError(
+                "nothing to evaluate: no position is replaced by the SAE; expected rows with tokens that the token "
+                "policy does not exempt"
+            )
+        n = n[counted]
+        sums = {name: np.array(values)[counted] for name, values in self.sums.items()}
         resampled = np.random.default_rng(seed).integers(len(n), size=(BOOTSTRAP_SAMPLES, len(n)))
         counts = n[resampled].sum(1)
         point = _derive({k: v.sum() / n.sum() for k, v in sums.items()})
+        point = {k: float(v) for k, v in point.items() if k not in RATIOS or np.isfinite(v)}
         drawn = _derive({k: v[resampled].sum(1) / counts for k, v in sums.items()})
-        interval = {k: [float(q) for q in np.quantile(v, [0.025, 0.975])] for k, v in drawn.items()}
-        return {**{k: float(v) for k, v in point.items()}, "n_tokens_evaluated": int(n.sum()), "ci95": interval}
+        interval = {k: [float(q) for q in np.nanquantile(drawn[k], [0.025, 0.975])] for k in point}
+        return {**point, "n_tokens_evaluated": int(n.sum()), "ci95": interval}
 
 
 def _derive(means: dict[str, Any]) -> dict[str, Any]:
+    """Add gap and ratios to means, single ones or [n_draws]; NaN where a ratio has nothing to be a share of."""
     out = dict(means)
     base, sae = means["ce_base"], means.get("ce_sae")
     adapted, zero = means.get("ce_adapted"), means.get("ce_zero")
     if sae is not None:
         out["ce_gap"] = sae - base
     if sae is not None and adapted is not None:
-        out["gap_closed"] = (sae - adapted) / (sae - base)
+        out["gap_closed"] = (sae - adapted) / np.where(sae > base, sae - base, np.nan)
     for arm, ce in (("sae", sae), ("adapted", adapted)):
         if ce is not None and zero is not None:
-            out[f"loss_recovered_{arm}"] = (zero - ce) / (zero - base)
+            out[f"loss_recovered_{arm}"] = (zero - ce) / np.where(zero > base, zero - base, np.nan)
     return out
 
 
@@ -117,13 +135,16 @@ def evaluate_loss(
     Returns:
         Plain data: ce_base and ce_<arm> in nats per predicted token, kl_<arm>, top1_<arm> (share of predictions
         whose likeliest token is the clean model's), ce_gap, gap_closed, loss_recovered_*, ci95 of each, the SAEs'
-        fvu, l0 and dead_frac, n_tokens_evaluated.
+        fvu, l0 and dead_frac, n_tokens_evaluated. gap_closed is left out where ce_gap is not above 0.
+
+    Raises:
+        InputError: no position of the rows is replaced by the SAE.
     """
     adapted = bool(lora.adapted_layers(model))
     arms = [arm for arm in arms or ARMS if adapted or not arm.startswith("adapted")]
     device = next(model.parameters()).device
     losses, sae_sums = LossSums(), SAESums()
-    with _evaluating(model), ExitStack() as stack:
+    with evaluating(model), ExitStack() as stack:
         runs = _Arms(model, saes, token_mask, arms, sae_sums, stack)
         for start in range(0, len(rows), batch_rows):
             batch = rows[start : start + batch_rows].to(device)
@@ -189,13 +210,3 @@ class _Arms:
             if not adapter:
                 stack.enter_context(lora.disabled(self.model))
             yield
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    training = model.training
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train(training)

@@ -8,10 +8,12 @@ from torch import Tensor, nn
 
 from saelora.core import lora
 from saelora.core.splice import Splice
+from saelora.evals.mode import evaluating
 
 
 def prompts_from(rows: Tensor, n_prompts: int, n_tokens: int = 32) -> Tensor:
-    """The first tokens of evenly spaced rows: [n_prompts, n_tokens]."""
+    """The first tokens of evenly spaced rows: [n_prompts, n_tokens], of every row where there are fewer."""
+    n_prompts = min(n_prompts, len(rows))
     picks = [len(rows) * i // n_prompts for i in range(n_prompts)]
     return rows[picks, : min(n_tokens, rows.shape[1])]
 
@@ -33,10 +35,8 @@ def continuations(
         arms["adapted"] = (True, True)
     prompts = prompts.to(next(model.parameters()).device)
     out = [{"prompt": _text(tokenizer, row)} for row in prompts]
-    was_training = model.training
-    model.eval()
     for arm, (with_sae, with_adapter) in arms.items():
-        with ExitStack() as stack:
+        with evaluating(model), ExitStack() as stack:
             if not with_sae:
                 stack.enter_context(spliced.disabled())
             if not with_adapter:
@@ -44,7 +44,6 @@ def continuations(
             ids = _generate(model, tokenizer, prompts, n_new_tokens)
         for sample, row in zip(out, ids, strict=True):
             sample[arm] = _text(tokenizer, row[prompts.shape[1] :])
-    model.train(was_training)
     return out
 
 

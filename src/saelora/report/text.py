@@ -1,6 +1,8 @@
 """Results as aligned plain text and as Markdown: pure functions of a results dict."""
 
+import re
 import textwrap
+from collections.abc import Callable
 from typing import Any
 
 _ARMS = {
@@ -32,19 +34,42 @@ def loss_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     return rows
 
 
+def has_gap(results: dict[str, Any]) -> bool:
+    """Whether the SAE measurably costs anything: only then is a share of the gap closed worth stating."""
+    low = results.get("ci95", {}).get("ce_gap", [results.get("ce_gap", 0.0)])[0]
+    return low > 0 and "gap_closed" in results
+
+
 def headline(results: dict[str, Any]) -> str:
-    """The result in one sentence."""
-    gap = f"The SAE costs {results['ce_gap']:.3f} nats per token"
+    """The result in one sentence; a gap that the data cannot tell from zero is not given a share."""
+    if "ce_gap" not in results:
+        return f"The original model's cross entropy is {results['ce_base']:.4f} nats per token."
+    gap = results["ce_gap"]
+    low = results.get("ci95", {}).get("ce_gap", [gap])[0]
+    if low <= 0:
+        told = f"The SAE has no measurable cost: {_nats(gap)} nats per token{_interval(results, 'ce_gap', _nats)}"
+        if "ce_adapted" not in results:
+            return f"{told}."
+        change = results["ce_adapted"] - results["ce_sae"]
+        return f"{told}; there is no gap to close. The adapter changes the cross entropy by {_nats(change)} nats."
+    told = f"The SAE costs {_nats(gap)} nats per token"
     if "gap_closed" not in results:
-        return f"{gap}{_interval(results, 'ce_gap', '{:.3f}')}."
-    return (
-        f"{gap}; the adapter wins back {results['gap_closed']:.1%} of that{_interval(results, 'gap_closed', '{:.1%}')}."
-    )
+        return f"{told}{_interval(results, 'ce_gap', _nats)}."
+    closed, interval = results["gap_closed"], _interval(results, "gap_closed", "{:.1%}".format)
+    if closed < 0:
+        return f"{told}; the adapter makes it worse: gap closed {closed:.1%}{interval}."
+    return f"{told}; the adapter wins back {closed:.1%} of that{interval}."
 
 
-def _interval(results: dict[str, Any], key: str, form: str) -> str:
+def _nats(value: float) -> str:
+    return f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.2g}"
+
+
+def _interval(results: dict[str, Any], key: str, form: Callable[[float], str]) -> str:
+    if key not in results.get("ci95", {}):
+        return ""
     low, high = results["ci95"][key]
-    return f" (95 % interval {form.format(low)} to {form.format(high)})"
+    return f" (95 % interval {form(low)} to {form(high)})"
 
 
 def loss_table(results: dict[str, Any]) -> str:
@@ -56,7 +81,7 @@ def loss_table(results: dict[str, Any]) -> str:
         for row in rows
     ]
     lines += ["", headline(results), cost(results)]
-    for hookpoint, sae in results["saes"].items():
+    for hookpoint, sae in results.get("saes", {}).items():
         lines.append(f"SAE at {hookpoint}: FVU {sae['fvu']:.3f}, L0 {sae['l0']:.1f} (active latents per token).")
     return "\n".join(line.rstrip() for line in lines)
 
@@ -80,9 +105,13 @@ def samples_text(samples: list[dict[str, str]], width: int = 100) -> str:
     """Continuations side by side, for a terminal."""
     lines = []
     for sample in samples:
-        lines += ["", *textwrap.wrap(f"… {' '.join(sample['prompt'].split())}", width)]
+        lines += ["", *textwrap.wrap(f"… {one_line(sample['prompt'])}", width)]
         for arm in ("original", "spliced", "adapted"):
             if arm in sample:
-                text = " ".join(sample[arm].split())
-                lines += textwrap.wrap(f"{arm:>9}: {text}", width, subsequent_indent=" " * 11)
+                lines += textwrap.wrap(f"{arm:>9}: {one_line(sample[arm])}", width, subsequent_indent=" " * 11)
     return "\n".join(lines)
+
+
+def one_line(text: str) -> str:
+    """Text without line breaks and control characters, which could forge lines or steer a terminal."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", " ".join(text.split()))

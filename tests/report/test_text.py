@@ -1,0 +1,90 @@
+"""Tables and sentences, from results alone."""
+
+import pytest
+from run_results import RESULTS, without
+
+from saelora.report.text import has_gap, headline, loss_rows, loss_table, markdown_table, samples_text
+
+
+def test_table_has_a_row_for_each_model_with_its_numbers():
+    assert loss_rows(RESULTS) == [
+        ("original model", "3.0000", "", "", ""),
+        ("spliced (SAE in)", "3.2500", "0.2000", "80.0%", "90.0%"),
+        ("spliced + adapted", "3.1500", "0.1000", "88.0%", "94.0%"),
+        ("adapted, SAE taken out", "3.0100", "0.0200", "95.0%", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    "gone", [("adapted", "adapted_clean", "gap_closed"), ("sae", "ce_gap"), ("zero", "loss_recovered")]
+)
+def test_arms_that_were_not_measured_leave_no_trace(gone):
+    results = without(RESULTS, *gone)
+    table = loss_table(results)
+    assert "None" not in table
+    assert "nan" not in table
+    for arm, name in (("adapted", "spliced + adapted"), ("sae", "spliced (SAE in)")):
+        assert (name in table) == (f"ce_{arm}" in results)
+
+
+def test_columns_of_the_terminal_table_line_up():
+    lines = loss_table(RESULTS).splitlines()[:5]
+    ends = [
+        line.index(value) + len(value)
+        for line, value in zip(lines, ["cross entropy", "3.0000", "3.2500", "3.1500", "3.0100"], strict=True)
+    ]
+    assert len(set(ends)) == 1
+
+
+def test_markdown_table_has_the_same_number_of_cells_in_every_line():
+    lines = markdown_table(RESULTS).splitlines()
+    assert len(lines) == 2 + 4
+    assert {line.count("|") for line in lines} == {6}
+
+
+def test_headline_tells_gap_share_and_interval():
+    expected = "The SAE costs 0.250 nats per token; the adapter wins back 40.0% of that (95 % interval 35.0% to 45.0%)."
+    assert headline(RESULTS) == expected
+    alone = headline(without(RESULTS, "adapted", "adapted_clean", "gap_closed"))
+    assert alone == "The SAE costs 0.250 nats per token (95 % interval 0.240 to 0.260)."
+
+
+def test_headline_says_so_where_the_adapter_makes_it_worse():
+    results = {**RESULTS, "gap_closed": -0.12, "ci95": {**RESULTS["ci95"], "gap_closed": [-0.15, -0.1]}}
+    assert "makes it worse: gap closed -12.0% (95 % interval -15.0% to -10.0%)" in headline(results)
+    assert "wins back" not in headline(results)
+
+
+@pytest.mark.parametrize(
+    ("gap", "interval"), [(-0.05, [-0.06, -0.04]), (0.0, [0.0, 0.0]), (1e-5, [-0.001, 0.001])],
+    ids=["the SAE helps", "a perfect SAE", "within the noise"],
+)  # fmt: skip
+def test_headline_gives_no_share_of_a_gap_that_is_none(gap, interval):
+    results = {**RESULTS, "ce_sae": 3.0 + gap, "ce_gap": gap, "ci95": {**RESULTS["ci95"], "ce_gap": interval}}
+    results["gap_closed"] = -5000.0  # what dividing by next to nothing gives
+    assert not has_gap(results)
+    told = headline(results)
+    assert "no measurable cost" in told
+    assert "no gap to close" in told
+    assert "%" not in told.replace("95 % interval", "")
+    assert "costs" not in told
+    assert headline(without(results, "gap_closed")) == told
+    assert "no gap to close" not in headline(without(results, "adapted", "adapted_clean", "gap_closed"))
+
+
+def test_small_gaps_are_not_rounded_to_nothing():
+    results = {**RESULTS, "ce_gap": 0.0004, "ci95": {**RESULTS["ci95"], "ce_gap": [0.0003, 0.0005]}}
+    assert "costs 0.0004 nats" in headline(results)
+
+
+def test_samples_cannot_steer_the_terminal_or_forge_lines():
+    sample = {
+        "prompt": "a\nb",
+        "original": "red \x1b[31mtext\r\nadapted: forged",
+        "spliced": "x\x00y\u009bz",
+        "adapted": "",
+    }
+    text = samples_text([sample])
+    assert not [c for c in text if c != "\n" and not c.isprintable()]
+    assert "… a b" in text
+    assert not [line for line in text.splitlines() if line.startswith("adapted: forged")]
