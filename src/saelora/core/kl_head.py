@@ -14,7 +14,7 @@ from torch import Tensor
 
 from saelora.models.anatomy import Head
 
-CHUNK_BYTES = 64 * 2**20
+CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}  # of one [C, V] tensor; four are held
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,9 @@ class KLHead:
     top1_N: Tensor  # 1.0 where both models' likeliest token is the same
 
 
-def chunk_size(d_vocab: int, itemsize: int = 4) -> int:
+def chunk_size(d_vocab: int, device_type: str = "cpu", itemsize: int = 4) -> int:
     """Tokens per chunk, so that one [C, V] tensor takes about CHUNK_BYTES."""
-    return max(16, CHUNK_BYTES // (d_vocab * itemsize))
+    return max(16, CHUNK_BYTES.get(device_type, CHUNK_BYTES["cuda"]) // (d_vocab * itemsize))
 
 
 def kl_heads(
@@ -52,7 +52,7 @@ def kl_heads(
     Source: the objective of arXiv 2501.19406, section 3; teacher entropy included, so a perfect student scores 0.
     """
     weight_N = torch.ones(len(teacher_ND), device=teacher_ND.device) if weight_N is None else weight_N
-    chunk = chunk or chunk_size(head.weight.shape[0])
+    chunk = chunk or chunk_size(head.weight.shape[0], head.weight.device.type)
     flat = _ChunkedKL.apply(teacher_ND.detach(), head, weight_N, labels_N, chunk, *students_ND)
     groups = [flat[i : i + 5] for i in range(0, len(flat), 5)]
     if labels_N is None:
@@ -72,48 +72,41 @@ def kl_head(
     return kl_heads([student_ND], teacher_ND, head, weight_N, labels_N, chunk)[0]
 
 
-def _student_chunk(
-    t_CV: Tensor, p_CV: Tensor, s_CV: Tensor, head: Head, label_C1: Tensor | None, needs_grad: bool
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """One student's chunk, in place in s_CV: KL [C], cross entropy [C], and the gradient of KL by h [C, D]."""
-    # d(cap * tanh(z / cap)) = 1 - (capped / cap)^2, taken before the logits are overwritten.
-    slope_CV = None if head.softcap is None or not needs_grad else 1 - (s_CV / head.softcap) ** 2
-    s_CV -= s_CV.logsumexp(-1, keepdim=True)
-    ce_C = None if label_C1 is None else -s_CV.gather(1, label_C1)[:, 0]
-    kl_C = torch.linalg.vecdot(p_CV, t_CV - s_CV)
-    if not needs_grad:
-        return kl_C, ce_C, None
-    g_CV = s_CV.exp_().sub_(p_CV)
-    if slope_CV is not None:
-        g_CV *= slope_CV
-    return kl_C, ce_C, (g_CV.to(head.weight.dtype) @ head.weight) * head.scale
-
-
 class _ChunkedKL(torch.autograd.Function):
     @staticmethod
     def forward(ctx, teacher_ND, head, weight_N, labels_N, chunk, *students_ND):
         acc = torch.promote_types(teacher_ND.dtype, torch.float32)
         needs_grad = ctx.needs_input_grad[5:]
         grads_ND = [torch.empty_like(h) if need else None for h, need in zip(students_ND, needs_grad, strict=True)]
-        n = len(teacher_ND)
-        ce_t_N = torch.zeros(n, dtype=acc, device=teacher_ND.device)
-        kl_N, ce_s_N, top1_N = (torch.zeros(len(students_ND), n, dtype=acc, device=ce_t_N.device) for _ in range(3))
+        n, device = len(teacher_ND), teacher_ND.device
+        ce_t_N = torch.zeros(n, dtype=acc, device=device)
+        kl_N, ce_s_N, top1_N = (torch.zeros(len(students_ND), n, dtype=acc, device=device) for _ in range(3))
+        # Every chunk writes into the same four buffers: on a CPU, fresh pages cost more than the arithmetic.
+        buffers = [torch.empty(min(chunk, n), len(head.weight), dtype=acc, device=device) for _ in range(4)]
         for start in range(0, n, chunk):
-            part = slice(start, start + chunk)
-            t_CV = head.logits(teacher_ND[part])
-            t_CV -= t_CV.logsumexp(-1, keepdim=True)
-            p_CV, top_C = t_CV.exp(), t_CV.argmax(-1)
+            part = slice(start, min(start + chunk, n))
+            t_CV, p_CV, s_CV, e_CV = (buffer[: part.stop - start] for buffer in buffers)
             label_C1 = None if labels_N is None else labels_N[part, None]
+            head.logits(teacher_ND[part], out=t_CV)
+            top_C = t_CV.argmax(-1)
+            p_CV /= _normalise(t_CV, p_CV)
             if label_C1 is not None:
                 ce_t_N[part] = -t_CV.gather(1, label_C1)[:, 0]
             for i, (h_ND, grad_ND) in enumerate(zip(students_ND, grads_ND, strict=True)):
-                s_CV = head.logits(h_ND[part])
+                head.logits(h_ND[part], out=s_CV)
                 top1_N[i, part] = (top_C == s_CV.argmax(-1)).to(acc)
-                kl_N[i, part], ce_C, g_CD = _student_chunk(t_CV, p_CV, s_CV, head, label_C1, grad_ND is not None)
-                if ce_C is not None:
-                    ce_s_N[i, part] = ce_C
-                if grad_ND is not None and g_CD is not None:
-                    grad_ND[part] = (g_CD * weight_N[part, None]).to(grad_ND.dtype)
+                # d(cap * tanh(z / cap)) = 1 - (capped / cap)^2, taken before the logits are overwritten
+                slope_CV = None if head.softcap is None or grad_ND is None else 1 - (s_CV / head.softcap) ** 2
+                sum_C1 = _normalise(s_CV, e_CV)
+                if label_C1 is not None:
+                    ce_s_N[i, part] = -s_CV.gather(1, label_C1)[:, 0]
+                kl_N[i, part] = torch.einsum("cv,cv->c", p_CV, torch.sub(t_CV, s_CV, out=s_CV))
+                if grad_ND is not None:
+                    g_CV = e_CV.div_(sum_C1).sub_(p_CV)
+                    if slope_CV is not None:
+                        g_CV *= slope_CV
+                    g_CD = g_CV.to(head.weight.dtype) @ head.weight
+                    grad_ND[part] = (g_CD * (weight_N[part, None] * head.scale)).to(grad_ND.dtype)
         ctx.save_for_backward(*grads_ND)
         out = []
         for i in range(len(students_ND)):
@@ -128,6 +121,14 @@ class _ChunkedKL(torch.autograd.Function):
             for i, grad_ND in enumerate(ctx.saved_tensors)
         ]
         return (None, None, None, None, None, *grads)
+
+
+def _normalise(logits_CV: Tensor, exp_CV: Tensor) -> Tensor:
+    """Logits become log-probabilities in place; exp_CV gets their unnormalised exponentials, whose sum is returned."""
+    logits_CV -= logits_CV.amax(-1, keepdim=True)
+    sum_C1 = torch.exp(logits_CV, out=exp_CV).sum(-1, keepdim=True)
+    logits_CV -= sum_C1.log()
+    return sum_C1
 
 
 def kl_head_reference(

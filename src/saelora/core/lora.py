@@ -13,7 +13,7 @@ from saelora.models.hookpoints import Hookpoint
 
 # PEFT's others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights, so that the model with its adapter
 # off is no longer the teacher.
-_SAFE_INIT = ("default", "gaussian", "orthogonal", "eva")
+_SAFE_INIT = ("default", "gaussian", "orthogonal")
 
 
 def layers_of(placement: str, hookpoints: Iterable[Hookpoint], n_layers: int) -> list[int]:
@@ -66,10 +66,12 @@ def lora_config(
     if init not in _SAFE_INIT:
         raise InputError(
             f"LoRA initialisation {init!r} is refused, since it may change the base weights, which are the teacher: "
-            f"use one of {', '.join(_SAFE_INIT[:3])}"
+            f"use one of {', '.join(_SAFE_INIT)}"
         )
     if rank < 1:
         raise InputError(f"rank {rank} is too small: expected 1 or more")
+    if not 0 <= dropout < 1:
+        raise InputError(f"dropout {dropout} is no share: expected a number in [0, 1)")
     if init == "orthogonal" and rank % 2:
         raise InputError(f"rank {rank} is odd: the orthogonal initialisation needs an even one")
     anatomy = anatomy_of(model)
@@ -100,12 +102,20 @@ def _outside(model: nn.Module, anatomy: Anatomy) -> str | None:
 
 @contextmanager
 def disabled(model: nn.Module) -> Iterator[None]:
-    """The model without its adapter, whether it has one or not."""
-    if hasattr(model, "disable_adapter"):
-        with model.disable_adapter():  # type: ignore[operator]
-            yield
-    else:
+    """The model without its adapter, whether it has one or not.
+
+    The same switch as PEFT's ``disable_adapter``, which first takes stock of the whole model: on the default model on
+    two CPU cores that took longer than the training step around it.
+    """
+    layers = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    before = [module._disable_adapters for module in layers]
+    for module in layers:
+        module._disable_adapters = True  # type: ignore[assignment]
+    try:
         yield
+    finally:
+        for module, was in zip(layers, before, strict=True):
+            module._disable_adapters = was
 
 
 def adapted_layers(model: nn.Module) -> list[int]:

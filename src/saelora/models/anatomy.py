@@ -51,13 +51,25 @@ class Head:
     scale: float = 1.0
     softcap: float | None = None
 
-    def logits(self, hidden: Tensor) -> Tensor:
-        """[..., d_model] -> [..., d_vocab], in float32 (float64 stays float64)."""
-        dtype = torch.promote_types(hidden.dtype, torch.float32)
-        logits = torch.nn.functional.linear(hidden.to(self.weight.dtype), self.weight, self.bias).to(dtype)
+    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+        """[..., d_model] -> [..., d_vocab], in float32 (float64 stays float64).
+
+        Without gradient, ``out`` [n_tokens, d_vocab] receives them and no other tensor of that size is made.
+        """
+        hidden = hidden.to(self.weight.dtype)
+        if out is None:
+            logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
+            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
+            return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+        if out.dtype == self.weight.dtype:
+            torch.mm(hidden, self.weight.T, out=out)
+        else:
+            out.copy_(hidden @ self.weight.T)
+        if self.bias is not None:
+            out += self.bias
         if self.scale != 1.0:
-            logits = logits * self.scale
-        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
+            out *= self.scale
+        return out if self.softcap is None else out.div_(self.softcap).tanh_().mul_(self.softcap)
 
 
 @dataclass(frozen=True)

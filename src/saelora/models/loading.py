@@ -49,11 +49,11 @@ def load_model(
     device: str | torch.device = "cpu",
     dtype: torch.dtype | str = "auto",
     revision: str | None = None,
-    attn_implementation: str = "sdpa",
+    attn_implementation: str | None = None,
 ) -> LoadedModel:
     """Load a hub model, a local folder, a .gguf file (converted once into the cache) or the default model by name.
 
-    No code from the model's repository is run.
+    No code from the model's repository is run. Attention is the model's own choice (SDPA where it supports it).
 
     Raises:
         InputError: nothing is there, access is refused, weights are damaged or missing, or it is no causal decoder.
