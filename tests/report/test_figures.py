@@ -52,6 +52,9 @@ def test_learning_curve_without_gap_shows_the_cross_entropy(tmp_path, monkeypatc
     assert "cross entropy (nats" in without_gap.get_ylabel()
     assert "no gap" in without_gap.get_title()
     assert "gap closed (%)" in with_gap.get_ylabel()
+    for axes, names in ((with_gap, {"spliced model"}), (without_gap, {"spliced model", "original model"})):
+        assert {text.get_text() for text in axes.texts} == names
+        assert axes.get_xlim()[0] <= 0  # else their labels, at 0, are not drawn
     assert list(with_gap.lines[0].get_ydata()) == pytest.approx([30, 41])
     assert list(with_gap.lines[0].get_xdata()) == [25_000, 50_000]
     plt.close("all")

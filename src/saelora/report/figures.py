@@ -26,6 +26,7 @@ def learning_curve(results: dict[str, Any], path: Path) -> None:
         else:
             _cross_entropy(axes, results)
         axes.set_xlabel("tokens of adaptation")
+        axes.set_xlim(left=0)  # where the labels of the lines stand
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="best")
@@ -48,11 +49,15 @@ def _cross_entropy(axes: Any, results: dict[str, Any]) -> None:
     points = [(row["n_tokens"], row["ce"]) for row in results["history"] if "ce" in row]
     axes.plot(*_xy(points), "o-", color=BLUE, label="while adapting (a few held-out rows)")
     _final(axes, results, "ce_adapted", 1, f"all held-out rows: {results['ce_adapted']:.3f} (95 % interval)")
-    for arm, name in (("base", "original model"), ("sae", "spliced model")):
-        axes.axhline(results[f"ce_{arm}"], color=GREY, linewidth=0.8, linestyle="-" if arm == "base" else ":")
-        axes.annotate(
-            name, (0, results[f"ce_{arm}"]), xytext=(4, 4), textcoords="offset points", color=GREY, fontsize=9
-        )
+    below = results["ce_sae"] < results["ce_base"]  # labels on the outer sides of two lines that may lie close
+    for arm, name, style, offset in (
+        ("base", "original model", "-", 4 if below else -12),
+        ("sae", "spliced model", ":", -12 if below else 4),
+    ):
+        y = results[f"ce_{arm}"]
+        axes.axhline(y, color=GREY, linewidth=0.8, linestyle=style)
+        axes.annotate(name, (0, y), xytext=(4, offset), textcoords="offset points", color=GREY, fontsize=9)
+    axes.margins(y=0.1)
     axes.set_ylabel("cross entropy (nats per predicted token)")
     axes.set_title("The SAE has no measurable cost here: no gap to close", fontsize=11)
 
