@@ -1,0 +1,135 @@
+"""saelora evaluate, with and without an adapter."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import workspace as ws
+from safetensors.torch import load_file, save_file
+
+from saelora.cli import main
+
+
+def evaluate(*words: str, **options: Any) -> int:
+    return main(["evaluate", *words, *ws.as_flags(options), "--quiet"])
+
+
+def line(capsys: pytest.CaptureFixture[str]) -> str:
+    said = capsys.readouterr().err
+    assert said.startswith("saelora: ")
+    assert said.count("\n") == 1
+    return said
+
+
+def own_flags(workspace: ws.Workspace) -> dict[str, Any]:
+    return {"sae": workspace.sae, "data": workspace.data, **ws.COMMON}
+
+
+def test_without_an_adapter_the_splice_alone_is_measured(
+    workspace: ws.Workspace, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "results.json"
+    assert evaluate(str(workspace.model), "--json", out=out, **own_flags(workspace)) == 0
+    results = json.loads(capsys.readouterr().out)
+    assert results == json.loads(out.read_text())
+    assert not any("adapted" in name for name in results)
+    assert results["ce_sae"] == json.loads((adapted / "results.json").read_text())["ce_sae"]
+    assert {"fvu", "l0", "dead_frac"} <= results["saes"]["layers.1.resid_post"].keys()
+    assert results["about"]["saes"][0]["hookpoint"] == "layers.1.resid_post"
+    assert results["about"]["token_policy"]["exempt_ids"] == [0, 1, 2]
+
+
+def test_the_table_is_printed_without_json(
+    workspace: ws.Workspace, adapted: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate("--adapter", str(adapted)) == 0
+    assert "spliced + adapted" in capsys.readouterr().out
+
+
+def test_options_given_override_those_recorded(adapted: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert evaluate("--adapter", str(adapted), "--json", eval_tokens=3 * ws.CONTEXT) == 0
+    assert json.loads(capsys.readouterr().out)["n_tokens_evaluated"] < 3 * ws.CONTEXT
+
+
+def test_an_existing_out_is_refused_and_kept(
+    workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.json").write_text("mine")
+    assert evaluate(str(workspace.model), out=tmp_path / "results.json", **own_flags(workspace)) == 2
+    assert "results.json exists" in line(capsys)
+    assert (tmp_path / "results.json").read_text() == "mine"
+
+
+def test_out_in_a_folder_that_is_not_there_is_refused(
+    workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(str(workspace.model), out=tmp_path / "no" / "results.json", **own_flags(workspace)) == 2
+    assert "results.json" in line(capsys)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"config": {}}'])
+def test_a_folder_that_is_no_finished_run_is_refused(
+    tmp_path: Path, content: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if content is not None:
+        (tmp_path / "saelora.json").write_text(content)
+    assert evaluate("--adapter", str(tmp_path)) == 2
+    assert str(tmp_path) in line(capsys)
+
+
+def test_truncated_adapter_is_refused(adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    copy = Path(shutil.copytree(adapted, tmp_path / "copy"))
+    whole = (copy / "adapter_model.safetensors").read_bytes()
+    (copy / "adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])
+    assert evaluate("--adapter", str(copy)) == 2
+    assert str(copy) in line(capsys)
+
+
+def recorded_elsewhere(adapted: Path, copy: Path, **changed: Any) -> Path:
+    """The run with other paths in its manifest."""
+    shutil.copytree(adapted, copy)
+    manifest = json.loads((copy / "saelora.json").read_text())
+    manifest["config"] |= changed
+    (copy / "saelora.json").write_text(json.dumps(manifest))
+    return copy
+
+
+def test_sae_that_has_changed_since_is_refused(
+    workspace: ws.Workspace, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ws.write_sae(tmp_path / "sae", layer=1, seed=5)
+    copy = recorded_elsewhere(adapted, tmp_path / "copy", sae=[str(other)])
+    assert evaluate("--adapter", str(copy)) == 2
+    assert "has changed since the adapter was made" in line(capsys)
+    assert evaluate("--adapter", str(copy), sae=other) == 0  # named, it is meant
+
+
+def test_model_that_has_changed_since_is_refused(
+    workspace: ws.Workspace, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(workspace.model, tmp_path / "model"))
+    weights = load_file(model / "model.safetensors")
+    weights["model.norm.weight"] = 2 * weights["model.norm.weight"]
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    copy = recorded_elsewhere(adapted, tmp_path / "copy", model=str(model))
+    assert evaluate("--adapter", str(copy)) == 2
+    assert "has changed since the adapter was made" in line(capsys)
+    assert evaluate(str(model), "--adapter", str(copy)) == 0
+
+
+def test_a_model_of_another_shape_is_refused(
+    workspace: ws.Workspace, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    config = AutoConfig.from_pretrained(workspace.model)
+    config.intermediate_size = 40
+    torch.manual_seed(0)
+    model = Path(shutil.copytree(workspace.model, tmp_path / "model"))
+    AutoModelForCausalLM.from_config(config).save_pretrained(model)
+    capsys.readouterr()
+    assert evaluate(str(model), "--adapter", str(adapted)) == 2
+    assert "does not load on this model" in line(capsys)

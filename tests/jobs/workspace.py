@@ -1,0 +1,161 @@
+"""A tiny workspace on disk: a llama that has learned its text a little, a real tokenizer, documents, and an SAE."""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelora.cli import main
+
+D_MODEL, N_LAYERS, D_SAE, K, CONTEXT = 32, 4, 64, 8, 32
+SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
+COMMON = {"context": CONTEXT, "validation_fraction": 0.2, "eval_tokens": 12 * CONTEXT, "batch_rows": 2, "device": "cpu"}
+# lr is far above what a real model wants: a few dozen steps on a tiny one must show
+ADAPT = {**COMMON, "tokens": 60 * CONTEXT, "rank": 4, "lr": 1e-2, "history_points": 2, "history_tokens": 4 * CONTEXT}
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths of the parts; commands run on them in this process."""
+
+    root: Path
+    model: Path
+    data: Path
+    sae: Path
+
+    def adapt(self, out: Path | str, *flags: str, **options: Any) -> int:
+        """Exit code of ``saelora adapt`` with small settings; None leaves an option out."""
+        given = {"sae": self.sae, "data": self.data, "out": out, **ADAPT, **options}
+        return main(["adapt", str(self.model), *as_flags(given), *flags])
+
+    def train_sae(self, out: Path | str, *flags: str, **options: Any) -> int:
+        return main(["train-sae", *self.train_sae_flags(out, **options), *flags])
+
+    def train_sae_flags(self, out: Path | str, **options: Any) -> list[str]:
+        own = {"hookpoint": "layers.1.resid_post", "tokens": 120 * CONTEXT, "d_sae": D_SAE, "k": K, "batch_tokens": 64}
+        given = {"data": self.data, "out": out, **COMMON, **own, **options}
+        return [str(self.model), *as_flags(given)]
+
+
+def as_flags(options: dict[str, Any]) -> list[str]:
+    """Keyword options as they are written on a command line; a list repeats its flag."""
+    words: list[str] = []
+    for name, value in options.items():
+        for item in value if isinstance(value, list) else [value]:
+            if item is not None:
+                words += ["--" + name.replace("_", "-"), str(item)]
+    return words
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    """Every file below a folder, with its bytes."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def make_workspace(root: Path) -> Workspace:
+    texts = _texts()
+    data = root / "text"
+    data.mkdir(parents=True)
+    for i, text in enumerate(texts[:30]):
+        (data / f"{i:02d}.txt").write_text(text)
+    (data / "more.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts[30:]))
+    tokenizer = _tokenizer(texts)
+    model = _model(tokenizer, texts)
+    model.save_pretrained(root / "model")
+    tokenizer.save_pretrained(root / "model")
+    return Workspace(root, root / "model", data, write_sae(root / "sae", layer=1))
+
+
+def write_sae(folder: Path, *, layer: int, d_in: int = D_MODEL, seed: int = 0) -> Path:
+    """A TopK SAE in SAELens's format, its decoder the transpose of its encoder."""
+    draw = torch.Generator().manual_seed(seed)
+    directions = torch.nn.functional.normalize(torch.randn(D_SAE, d_in, generator=draw), dim=1)
+    return save_sae(folder, directions.T, directions, K, layer)
+
+
+def perfect_sae(folder: Path, *, layer: int) -> Path:
+    """An SAE that gives back its input exactly: one latent for each sign of each dimension."""
+    signs = torch.cat([torch.eye(D_MODEL), -torch.eye(D_MODEL)])
+    return save_sae(folder, signs.T, signs, len(signs), layer)
+
+
+def save_sae(folder: Path, encoder: torch.Tensor, decoder: torch.Tensor, k: int, layer: int) -> Path:
+    from sae_lens import TopKSAE, TopKSAEConfig
+    from sae_lens.saes.sae import SAEMetadata
+
+    metadata = SAEMetadata(hook_name=f"blocks.{layer}.hook_resid_post", model_name="tiny")
+    sae = TopKSAE(TopKSAEConfig(d_in=decoder.shape[1], d_sae=decoder.shape[0], k=k, metadata=metadata))
+    with torch.no_grad():
+        sae.W_enc.copy_(encoder)
+        sae.W_dec.copy_(decoder)
+        sae.b_enc.zero_()
+        sae.b_dec.zero_()
+    sae.save_model(folder)
+    return folder
+
+
+def _texts() -> list[str]:
+    """40 documents of made-up words; each word is followed by one of three others, so there is something to learn."""
+    draw = random.Random(0)
+    syllables = [c + v for c in "bdfglmnprst" for v in "aeiou"]
+    words = ["".join(draw.choices(syllables, k=draw.randint(1, 3))) for _ in range(120)]
+    after = {word: draw.choices(words, k=3) for word in words}
+    texts = []
+    for i in range(40):
+        word, said = draw.choice(words), []
+        for _ in range(200 + 5 * i):
+            said.append(word)
+            word = draw.choice(after[word])
+        texts.append(" ".join(said) + ".")
+    return texts
+
+
+def _tokenizer(texts: list[str]) -> Any:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=360,
+        special_tokens=list(SPECIAL.values()),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **SPECIAL)
+
+
+def _model(tokenizer: Any, texts: list[str]) -> Any:
+    """A llama, trained for a moment: a splice that costs nothing, or less, would leave nothing to win back."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=D_MODEL,
+        intermediate_size=48,
+        num_hidden_layers=N_LAYERS,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=64,
+        initializer_range=0.1,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config)
+    ids = torch.tensor(tokenizer(" ".join(texts))["input_ids"])
+    rows = ids[: len(ids) // CONTEXT * CONTEXT].view(-1, CONTEXT)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for step in range(60):
+        batch = rows[torch.arange(step * 16, step * 16 + 16) % len(rows)]
+        loss = model(input_ids=batch, labels=batch).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model

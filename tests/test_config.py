@@ -1,0 +1,146 @@
+"""One declaration of an option for the command line, the file and Python."""
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+
+from saelora.config import Count, add_options, build, coerce, option, read_yaml, to_dict
+from saelora.errors import InputError
+
+RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Some options"""
+
+    name: str | None = option(None, "who", positional=True)
+    rank: int = option(4, "LoRA rank")
+    tokens: Count = option(Count(15_000), "tokens")
+    share: float = option(0.5, "share of 100 %")
+    kind: Literal["a", "b"] = option("a", "which")
+    sae: list[str] = option([], "SAEs")
+    betas: tuple[float, ...] = option((0.9, 0.99), "betas")
+    quiet: bool = option(False, "say nothing")
+    long_name: int | None = option(None, "with a dash")
+
+
+def parse(*words: str) -> Options:
+    parser = argparse.ArgumentParser()
+    add_options(parser, Options)
+    return build(Options, vars(parser.parse_args(words)))
+
+
+@pytest.mark.parametrize(
+    ("written", "count"),
+    [
+        *[("25k", 25_000), ("15M", 15_000_000), ("2B", 2_000_000_000), ("1e6", 10**6), ("1_000", 1000), (7, 7)],
+        *[("2.5k", 2500), ("0.5M", 500_000), (1e6, 10**6), (" 3 K ", 3000), ("1,000,000", 10**6)],
+    ],
+)
+def test_counts_may_be_written_short(written: Any, count: int) -> None:
+    assert coerce(Count, written, "tokens") == count
+    assert type(coerce(Count, written, "tokens")) is int
+
+
+@pytest.mark.parametrize("written", ["1.5", 1.5, "-3", -3, "many", "", "k", "1.0001k", "nan", "inf", True, None, [1]])
+def test_what_is_no_count_is_refused(written: Any) -> None:
+    with pytest.raises(InputError, match=r"tokens: got .* expected a count such as 25000, 25k or 15M"):
+        coerce(Count, written, "tokens")
+
+
+@pytest.mark.parametrize(
+    ("hint", "value"),
+    [
+        *[(int, "1.5"), (int, "four"), (int, [1]), (int, True), (int, "inf"), (float, "half"), (float, None)],
+        *[(bool, "yes please"), (bool, 1), (str, None), (str, ["a"]), (str, {"a": 1}), (Literal["a", "b"], "c")],
+        *[(Literal["a", "b"], ["a"]), (tuple[float, ...], "x"), (list[str], [["a"]]), (int | None, "x")],
+    ],
+)
+def test_values_of_the_wrong_kind_are_refused_by_key(hint: Any, value: Any) -> None:
+    with pytest.raises(InputError, match=r"key: got .* expected") as caught:
+        coerce(hint, value, "key")
+    assert "\n" not in str(caught.value)
+
+
+def test_values_of_the_right_kind_take_the_declared_type() -> None:
+    built = build(Options, {"rank": "8", "share": 1, "sae": "one", "betas": [0, "0.5"], "quiet": "True"})
+    assert (built.rank, built.share, built.sae, built.betas, built.quiet) == (8, 1.0, ["one"], (0.0, 0.5), True)
+    assert isinstance(built.share, float)
+    assert build(Options, {"long_name": None}).long_name is None
+
+
+@pytest.mark.parametrize(("typo", "meant"), [("rnak", "rank"), ("token", "tokens"), ("long-nam", "long_name")])
+def test_unknown_key_names_the_nearest_known_one(typo: str, meant: str) -> None:
+    with pytest.raises(InputError, match=f"unknown key '{typo}' in recipe.yaml; did you mean '{meant}'"):
+        build(Options, {typo: 1}, "recipe.yaml")
+
+
+def test_unknown_key_that_is_near_to_none_lists_them_all() -> None:
+    with pytest.raises(InputError, match="expected one of betas, kind, long_name, name, quiet, rank"):
+        build(Options, {"zzzzzz": 1})
+
+
+def test_defaults_are_not_shared_between_configurations() -> None:
+    build(Options, {}).sae.append("x")
+    assert build(Options, {}).sae == []
+
+
+def test_flags_take_every_kind() -> None:
+    words = "me --rank 8 --tokens 2k --kind b --sae x --sae y --betas 0.1 0.2 --quiet --long-name 3 --share 1e-2"
+    assert parse(*words.split()) == Options(
+        name="me", rank=8, tokens=Count(2000), kind="b", sae=["x", "y"], betas=(0.1, 0.2), quiet=True, long_name=3,
+        share=0.01,
+    )  # fmt: skip
+    assert parse("--no-quiet").quiet is False
+    assert parse() == Options()
+
+
+def test_help_states_every_default_and_no_flag_has_one_of_its_own() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, Options)
+    text = " ".join(parser.format_help().split())
+    for shown in ("LoRA rank (default: 4)", "share of 100 % (default: 0.5)", "betas (default: 0.9 0.99)"):
+        assert shown in text
+    assert vars(parser.parse_args([])) == {}
+
+
+def test_yaml_keys_may_have_dashes(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("long-name: 3\ntokens: 25k\n")
+    assert read_yaml(tmp_path / "a.yaml") == {"long_name": 3, "tokens": "25k"}
+    (tmp_path / "empty.yaml").write_text("")
+    assert read_yaml(tmp_path / "empty.yaml") == {}
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [(b"- a\n", "holds list"), (b"just text", "holds str"), (b"a: [", "no YAML"), (b"\xff\xfe\xfa", "no YAML")],
+)
+def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, content: bytes, expected: str) -> None:
+    (tmp_path / "a.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=expected) as caught:
+        read_yaml(tmp_path / "a.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_to_dict_survives_yaml(tmp_path: Path) -> None:
+    options = Options(name="me", share=1e-5, betas=(0.1, 0.2), sae=["x"])
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(to_dict(options)))
+    assert read_yaml(tmp_path / "a.yaml") == to_dict(options)
+    assert build(Options, read_yaml(tmp_path / "a.yaml")) == options
+
+
+def test_there_are_recipes() -> None:
+    assert RECIPES
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
+def test_every_recipe_is_understood(recipe: Path) -> None:
+    from saelora.jobs import adapt
+
+    config = build(adapt.Config, read_yaml(recipe), recipe.name)
+    assert adapt.recipe_of(config).lr == config.lr
