@@ -124,6 +124,8 @@ def read_rows(config: Any, loaded: LoadedModel, n_tokens: int | None, part: Part
         raise InputError(f"context {config.context} is longer than the model's {limit} positions: lower --context")
     if config.context < 2:
         raise InputError(f"context {config.context} is too short: a row needs at least 2 tokens")
+    if config.batch_rows < 1:
+        raise InputError(f"batch_rows is {config.batch_rows}, expected 1 or more")
     return pack(
         open_data(config).documents(),
         loaded.tokenizer,

@@ -1,11 +1,14 @@
 """The command line: subcommands -> jobs. Parsing only."""
 
 import argparse
+import dataclasses
+import difflib
 import errno
 import importlib
 import json
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     from saelora.train.interrupt import Interrupted
 
     argv = list(sys.argv[1:] if argv is None else argv)
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")  # libraries' notes to programmers; python -W default shows them
     try:
         parser, module, kind = _parser(argv)
-        flags = vars(parser.parse_args(argv))
+        parsed, unknown = parser.parse_known_args(argv)
+        flags = vars(parsed)
+        if unknown:
+            raise InputError(_unrecognised(unknown[0], flags["command"], kind))
         command = flags.pop("command")
         file = flags.pop("config", None)
         as_json = flags.pop("json", False)
@@ -50,13 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
         print(f"saelora: cannot write {error.filename or ''}: {error.strerror}; free some disk space", file=sys.stderr)
         return InputError.exit_code
     except KeyboardInterrupt:
         print("saelora: stopped", file=sys.stderr)
         return 130
+
+
+def _unrecognised(word: str, command: str, kind: type) -> str:
+    known = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(kind)]
+    near = difflib.get_close_matches(word.split("=")[0], known, n=1) if word.startswith("-") else []
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"unrecognised argument {word!r}; {hint}see saelora {command} --help"
 
 
 class _Parser(argparse.ArgumentParser):

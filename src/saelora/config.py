@@ -66,7 +66,7 @@ def coerce(hint: Any, value: Any, key: str) -> Any:
         return value
     try:
         return _plain(hint, value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise InputError(f"{key}: got {value!r}, expected {_KIND_NAMES[hint]}") from None
 
 
@@ -75,7 +75,7 @@ _KIND_NAMES |= {str: "text", bool: "true or false", Path: "a path"}
 
 
 def _plain(hint: Any, value: Any) -> Any:
-    if value is None or (isinstance(value, bool) and hint is not bool):
+    if not isinstance(value, str | int | float) or (isinstance(value, bool) and hint is not bool):
         raise TypeError
     if hint is Count:
         text = str(value).strip().lower().replace("_", "").replace(",", "")

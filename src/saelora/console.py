@@ -52,15 +52,19 @@ class Bar:
         self.console, self.label, self.total, self.unit = console, label, total, unit
         self.bars, self.task = bars, task
         self.done, self.note = 0, ""
-        self.first: int | None = None  # what a resumed run had done before is not counted into the rate
+        self.first = 0  # what a resumed run had done before is not counted into the rate
         self.started = self.said = time.monotonic()
+
+    def start_at(self, done: int) -> None:
+        """Go on from what a resumed run had done before."""
+        self.first = done
+        self.update(done)
 
     def advance(self, amount: int, note: str | None = None) -> None:
         self.update(self.done + amount, note)
 
     def update(self, done: int, note: str | None = None) -> None:
         now = time.monotonic()
-        self.first = self.first if self.first is not None else (0 if self.done == 0 and done < self.total else done)
         self.done, self.note = done, self.note if note is None else note
         rate = (done - self.first) / max(now - self.started, 1e-9)
         shown = f"{rate:,.0f} {self.unit}/s"

@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from saelora.assemble import (
-    Assembled,
     DataOptions,
     ModelOptions,
     SAEOptions,
@@ -50,14 +49,19 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     console = Console(quiet=config.quiet)
     if config.out and Path(config.out).exists():
         raise InputError(f"{config.out} exists: choose another --out")
-    recorded = read_json(Path(config.adapter) / MANIFEST) if config.adapter else None
-    own_sae = bool(config.sae)
+    if config.out and not Path(config.out).absolute().parent.is_dir():
+        raise InputError(f"{config.out} cannot be written: there is no folder {Path(config.out).parent}")
+    recorded = _recorded(Path(config.adapter) / MANIFEST) if config.adapter else None
+    own_model, own_sae = bool(config.model), bool(config.sae)
     if recorded is not None:
         config = _with_recorded(config, recorded["config"])
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     assembled = assemble(config)
+    if recorded is not None and not own_model:
+        _check_same(describe(assembled)["model"], recorded["model"], "model", "as MODEL")
     if recorded is not None and not own_sae:
-        _check_same_saes(assembled, recorded)
+        for now, then in zip(describe(assembled)["saes"], recorded["saes"], strict=True):
+            _check_same(now, then, "SAE", "with --sae")
     rows = validation_rows(config, assembled.loaded)
     model: nn.Module = assembled.loaded.model
     if config.adapter:
@@ -71,7 +75,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
             autocast=autocast_dtype(assembled.loaded),
             progress=bar.advance,
         )
-    results = {**found, **describe(assembled)}
+    results = {**found, "about": describe(assembled)}
     if config.out:
         write_json(Path(config.out), results)
     return results
@@ -89,10 +93,11 @@ def load_adapter(model: nn.Module, folder: str) -> nn.Module:
         InputError: there is none, it is damaged, or it is for another model.
     """
     from peft import PeftModel
+    from safetensors import SafetensorError
 
     try:
         return PeftModel.from_pretrained(model, folder).eval()
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"adapter {folder} does not load on this model: {reason}") from error
 
@@ -106,10 +111,17 @@ def _with_recorded(config: Config, recorded: dict[str, Any]) -> Config:
     return build(Config, {**values, **{name: recorded[name] for name in unset}}, "the adapter's recorded configuration")
 
 
-def _check_same_saes(assembled: Assembled, recorded: dict[str, Any]) -> None:
-    for now, then in zip(describe(assembled)["saes"], recorded["saes"], strict=True):
-        if now["fingerprint"] != then["fingerprint"]:
-            raise InputError(
-                f"SAE {now['ref']} has changed since the adapter was made (fingerprint {then['fingerprint']}, now "
-                f"{now['fingerprint']}): name one with --sae to evaluate the adapter under it all the same"
-            )
+def _recorded(path: Path) -> dict[str, Any]:
+    """The manifest of an adapter's run."""
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"config", "model", "saes"} <= found.keys():
+        raise InputError(f"{path} is no manifest of an adapter: is {path.parent} the output folder of saelora adapt?")
+    return found
+
+
+def _check_same(now: dict[str, Any], then: dict[str, Any], kind: str, how: str) -> None:
+    if now["fingerprint"] != then["fingerprint"]:
+        raise InputError(
+            f"{kind} {now['ref']} has changed since the adapter was made (fingerprint {then['fingerprint']}, now "
+            f"{now['fingerprint']}): name one {how} to evaluate the adapter with it all the same"
+        )

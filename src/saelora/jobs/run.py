@@ -12,6 +12,7 @@ from saelora.console import Bar
 from saelora.errors import InputError
 from saelora.train.interrupt import Interrupted
 from saelora.train.loop import Loop, LoopState
+from saelora.train.tracking import check_tracker
 
 RECORDED = "config.yaml"
 _NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "track", "checkpoint_seconds")
@@ -46,6 +47,7 @@ def check_out(config: Any) -> Path:
         raise InputError(f"{folder} exists: choose another --out, --resume to go on with it, or --overwrite")
     if in_use and config.resume:
         _check_same(read_yaml(recorded), to_dict(config), recorded)
+    check_tracker(config.track)
     return folder
 
 
@@ -65,13 +67,15 @@ def start(config: Any, folder: Path) -> None:
         shutil.rmtree(folder)
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder / RECORDED).exists():
-        (folder / RECORDED).write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+        # neither belongs to what was run: reused as --config, the file must not delete another folder by itself
+        values = {key: value for key, value in to_dict(config).items() if key not in ("resume", "overwrite")}
+        (folder / RECORDED).write_text(yaml.safe_dump(values, sort_keys=False))
 
 
 def run_loop(loop: Loop, command: str, bar: Bar, *, resume: bool) -> LoopState:
     """Run a loop to its end; an interruption says how to go on."""
     if resume and loop.resume():
-        bar.update(loop.state.n_tokens)
+        bar.start_at(loop.state.n_tokens)
     try:
         return loop.run()
     except Interrupted as stop:

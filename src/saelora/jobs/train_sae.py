@@ -1,5 +1,6 @@
 """saelora train-sae: train SAEs on a model's activations, saved in SAELens's native format."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +17,7 @@ from saelora.data.pack import stream_rows
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
 from saelora.jobs.run import RunOptions, check_out, run_loop, start
-from saelora.manifest import check_room, environment, write_json
+from saelora.manifest import RESULTS, check_room, environment, read_json, write_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.models.loading import LoadedModel, load_model
@@ -24,6 +25,8 @@ from saelora.objectives.sae import SAEObjective
 from saelora.objectives.sae_recipe import Architecture, SAERecipe
 from saelora.train.loop import Loop, LoopConfig
 from saelora.train.tracking import Tracker
+
+FINISHED = "training.json"  # written last
 
 
 @dataclass(kw_only=True)
@@ -89,10 +92,15 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
     config = config or build(Config, options)
     console = Console(quiet=config.quiet)
     folder = check_out(config)
+    if config.resume and (folder / FINISHED).exists():
+        console.say(f"{folder} is finished already; nothing to resume")
+        return {name: read_json(_target(config, folder, name) / RESULTS) for name in _names(config)}
     if not config.model or not config.hookpoint:
         raise InputError("train-sae needs a MODEL and --hookpoint, e.g. --hookpoint layers.12.resid_post")
     if config.save_dtype not in ("float32", "bfloat16"):
         raise InputError(f"save_dtype: got {config.save_dtype!r}, expected float32 or bfloat16")
+    if config.tokens < 1:
+        raise InputError(f"tokens is {config.tokens}, expected 1 or more")
     hookpoints = [parse_hookpoint(text) for text in config.hookpoint]
     recipe = _recipe(config)
     loaded = load_model(config.model, device=config.device, dtype=config.dtype, revision=config.revision)
@@ -111,8 +119,8 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
         ),
         max(1, config.tokens // config.context),
     )
-    start(config, folder)
     check_room(folder, 20 * sum(anatomy_of(loaded.model).width(h) ** 2 * recipe.expansion * 4 for h in hookpoints))
+    start(config, folder)
     loop_config = LoopConfig(config.batch_rows, checkpoint_seconds=config.checkpoint_seconds)
     tracker = Tracker(config.track, folder, to_dict(config))
     with console.progress("training SAE", len(rows) * config.context) as bar:
@@ -162,7 +170,7 @@ def _finish(
     token_mask = token_policy(config).resolve(loaded.tokenizer)
     results: dict[str, Any] = {}
     for hookpoint in objective.trainers:
-        target = folder if len(objective.trainers) == 1 else folder / str(hookpoint)
+        target = _target(config, folder, str(hookpoint))
         sae = objective.inference_sae(hookpoint).to(getattr(torch, config.save_dtype))
         sae.cfg.dtype = config.save_dtype
         sae.save_model(target)
@@ -171,14 +179,23 @@ def _finish(
             found = evaluate_loss(loaded.model, {hookpoint: measured}, token_mask, heldout, progress=bar.advance)
         figures = {**found.pop("saes")[str(hookpoint)], **found}
         results[str(hookpoint)] = {**figures, "n_tokens_trained": objective.n_tokens, "seconds_training": seconds}
-        write_json(target / "results.json", results[str(hookpoint)])
+        write_json(target / RESULTS, results[str(hookpoint)])
         (target / "README.md").write_text(_card(config, hookpoint, sae, results[str(hookpoint)]))
         console.say(
             f"{hookpoint}: fvu {figures['fvu']:.3f}  l0 {figures['l0']:.1f}  dead {figures['dead_frac']:.1%}  "
             f"ce {figures['ce_base']:.3f} -> {figures['ce_sae']:.3f} spliced  saved in {target}"
         )
-    write_json(folder / "training.json", {"config": to_dict(config), "environment": environment()})
+    write_json(folder / FINISHED, {"config": to_dict(config), "environment": environment()})
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return results
+
+
+def _names(config: Config) -> list[str]:
+    return [str(parse_hookpoint(text)) for text in config.hookpoint]
+
+
+def _target(config: Config, folder: Path, name: str) -> Path:
+    return folder if len(config.hookpoint) == 1 else folder / name
 
 
 def _card(config: Config, hookpoint: Hookpoint, sae: Any, figures: dict[str, Any]) -> str:

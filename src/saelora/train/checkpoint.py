@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,10 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], meta: dict[s
     Raises:
         InputError: the disk is full or not writable; the previous checkpoint is kept.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     final, part = folder / f"step-{step:08d}", folder / f".part-{os.getpid()}"
     try:
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir()
+        part.mkdir(parents=True)
         _write_synced(part / "state.pt", state)
         meta = {**meta, "step": step, "sha256": _sha256(part / "state.pt")}
         (part / "checkpoint.json").write_text(json.dumps(meta))
@@ -49,7 +49,7 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | Non
             meta = json.loads((path / "checkpoint.json").read_text())
             if meta["sha256"] == _sha256(path / "state.pt"):
                 return torch.load(path / "state.pt", map_location="cpu", weights_only=True), meta
-        except (OSError, ValueError, KeyError, RuntimeError):
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, pickle.UnpicklingError):
             continue
     return None
 

@@ -108,10 +108,11 @@ class Loop:
             Interrupted: on SIGINT or SIGTERM, after the step in hand, with a checkpoint written.
             InputError: the loss is not finite; the last good state is in the newest checkpoint.
         """
-        metrics = Metrics(self.folder / "metrics.jsonl", after_step=self.state.step if self.state.step else None)
+        begun = self.state.step > 0 or bool(self.state.history)
+        metrics = Metrics(self.folder / "metrics.jsonl", after_step=self.state.step if begun else None)
         saved_at = time.monotonic()
         with StopRequest() as stop:
-            if self.evaluate is not None and self.state.step == 0:
+            if self.evaluate is not None and not begun:
                 self._evaluate(metrics)
             while self.state.step < self.n_steps:
                 row = self._step()
@@ -154,9 +155,10 @@ class Loop:
         return {"step": self.state.step, "n_tokens": self.state.n_tokens, "seconds": seconds, **values}
 
     def _stopped(self, why: str) -> InputError:
+        kept = f"the last good state is in {self.checkpoints}; " if any(self.checkpoints.glob("step-*")) else ""
         return InputError(
-            f"training stopped at step {self.state.step + 1} of {self.n_steps}: {why}; the last good state is in "
-            f"{self.checkpoints}; look for NaN in the SAE or model, or lower the learning rate"
+            f"training stopped at step {self.state.step + 1} of {self.n_steps}: {why}; {kept}"
+            "look for NaN in the SAE or model, or lower the learning rate"
         )
 
     def _evaluate(self, metrics: Metrics) -> None:

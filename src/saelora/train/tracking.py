@@ -1,6 +1,7 @@
 """Where a run's numbers go while it runs: metrics.jsonl always, other trackers through Accelerate."""
 
 import json
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,16 @@ def _step_of(line: str) -> float:
         return float("inf")  # a line cut off by a kill
 
 
+def check_tracker(name: str | None) -> None:
+    """Raise InputError where a tracker (None for none) is unknown, or its package is not installed."""
+    if name is None:
+        return
+    if name not in TRACKERS:
+        raise InputError(f"tracker {name!r} is not known: expected one of {', '.join(TRACKERS)}")
+    if find_spec(name) is None:
+        raise InputError(f"tracker {name!r} is not installed: run pip install 'saelora[{name}]'")
+
+
 class Tracker:
     """A tracker of Accelerate's by name, or nothing for None.
 
@@ -43,13 +54,9 @@ class Tracker:
         self._accelerator = None
         if name is None:
             return
-        if name not in TRACKERS:
-            raise InputError(f"tracker {name!r} is not known: expected one of {', '.join(TRACKERS)}")
+        check_tracker(name)
         from accelerate import Accelerator
-        from accelerate.tracking import filter_trackers
 
-        if not filter_trackers([name], str(folder)):
-            raise InputError(f"tracker {name!r} is not installed: run pip install 'saelora[{name}]'")
         self._accelerator = Accelerator(log_with=name, project_dir=str(folder))
         flat = {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in config.items()}
         self._accelerator.init_trackers("saelora", config=flat)
