@@ -38,7 +38,7 @@ def main() -> None:
     args = parser.parse_args()
     common = {"model": args.model, "sae": [args.sae], "data": args.data, "tokens": args.tokens}
     assembled = assemble(build(adapt.Config, common))
-    eval_config = build(adapt.Config, {**common, "eval_tokens": args.eval_tokens})
+    eval_config = build(adapt.Config, {**common, "eval_tokens": args.eval_tokens, "eval_context": 512})
     heldout = validation_rows(eval_config, assembled.loaded)
     saes, token_mask = assembled.sae_modules, assembled.token_mask
     before = evaluate_loss(assembled.loaded.model, saes, token_mask, heldout, arms=["sae"])

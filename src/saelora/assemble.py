@@ -61,7 +61,8 @@ class DataOptions:
     subset: str | None = option(None, "a hub dataset's configuration name")
     split: str = option("train", "a hub dataset's split")
     text_column: str = option("text", "column that holds the text")
-    context: int = option(512, "tokens per packed row, BOS included")
+    context: int = option(256, "tokens per packed row, BOS included")
+    eval_context: int | None = option(None, "tokens per row of held-out text; default: as --context")
     validation_fraction: float = option(0.05, "share of documents held out, chosen by a hash of their text")
     eval_tokens: Count = option(Count(100_000), "tokens of held-out text to evaluate on")
     batch_rows: int = option(1, "rows per step")
@@ -113,23 +114,26 @@ def token_policy(config: Any) -> TokenPolicy:
     return TokenPolicy(tuple(int(name) if str(name).isdigit() else name for name in names))
 
 
-def read_rows(config: Any, loaded: LoadedModel, n_tokens: int | None, part: Part, seed: int) -> Rows:
+def read_rows(
+    config: Any, loaded: LoadedModel, n_tokens: int | None, part: Part, seed: int, context: int | None = None
+) -> Rows:
     """Packed rows of the data that DataOptions name.
 
     Raises:
         InputError: no data, or too little text for one row.
     """
+    context = config.context if context is None else context
     limit = getattr(loaded.model.config.get_text_config(), "max_position_embeddings", None)
-    if limit is not None and config.context > limit:
-        raise InputError(f"context {config.context} is longer than the model's {limit} positions: lower --context")
-    if config.context < 2:
-        raise InputError(f"context {config.context} is too short: a row needs at least 2 tokens")
+    if limit is not None and context > limit:
+        raise InputError(f"context {context} is longer than the model's {limit} positions: lower --context")
+    if context < 2:
+        raise InputError(f"context {context} is too short: a row needs at least 2 tokens")
     if config.batch_rows < 1:
         raise InputError(f"batch_rows is {config.batch_rows}, expected 1 or more")
     return pack(
         open_data(config).documents(),
         loaded.tokenizer,
-        context=config.context,
+        context=context,
         n_tokens=n_tokens,
         seed=seed,
         validation_fraction=config.validation_fraction,
@@ -146,7 +150,8 @@ def open_data(config: Any) -> Any:
 
 def validation_rows(config: Any, loaded: LoadedModel) -> Tensor:
     """The held-out rows [n_rows, context] that every command evaluates on."""
-    return read_rows(config, loaded, config.eval_tokens, "validation", VALIDATION_SEED).input_ids
+    tokens, context = config.eval_tokens, config.eval_context
+    return read_rows(config, loaded, tokens, "validation", VALIDATION_SEED, context).input_ids
 
 
 def autocast_dtype(loaded: LoadedModel) -> torch.dtype | None:

@@ -32,7 +32,7 @@ from saelora.report.card import adapter_card
 from saelora.report.figures import learning_curve
 from saelora.report.text import loss_table
 from saelora.train.loop import Loop, LoopConfig, LoopState
-from saelora.train.optim import Optimizer, Schedule
+from saelora.train.optim import Schedule
 from saelora.train.tracking import Tracker
 
 
@@ -56,10 +56,7 @@ class TrainingOptions:
     """Training"""
 
     tokens: Count = option(Count(15_000_000), "tokens to adapt on; fewer where the data holds fewer")
-    lr: float = option(DistillRecipe.lr, "peak learning rate")
-    optimizer: Optimizer = option(
-        DistillRecipe.optimizer, "adamw or muon (torch.optim.Muon, updates scaled as AdamW's)"
-    )
+    lr: float = option(DistillRecipe.lr, "peak learning rate of AdamW")
     schedule: Schedule = option(DistillRecipe.schedule, "after the warm-up: linear or cosine to zero, or constant")
     warmup: float = option(DistillRecipe.warmup, "share of the run over which lr rises from 0")
     weight_decay: float = option(DistillRecipe.weight_decay, "AdamW weight decay")
@@ -133,10 +130,9 @@ def recipe_of(config: Config) -> DistillRecipe:
         schedule=config.schedule,
         warmup=config.warmup,
         weight_decay=config.weight_decay,
-        betas=(config.betas[0], config.betas[1]),
+        betas=config.betas,
         clip=config.clip,
         loss=config.loss,
-        optimizer=config.optimizer,
     )
 
 
@@ -158,7 +154,6 @@ def adapted_model(config: Config, assembled: Assembled) -> nn.Module:
     torch.manual_seed(config.seed)
     model = get_peft_model(assembled.loaded.model, peft_config)
     peft_config.base_model_name_or_path = assembled.loaded.ref  # not the path of this machine's cache
-    model.train()
     return model
 
 
@@ -181,7 +176,7 @@ def _train(
         evaluate_at=tuple(sorted({max(1, round(n_steps * i / points)) for i in range(1, points + 1)})),
         checkpoint_seconds=config.checkpoint_seconds,
     )
-    history = _History(assembled, objective, heldout[: max(1, config.history_tokens // config.context)])
+    history = _History(assembled, objective, heldout[: max(1, config.history_tokens // heldout.shape[1])])
     with ExitStack() as stack:
         bar = stack.enter_context(console.progress("adapting", rows.numel()))
 
@@ -217,8 +212,10 @@ class _History:
             )
         self.ce_sae = found.get("ce_sae", self.ce_sae)
         assert self.ce_sae is not None
-        gap_closed = (self.ce_sae - found["ce_adapted"]) / (self.ce_sae - found["ce_base"])
-        return {"kl": found["kl_adapted"], "ce": found["ce_adapted"], "gap_closed": gap_closed}
+        row = {"kl": found["kl_adapted"], "ce": found["ce_adapted"]}
+        if self.ce_sae > found["ce_base"]:
+            row["gap_closed"] = (self.ce_sae - found["ce_adapted"]) / (self.ce_sae - found["ce_base"])
+        return row
 
 
 def _save_adapter(model: Any, folder: Path) -> None:

@@ -15,8 +15,8 @@ class Config:
     """Demo"""
 
     out: str = option("saelora-demo", "folder for all results; never overwritten silently")
-    tokens: Count = option(Count(32_768), "tokens to adapt on")
-    eval_tokens: Count = option(Count(24_576), "tokens of held-out text to evaluate on")
+    tokens: Count = option(Count(25_600), "tokens to adapt on")
+    eval_tokens: Count = option(Count(21_504), "tokens of held-out text to evaluate on")
     seed: int = option(0, "of rows and initial weights")
     resume: bool = option(False, "go on with an interrupted demo in --out")
     overwrite: bool = option(False, "delete what is in --out and start anew")
@@ -40,6 +40,9 @@ def demo(config: Config | None = None, **options: Any) -> dict[str, Any]:
         sae=[DEFAULT_SAE],
         data=DEFAULT_DATA,
         samples=3,
+        eval_context=512,
+        history_points=4,
+        history_tokens=Count(2048),
         **vars(config),
     )
     results = adapt_job.adapt(adapt_config)

@@ -58,6 +58,7 @@ class SAETrainingOptions:
 class Config(ModelOptions, DataOptions, SAETrainingOptions, RunOptions):
     """Options of train-sae"""
 
+    context: int = option(512, "tokens per packed row, BOS included")
     batch_rows: int = option(32, "rows per chunk: activations are shuffled within a chunk")
     eval_tokens: Count = option(Count(25_000), "tokens of held-out text for the card's figures")
 

@@ -1,8 +1,8 @@
 """The objective of the method: low-rank adapt the model around its frozen SAEs, against its own clean predictions."""
 
-from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import inf
 from typing import Any, Literal
 
 import torch
@@ -12,30 +12,40 @@ from saelora.core import lora
 from saelora.core.kl_head import kl_head
 from saelora.core.replay import clean_forward, entry_layer, replay
 from saelora.core.splice import Splice
+from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
 from saelora.train.loop import NonFiniteLoss
-from saelora.train.optim import Optimizer, Schedule, build_optimizer, lr_factor
+from saelora.train.optim import Schedule, lr_factor
 
 
 @dataclass(frozen=True)
 class DistillRecipe:
     """How the adapter is optimised. Source of the paper's values: arXiv 2501.19406 and its published code."""
 
-    optimizer: Optimizer = "adamw"
-    lr: float = 1e-3
+    lr: float = 2e-3  # for a small model and short runs; larger models and longer runs may want less
     schedule: Schedule = "linear"
     warmup: float = 0.02  # share of the run
     weight_decay: float = 0.0
-    betas: tuple[float, float] = (0.9, 0.99)
+    betas: tuple[float, ...] = (0.9, 0.99)
     clip: float = 1.0  # largest gradient norm; 0 turns clipping off
     loss: Literal["token_mean", "sequence_sum"] = "token_mean"
+
+    def __post_init__(self) -> None:
+        for name, top in (("lr", inf), ("warmup", 1), ("weight_decay", inf), ("clip", inf)):
+            value = getattr(self, name)
+            if not 0 <= value <= top or value == inf:
+                raise InputError(f"{name} is {value}, expected 0 or more" + (f", at most {top}" if top < inf else ""))
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            shown = " ".join(map(str, self.betas))
+            raise InputError(f"betas are {shown}, expected two numbers in [0, 1), such as 0.9 0.99")
 
 
 class Distill:
     """KL(clean || spliced + adapted) over the full vocabulary, by AdamW on the adapter alone.
 
     The model is PEFT-wrapped and its splice is open. Teacher and student share the prefix, derived from the lowest
-    splice and the lowest adapted layer; dropout acts on the student only.
+    splice and the lowest adapted layer. The adapter's dropout acts on the student; dropout of the model's own, which
+    GPT-2 has, would be noise that the teacher lacks, and stays off.
     """
 
     def __init__(
@@ -50,15 +60,19 @@ class Distill:
         self.model, self.spliced, self.recipe, self.n_rows = model, spliced, recipe, n_rows
         self.head = anatomy_of(model).head
         self.entry = entry_layer(spliced.saes, lora.adapted_layers(model))
+        model.eval()
+        for name, module in model.named_modules():
+            if "lora_dropout" in name:
+                module.train()
         self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
         device = next(model.parameters()).device
         self.device, self._autocast_dtype = device, autocast
-        self.optimizer = build_optimizer(
-            recipe.optimizer,
+        self.optimizer = torch.optim.AdamW(
             list(self.trainable.values()),
             lr=recipe.lr,
-            betas=recipe.betas,
+            betas=(recipe.betas[0], recipe.betas[1]),
             weight_decay=recipe.weight_decay,
+            fused=device.type in ("cuda", "cpu"),
         )
 
     def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
@@ -81,7 +95,7 @@ class Distill:
 
     def loss(self, rows: Tensor) -> Tensor:
         """Sum of KL over all tokens of the rows, with its gradient."""
-        with self._autocast(), self.spliced.disabled(), lora.disabled(self.model), _eval_mode(self.model):
+        with self._autocast(), self.spliced.disabled(), lora.disabled(self.model):
             clean = clean_forward(self.model, rows, None, [self.entry])
         with self._autocast():
             student = replay(self.model, rows, None, self.entry, clean.entries.get(self.entry))
@@ -98,18 +112,3 @@ class Distill:
             for name, parameter in self.trainable.items():
                 parameter.copy_(state["adapter"][name])
         self.optimizer.load_state_dict(state["optimizer"])
-
-
-class _eval_mode:
-    """Dropout off inside, as before afterwards."""
-
-    def __init__(self, model: nn.Module):
-        self.modules: Sequence[nn.Module] = [m for m in model.modules() if m.training]
-
-    def __enter__(self) -> None:
-        for module in self.modules:
-            module.training = False
-
-    def __exit__(self, *_: object) -> None:
-        for module in self.modules:
-            module.training = True
