@@ -26,7 +26,7 @@ def write_json(path: Path, value: Any) -> None:
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(json.dumps(value, indent=2) + "\n")
+        part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

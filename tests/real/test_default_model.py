@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.real, pytest.mark.timeout(600), pytest.mark.xdist_grou
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real") / "run"
-    options = ["--tokens", "4096", "--context", "256", "--eval-tokens", "2048", "--history-points", "1"]
+    options = ["--tokens", "3072", "--eval-tokens", "1536", "--history-points", "1"]
     code = main(["adapt", DEFAULT_MODEL, "--sae", DEFAULT_SAE, "--data", DEFAULT_DATA, "--out", str(folder), *options])
     assert code == 0
     return folder

@@ -259,7 +259,7 @@ def _write(config: Config, folder: Path, assembled: Assembled, results: dict[str
         "metrics": {k: v for k, v in results.items() if isinstance(v, int | float)},
     }
     write_json(folder / MANIFEST, manifest)
-    (folder / "README.md").write_text(adapter_card(manifest, results))
+    (folder / "README.md").write_text(adapter_card(manifest, results), encoding="utf-8")
     learning_curve(results, folder / "learning_curve.png")
     write_json(folder / RESULTS, results)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -69,7 +69,7 @@ def start(config: Any, folder: Path) -> None:
     if not (folder / RECORDED).exists():
         # neither belongs to what was run: reused as --config, the file must not delete another folder by itself
         values = {key: value for key, value in to_dict(config).items() if key not in ("resume", "overwrite")}
-        (folder / RECORDED).write_text(yaml.safe_dump(values, sort_keys=False))
+        (folder / RECORDED).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
 
 
 def run_loop(loop: Loop, command: str, bar: Bar, *, resume: bool) -> LoopState:

@@ -181,7 +181,7 @@ def _finish(
         figures = {**found.pop("saes")[str(hookpoint)], **found}
         results[str(hookpoint)] = {**figures, "n_tokens_trained": objective.n_tokens, "seconds_training": seconds}
         write_json(target / RESULTS, results[str(hookpoint)])
-        (target / "README.md").write_text(_card(config, hookpoint, sae, results[str(hookpoint)]))
+        (target / "README.md").write_text(_card(config, hookpoint, sae, results[str(hookpoint)]), encoding="utf-8")
         console.say(
             f"{hookpoint}: fvu {figures['fvu']:.3f}  l0 {figures['l0']:.1f}  dead {figures['dead_frac']:.1%}  "
             f"ce {figures['ce_base']:.3f} -> {figures['ce_sae']:.3f} spliced  saved in {target}"
@@ -217,7 +217,7 @@ Load it with `SAE.load_from_disk(folder)` (SAELens) or `--sae folder` (saelora).
 | latents that never fired there | {figures["dead_frac"]:.1%} |
 | cross entropy, clean model | {figures["ce_base"]:.4f} nats per token |
 | cross entropy, SAE spliced in | {figures["ce_sae"]:.4f} nats per token |
-| loss recovered against zero ablation | {figures["loss_recovered_sae"]:.4f} |
+| loss recovered against zero ablation | {figures.get("loss_recovered_sae", float("nan")):.4f} |
 
 Recipe: `{config.architecture}`, k {config.k}, lr {config.lr}, warm-up {config.warmup}, decay {config.decay},
 {config.batch_tokens} tokens a step, seed {config.seed}, {config.tokens:,} tokens, context {config.context}.

@@ -30,7 +30,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], meta: dict[s
         part.mkdir(parents=True)
         _write_synced(part / "state.pt", state)
         meta = {**meta, "step": step, "sha256": _sha256(part / "state.pt")}
-        (part / "checkpoint.json").write_text(json.dumps(meta))
+        (part / "checkpoint.json").write_text(json.dumps(meta), encoding="utf-8")
         if final.exists():
             shutil.rmtree(final)
         part.replace(final)

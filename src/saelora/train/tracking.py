@@ -19,7 +19,7 @@ class Metrics:
         kept = []
         if after_step is not None and path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
-        path.write_text("".join(line + "\n" for line in kept))
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def write(self, row: dict[str, Any]) -> None:
         with self.path.open("a") as file:
