@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check -q
 # Without an NVIDIA GPU, PyTorch's CPU wheel (200 MB) serves; PyPI's default on Linux brings gigabytes of CUDA.
 ifeq ($(shell command -v nvidia-smi),)
-TORCH_INDEX ?= --retries 1 --extra-index-url https://download.pytorch.org/whl/cpu
+TORCH_INDEX ?= --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
 .PHONY: demo test lint types lock clean
@@ -26,7 +26,7 @@ types: $(VENV)/.dev
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (a few minutes, once)"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt $(TORCH_INDEX) torch
+	$(PIP) install --no-deps -c constraints.txt $(TORCH_INDEX) torch
 	$(PIP) install -c constraints.txt -e .
 	@touch $@
 
