@@ -22,7 +22,7 @@ from saelora.train.optim import Schedule, lr_factor
 class DistillRecipe:
     """How the adapter is optimised. Source of the paper's values: arXiv 2501.19406 and its published code."""
 
-    lr: float = 2e-3  # for a small model and short runs; larger models and longer runs may want less
+    lr: float = 1.5e-3  # for a small model and short runs; larger models and longer runs may want less
     schedule: Schedule = "linear"
     warmup: float = 0.02  # share of the run
     weight_decay: float = 0.0
