@@ -55,6 +55,8 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     own_model, own_sae = bool(config.model), bool(config.sae)
     if recorded is not None:
         config = _with_recorded(config, recorded["config"])
+        if not own_model and config.revision is None:
+            config.revision = recorded["model"]["revision"]  # the commit, where a branch may have moved on
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     assembled = assemble(config)
     if recorded is not None and not own_model:
