@@ -66,12 +66,14 @@ class Bar:
     def update(self, done: int, note: str | None = None) -> None:
         now = time.monotonic()
         self.done, self.note = done, self.note if note is None else note
+        if done == self.first:
+            self.started = now  # what came before the work itself (a first evaluation) is no part of its rate
         rate = (done - self.first) / max(now - self.started, 1e-9)
         shown = f"{rate:,.0f} {self.unit}/s"
         if self.bars is not None:
             self.bars.update(TaskID(self.task), completed=done, note=self.note, rate=shown)
         elif now - self.said >= PLAIN_SECONDS or (done >= self.total and self.said > self.started):
             self.said = now
-            left = (self.total - done) / rate if rate > 0 else float("nan")
+            speed = f", {shown}, {(self.total - done) / rate:.0f} s left" if rate > 0 else ""
             note = f"  {self.note}" if self.note else ""
-            self.console.say(f"{self.label}: {done:,} of {self.total:,} {shown}, {left:.0f} s left{note}")
+            self.console.say(f"{self.label}: {done:,} of {self.total:,} {self.unit}{speed}{note}")
