@@ -36,9 +36,9 @@ class LossSums:
 
     def update(self, weight_BS: Tensor, values: dict[str, Tensor]) -> None:
         """Add rows: weights and per-token values [batch, seq]."""
-        self.n += weight_BS.sum(1).double().tolist()
+        self.n += _wide(weight_BS).sum(1).tolist()
         for name, value in values.items():
-            self.sums.setdefault(name, []).extend((value * weight_BS).double().sum(1).tolist())
+            self.sums.setdefault(name, []).extend(_wide(value * weight_BS).sum(1).tolist())
 
     def compute(self, seed: int = 0) -> dict[str, Any]:
         """Means, derived ratios, and 95 % intervals by bootstrap over rows (the same rows for every arm: paired).
@@ -81,6 +81,11 @@ def _derive(means: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
+def _wide(x: Tensor) -> Tensor:
+    """In float64, which Apple's GPUs lack: from there it comes to the CPU first."""
+    return (x.cpu() if x.device.type == "mps" else x).double()
+
+
 @dataclass
 class SAESums:
     """FVU, L0 and firing of the SAEs in a splice, over the whole evaluation set."""
@@ -89,14 +94,14 @@ class SAESums:
 
     def __call__(self, hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
         """The observer of a splice."""
-        x, recon, active = x[mask].double(), recon[mask].double(), latents[mask] != 0
+        x, recon, active = _wide(x[mask]), _wide(recon[mask]), latents[mask] != 0
         new = {
             "n": torch.tensor(float(len(x))),
             "x": x.sum(0),
             "xx": x.square().sum(),
             "error": (x - recon).square().sum(),
-            "active": active.sum().double(),
-            "fired": active.sum(0).double(),
+            "active": _wide(active.sum()),
+            "fired": _wide(active.sum(0)),
         }
         old = self.hookpoint_sums.get(hookpoint)
         self.hookpoint_sums[hookpoint] = new if old is None else {k: old[k] + v for k, v in new.items()}
