@@ -111,6 +111,7 @@ def adapt(config: Config | None = None, **options: Any) -> dict[str, Any]:
     _save_adapter(model, folder)
     results = _measure(config, console, assembled, model, heldout, state)
     if config.samples:
+        console.say("writing sample continuations")
         with splice(model, assembled.sae_modules, assembled.token_mask) as spliced:
             prompts = prompts_from(heldout, config.samples)
             results["samples"] = continuations(model, spliced, assembled.loaded.tokenizer, prompts)
