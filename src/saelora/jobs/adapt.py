@@ -25,6 +25,7 @@ from saelora.core.lora import layers_of, lora_config
 from saelora.core.splice import splice
 from saelora.evals.loss import evaluate_loss
 from saelora.evals.samples import continuations, prompts_from
+from saelora.jobs.evaluate import measure
 from saelora.jobs.run import RunOptions, check_out, run_loop, start
 from saelora.manifest import MANIFEST, RESULTS, check_room, describe, environment, read_json, write_json
 from saelora.objectives.distill import Distill, DistillRecipe
@@ -109,7 +110,7 @@ def adapt(config: Config | None = None, **options: Any) -> dict[str, Any]:
         )
         state = _train(config, console, folder, assembled, objective, rows.input_ids, heldout)
     _save_adapter(model, folder)
-    results = _measure(config, console, assembled, model, heldout, state)
+    results = _measure(console, assembled, model, heldout, state)
     if config.samples:
         console.say("writing sample continuations")
         with splice(model, assembled.sae_modules, assembled.token_mask) as spliced:
@@ -230,19 +231,11 @@ def _save_adapter(model: Any, folder: Path) -> None:
 
 
 def _measure(
-    config: Config, console: Console, assembled: Assembled, model: nn.Module, heldout: Tensor, state: LoopState
+    console: Console, assembled: Assembled, model: nn.Module, heldout: Tensor, state: LoopState
 ) -> dict[str, Any]:
-    with console.progress("evaluating", heldout.numel()) as bar:
-        found = evaluate_loss(
-            model,
-            assembled.sae_modules,
-            assembled.token_mask,
-            heldout,
-            autocast=autocast_dtype(assembled.loaded),
-            progress=bar.advance,
-        )
+    """The figures on held-out text, and what they cost."""
     return {
-        **found,
+        **measure(console, assembled, model, heldout),
         "n_tokens_trained": state.n_tokens,
         "seconds_training": round(state.seconds, 3),
         "tokens_per_second": round(state.n_tokens / max(state.seconds, 1e-9), 1),

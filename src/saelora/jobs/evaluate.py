@@ -4,9 +4,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from saelora.assemble import (
+    Assembled,
     DataOptions,
     ModelOptions,
     SAEOptions,
@@ -68,16 +69,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     model: nn.Module = assembled.loaded.model
     if config.adapter:
         model = load_adapter(model, config.adapter)
-    with console.progress("evaluating", rows.numel()) as bar:
-        found = evaluate_loss(
-            model,
-            assembled.sae_modules,
-            assembled.token_mask,
-            rows,
-            autocast=autocast_dtype(assembled.loaded),
-            progress=bar.advance,
-        )
-    results = {**found, "about": describe(assembled)}
+    results = {**measure(console, assembled, model, rows), "about": describe(assembled)}
     if config.out:
         write_json(Path(config.out), results)
     return results
@@ -86,6 +78,19 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
 def render(results: dict[str, Any]) -> str:
     """The results as a person reads them."""
     return loss_table(results)
+
+
+def measure(console: Console, assembled: Assembled, model: nn.Module, rows: Tensor) -> dict[str, Any]:
+    """``evaluate_loss`` of an assembled model on held-out rows [n_rows, context], with progress."""
+    with console.progress("evaluating", rows.numel()) as bar:
+        return evaluate_loss(
+            model,
+            assembled.sae_modules,
+            assembled.token_mask,
+            rows,
+            autocast=autocast_dtype(assembled.loaded),
+            progress=bar.advance,
+        )
 
 
 def load_adapter(model: nn.Module, folder: str) -> nn.Module:
