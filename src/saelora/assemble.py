@@ -1,6 +1,6 @@
 """What a configuration names -> loaded model, SAEs, rows of tokens: the only place where jobs meet loaders."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.models.loading import LoadedModel, load_model
 from saelora.saes.loading import LoadedSAE, check_fits, load_sae
+from saelora.saes.sparse import sparse, worthwhile
 
 VALIDATION_SEED = 0  # the same held-out rows for every training seed, so that seeds compare
 
@@ -48,6 +49,9 @@ class SAEOptions:
     )
     exempt: list[str] = option(
         ["bos", "eos", "pad"], "positions that SAEs leave alone: bos, eos, pad, first, none, or token ids; repeatable"
+    )
+    sparse_decode: Literal["auto", "on", "off"] = option(
+        "auto", "gather active latents instead of dense SAE products: on where the SAE allows, auto where faster too"
     )
 
 
@@ -104,8 +108,14 @@ def assemble(config: Any) -> Assembled:
         check_fits(found, anatomy.width(found.hookpoint))
         if found.hookpoint in saes:
             raise InputError(f"two SAEs at {found.hookpoint}: {saes[found.hookpoint].ref} and {ref}; give one")
-        saes[found.hookpoint] = found
+        saes[found.hookpoint] = _with_sparse_decode(found, config.sparse_decode, device.type)
     return Assembled(loaded, saes, token_policy(config).resolve(loaded.tokenizer), anatomy)
+
+
+def _with_sparse_decode(found: LoadedSAE, when: str, device_type: str) -> LoadedSAE:
+    if when == "off" or (when == "auto" and not worthwhile(found.sae, device_type)):
+        return found
+    return replace(found, sae=sparse(found.sae))
 
 
 def token_policy(config: Any) -> TokenPolicy:

@@ -123,16 +123,24 @@ class Splice:
         self._mask = self._policy(input_ids, kwargs.get("attention_mask"), past)
 
     def replace(self, hookpoint: Hookpoint, x: Tensor) -> Tensor:
-        """[batch, seq, d] -> the SAE's reconstruction where the token mask is True, x elsewhere."""
+        """[batch, seq, d] -> the SAE's reconstruction where the token mask is True, x elsewhere.
+
+        An SAE that can reconstruct without forming its latents does so, unless an observer wants to see them.
+        """
         assert self._mask is not None
         mask = self._mask.unsqueeze(-1)
         sae = self.saes[hookpoint]
         dtype = next((p.dtype for p in sae.parameters()), x.dtype) if isinstance(sae, nn.Module) else x.dtype
         # Exempt positions enter as zeros: their norms would overflow half precision and poison the gradient.
-        latents = sae.encode(torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)).to(dtype))
-        recon = sae.decode(latents).to(x.dtype)
-        if self.observer is not None:
-            self.observer(hookpoint, x, latents, recon, self._mask)
+        given = torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)).to(dtype)
+        reconstruct = getattr(sae, "reconstruct", None) if self.observer is None else None
+        if reconstruct is not None:
+            recon = reconstruct(given).to(x.dtype)
+        else:
+            latents = sae.encode(given)
+            recon = sae.decode(latents).to(x.dtype)
+            if self.observer is not None:
+                self.observer(hookpoint, x, latents, recon, self._mask)
         return torch.where(mask, recon, x)
 
     def _hook(self, hookpoint: Hookpoint) -> Callable[..., Any]:
