@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}  # of one [C, S] tensor of pre-activations
 _MIN_CHUNK = 256  # tokens; the encoder is read once a chunk
-_CROSSOVER = {"cpu": 24}  # device -> least d_sae per active latent at which gathering is faster; see worthwhile()
+_CROSSOVER = {"cpu": 16}  # device -> least d_sae per active latent at which gathering is faster; see worthwhile()
 
 
 def sparse(sae: Any) -> Any:
