@@ -1,6 +1,7 @@
 """saelora train-sae, from flags to SAEs that SAELens and adapt load."""
 
 import json
+import signal
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import workspace as ws
 from safetensors.torch import load_file
 
 from saelora.saes.loading import load_sae
+from saelora.train.tracking import Metrics
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,114 @@ def test_several_hookpoints_are_saved_apart(workspace: ws.Workspace, trained: Pa
         assert str(load_sae(str(tmp_path / "saes" / hookpoint)).hookpoint) == hookpoint
     alone, beside = (load_file(f / "sae_weights.safetensors") for f in (trained, tmp_path / "saes" / hookpoints[0]))
     assert all(torch.equal(alone[name], beside[name]) for name in alone)
+
+
+VARIANTS = ["k=4", "architecture=batchtopk, passes=1", "d_sae=40"]
+
+
+@pytest.fixture(scope="module")
+def varied(workspace: ws.Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("varied") / "saes"
+    assert workspace.train_sae(out, "--quiet", variant=VARIANTS) == 0
+    return out
+
+
+def test_each_variant_has_its_folder_results_and_card(
+    workspace: ws.Workspace, varied: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folders = {name: varied / "layers.1.resid_post" / name for name in (v.replace(" ", "") for v in VARIANTS)}
+    assert set(folders) == {path.name for path in (varied / "layers.1.resid_post").iterdir()}
+    for folder in folders.values():
+        assert set(ws.files_in(folder)) == {"cfg.json", "sae_weights.safetensors", "results.json", "README.md"}
+        assert str(load_sae(str(folder)).hookpoint) == "layers.1.resid_post"
+    assert {path.name for path in varied.iterdir() if path.is_file()} == {
+        "metrics.jsonl",
+        "config.yaml",
+        "training.json",
+    }
+    cards = {name: (folder / "README.md").read_text() for name, folder in folders.items()}
+    assert "`topk`, k 4," in cards["k=4"]
+    assert "variant k=4" in cards["k=4"]
+    assert "A batchtopk sparse" in cards["architecture=batchtopk,passes=1"]
+    assert f"`batchtopk`, k {ws.K}," in cards["architecture=batchtopk,passes=1"]
+    assert "passes 1," in cards["architecture=batchtopk,passes=1"]
+    assert "d_sae 40," in cards["d_sae=40"]
+
+    assert workspace.train_sae(varied, "--resume", "--json", variant=VARIANTS) == 0
+    results = json.loads(capsys.readouterr().out)
+    expected = {f"layers.1.resid_post/{n}": json.loads((f / "results.json").read_text()) for n, f in folders.items()}
+    assert results == expected
+
+
+def test_a_variant_has_the_weights_and_figures_of_a_run_of_its_own(
+    workspace: ws.Workspace, varied: Path, tmp_path: Path
+) -> None:
+    beside = varied / "layers.1.resid_post" / "architecture=batchtopk,passes=1"
+    assert workspace.train_sae(tmp_path / "alone", "--quiet", architecture="batchtopk", passes=1) == 0
+    ours, theirs = (load_file(folder / "sae_weights.safetensors") for folder in (beside, tmp_path / "alone"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    figures = [json.loads((folder / "results.json").read_text()) for folder in (beside, tmp_path / "alone")]
+    assert len({json.dumps({**found, "seconds_training": 0}) for found in figures}) == 1
+
+
+def test_interrupted_run_of_variants_ends_as_if_uninterrupted(
+    workspace: ws.Workspace, varied: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = Metrics.write
+
+    def stop_after_step_20(self: Metrics, row: dict[str, float]) -> None:
+        write(self, row)
+        if row["step"] == 20:
+            signal.raise_signal(signal.SIGTERM)
+
+    out = tmp_path / "saes"
+    with monkeypatch.context() as patched:
+        patched.setattr(Metrics, "write", stop_after_step_20)
+        assert workspace.train_sae(out, "--quiet", variant=VARIANTS) == 143
+    assert not list(out.rglob("sae_weights.safetensors"))
+    assert workspace.train_sae(out, "--quiet", "--resume", variant=VARIANTS[:2]) == 2
+    assert workspace.train_sae(out, "--quiet", "--resume", variant=VARIANTS) == 0
+    ours, theirs = ({k: v for k, v in ws.files_in(f).items() if k.endswith(".safetensors")} for f in (out, varied))
+    assert len(ours) == len(VARIANTS)
+    assert ours == theirs
+
+
+def test_several_hookpoints_and_variants_make_a_folder_each(workspace: ws.Workspace, tmp_path: Path) -> None:
+    hookpoints = ["layers.1.resid_post", "layers.2.mlp_out"]
+    options = {"hookpoint": hookpoints, "variant": ["k=4", "k=6"], "tokens": 12 * ws.CONTEXT}
+    assert workspace.train_sae(tmp_path / "saes", "--quiet", **options) == 0
+    found = {str(path.parent.relative_to(tmp_path / "saes")) for path in (tmp_path / "saes").rglob("cfg.json")}
+    assert found == {f"{hookpoint}/{variant}" for hookpoint in hookpoints for variant in options["variant"]}
+
+
+def test_progress_of_several_saes_shows_their_mean_fvu(
+    workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saelora.console.PLAIN_SECONDS", 0.0)
+    assert workspace.train_sae(tmp_path / "saes", variant=["k=4", "k=6"], tokens=12 * ws.CONTEXT) == 0
+    last = json.loads((tmp_path / "saes" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"fvu {last['fvu']:.4g} (mean of 2 SAEs)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("variants", "expected"),
+    [
+        (["kk=4"], "did you mean 'k'"),
+        (["tokens=4"], "unknown key 'tokens'"),
+        (["k=4", "k=4"], "same SAE"),
+        (["architecture=relu"], "architecture: got 'relu'"),
+        (["k=999"], "layers.1.resid_post/k=999"),
+    ],
+)
+def test_bad_variant_is_refused_before_anything_is_written(
+    workspace: ws.Workspace, tmp_path: Path, variants: list[str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert workspace.train_sae(tmp_path / "run", "--quiet", variant=variants) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_adapt_runs_on_a_trained_sae(workspace: ws.Workspace, trained: Path, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_type_hints
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.models.loading import LoadedModel, load_model
 from saelora.objectives.sae import SAEObjective
-from saelora.objectives.sae_recipe import Architecture, SAERecipe
+from saelora.objectives.sae_recipe import Architecture, SAERecipe, variant_name, variant_recipes
 from saelora.train.loop import Loop, LoopConfig
 from saelora.train.tracking import Tracker
 
@@ -35,6 +35,11 @@ class SAETrainingOptions:
 
     hookpoint: list[str] = option(
         [], "where to train, e.g. layers.12.resid_post; repeat it to train several SAEs in one pass of the model"
+    )
+    variant: list[str] = option(
+        [],
+        "changed options of one SAE, e.g. k=16 or architecture=batchtopk,k=64; repeat it to train several at each "
+        "hookpoint in the same pass",
     )
     tokens: Count = option(Count(2_000_000), "tokens to train on; more than the data holds means several epochs")
     architecture: Architecture = option("topk", f"one of {', '.join(get_args(Architecture))}")
@@ -81,10 +86,12 @@ class StreamedRows:
 
 
 def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
-    """Train SAEs and measure them on held-out text; each is saved under ``out`` (several: ``out/<hookpoint>``).
+    """Train SAEs and measure them on held-out text; each is saved under ``out``.
+
+    Several hookpoints make folders ``out/<hookpoint>``, variants ``out/<hookpoint>/<variant>``.
 
     Returns:
-        Per hookpoint: fvu, l0, dead_frac, ce_base, ce_sae, loss_recovered_sae, with intervals.
+        Per hookpoint, or "hookpoint/variant": fvu, l0, dead_frac, ce_base, ce_sae, loss_recovered_sae, with intervals.
 
     Raises:
         InputError: bad input, with its remedy.
@@ -103,11 +110,11 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
     if config.tokens < 1:
         raise InputError(f"tokens is {config.tokens}, expected 1 or more")
     hookpoints = [parse_hookpoint(text) for text in config.hookpoint]
-    recipe = _recipe(config)
+    recipes = _recipes(config)
     loaded = load_model(config.model, device=config.device, dtype=config.dtype, revision=config.revision)
     for hookpoint in hookpoints:
         anatomy_of(loaded.model).site(hookpoint)
-    objective = _objective(config, loaded, hookpoints, recipe)
+    objective = _objective(config, loaded, hookpoints, recipes)
     heldout = validation_rows(config, loaded)
     rows = StreamedRows(
         stream_rows(
@@ -120,7 +127,7 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
         ),
         max(1, config.tokens // config.context),
     )
-    check_room(folder, 20 * sum(anatomy_of(loaded.model).width(h) ** 2 * recipe.expansion * 4 for h in hookpoints))
+    check_room(folder, 20 * sum(4 * t.sae.cfg.d_in * t.sae.cfg.d_sae for t in objective.trainers.values()))
     start(config, folder)
     loop_config = LoopConfig(config.batch_rows, checkpoint_seconds=config.checkpoint_seconds)
     tracker = Tracker(config.track, folder, to_dict(config))
@@ -128,19 +135,23 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
 
         def report(row: dict[str, float]) -> None:
             shown = "  ".join(f"{k} {row[k]:.4g}" for k in ("fvu", "l0", "dead_frac") if k in row)
-            bar.update(int(row["n_tokens"]), shown or f"loss {row['loss']:.4g}")
+            several = f" (mean of {len(objective.trainers)} SAEs)" if len(objective.trainers) > 1 else ""
+            bar.update(int(row["n_tokens"]), shown + several)
 
         loop = Loop(objective, rows, loop_config, folder, tracker, report=report)
         state = run_loop(loop, "train-sae", bar, resume=config.resume)
     return _finish(config, loaded, objective, heldout, folder, state.seconds, console)
 
 
-def _recipe(config: Config) -> SAERecipe:
-    names = {f for f in SAERecipe.__dataclass_fields__ if f in Config.__dataclass_fields__}
-    return SAERecipe(**{name: getattr(config, name) for name in names})
+def _recipes(config: Config) -> dict[str, SAERecipe]:
+    kinds = {name: kind for name, kind in get_type_hints(Config).items() if name in SAERecipe.__dataclass_fields__}
+    common = SAERecipe(**{name: getattr(config, name) for name in kinds})
+    return variant_recipes(config.variant, common, kinds)
 
 
-def _objective(config: Config, loaded: LoadedModel, hookpoints: list[Hookpoint], recipe: SAERecipe) -> SAEObjective:
+def _objective(
+    config: Config, loaded: LoadedModel, hookpoints: list[Hookpoint], recipes: dict[str, SAERecipe]
+) -> SAEObjective:
     about = {
         "model_name": config.model,
         "dataset_path": config.data,
@@ -150,7 +161,7 @@ def _objective(config: Config, loaded: LoadedModel, hookpoints: list[Hookpoint],
     return SAEObjective(
         loaded.model,
         hookpoints,
-        recipe,
+        recipes,
         token_mask=token_policy(config).resolve(loaded.tokenizer),
         device=loaded.model.device,
         n_tokens_total=max(1, config.tokens // config.context) * config.context,
@@ -170,20 +181,21 @@ def _finish(
     """Save every SAE, measure it spliced in, write results and cards."""
     token_mask = token_policy(config).resolve(loaded.tokenizer)
     results: dict[str, Any] = {}
-    for hookpoint in objective.trainers:
-        target = _target(config, folder, str(hookpoint))
-        sae = objective.inference_sae(hookpoint).to(getattr(torch, config.save_dtype))
+    for hookpoint, name in ((hookpoint, name) for hookpoint, names in objective.names.items() for name in names):
+        target = _target(config, folder, name)
+        sae = objective.inference_sae(name).to(getattr(torch, config.save_dtype))
         sae.cfg.dtype = config.save_dtype
         sae.save_model(target)
         measured = sae.float().eval().requires_grad_(False)
-        with console.progress(f"evaluating {hookpoint}", heldout.numel()) as bar:
+        with console.progress(f"evaluating {name}", heldout.numel()) as bar:
             found = evaluate_loss(loaded.model, {hookpoint: measured}, token_mask, heldout, progress=bar.advance)
         figures = {**found.pop("saes")[str(hookpoint)], **found}
-        results[str(hookpoint)] = {**figures, "n_tokens_trained": objective.n_tokens, "seconds_training": seconds}
-        write_json(target / RESULTS, results[str(hookpoint)])
-        (target / "README.md").write_text(_card(config, hookpoint, sae, results[str(hookpoint)]), encoding="utf-8")
+        results[name] = {**figures, "n_tokens_trained": objective.n_tokens, "seconds_training": seconds}
+        write_json(target / RESULTS, results[name])
+        card = _card(config, name, objective.trainers[name].recipe, sae, results[name])
+        (target / "README.md").write_text(card, encoding="utf-8")
         console.say(
-            f"{hookpoint}: fvu {figures['fvu']:.3f}  l0 {figures['l0']:.1f}  dead {figures['dead_frac']:.1%}  "
+            f"{name}: fvu {figures['fvu']:.3f}  l0 {figures['l0']:.1f}  dead {figures['dead_frac']:.1%}  "
             f"ce {figures['ce_base']:.3f} -> {figures['ce_sae']:.3f} spliced  saved in {target}"
         )
     write_json(folder / FINISHED, {"config": to_dict(config), "environment": environment()})
@@ -192,21 +204,24 @@ def _finish(
 
 
 def _names(config: Config) -> list[str]:
-    return [str(parse_hookpoint(text)) for text in config.hookpoint]
+    hookpoints = [str(parse_hookpoint(text)) for text in config.hookpoint]
+    return [f"{h}/{variant_name(text)}" for h in hookpoints for text in config.variant] or hookpoints
 
 
 def _target(config: Config, folder: Path, name: str) -> Path:
-    return folder if len(config.hookpoint) == 1 else folder / name
+    return folder if len(config.hookpoint) == 1 and not config.variant else folder / name
 
 
-def _card(config: Config, hookpoint: Hookpoint, sae: Any, figures: dict[str, Any]) -> str:
+def _card(config: Config, name: str, recipe: SAERecipe, sae: Any, figures: dict[str, Any]) -> str:
     """The model card of one SAE: recipe, tokens and what it does to the model."""
+    hookpoint, _, variant = name.partition("/")
+    title = f"SAE of {config.model} at {hookpoint}" + (f", variant {variant}" if variant else "")
     return f"""---
 library_name: saelens
 ---
-# SAE of {config.model} at {hookpoint}
+# {title}
 
-A {config.architecture} sparse autoencoder, d_in {sae.cfg.d_in}, d_sae {sae.cfg.d_sae}, trained with saelora
+A {recipe.architecture} sparse autoencoder, d_in {sae.cfg.d_in}, d_sae {sae.cfg.d_sae}, trained with saelora
 on the activations of {figures["n_tokens_trained"]:,} tokens of {config.data} (BOS, EOS and padding left out).
 Load it with `SAE.load_from_disk(folder)` (SAELens) or `--sae folder` (saelora).
 
@@ -219,7 +234,8 @@ Load it with `SAE.load_from_disk(folder)` (SAELens) or `--sae folder` (saelora).
 | cross entropy, SAE spliced in | {figures["ce_sae"]:.4f} nats per token |
 | loss recovered against zero ablation | {figures.get("loss_recovered_sae", float("nan")):.4f} |
 
-Recipe: `{config.architecture}`, k {config.k}, lr {config.lr}, warm-up {config.warmup}, decay {config.decay},
-{config.batch_tokens} tokens a step, seed {config.seed}, {config.tokens:,} tokens, context {config.context}.
+Recipe: `{recipe.architecture}`, k {recipe.k}, lr {recipe.lr}, warm-up {recipe.warmup}, decay {recipe.decay},
+{recipe.batch_tokens} tokens a step, passes {recipe.passes}, seed {recipe.seed} (of rows {config.seed}),
+{config.tokens:,} tokens, context {config.context}. cfg.json holds it whole.
 Documents were held out by a hash of their text (fraction {config.validation_fraction}); the SAE saw none of them.
 """

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,18 +24,18 @@ ROWS_PER_FORWARD = 4  # of the model's prefix; on CPUs larger batches fall out o
 
 
 class SAEObjective:
-    """SAEs at one or several hookpoints of a frozen model, trained side by side with one recipe.
+    """SAEs at one or several hookpoints of a frozen model, trained side by side: every recipe at every hookpoint.
 
-    Each SAE ends up exactly as if it had been trained alone. A step shuffles its own chunk of tokens and
-    nothing carries over between chunks but what `state_dict` holds, so a run resumed between two steps
-    goes on bit for bit.
+    Each SAE has a name: its hookpoint, then "/" and its recipe's name unless that is empty. It ends up exactly
+    as if it had been trained alone. A step shuffles its own chunk of tokens and nothing carries over between
+    chunks but what `state_dict` holds, so a run resumed between two steps goes on bit for bit.
     """
 
     def __init__(
         self,
         model: nn.Module,
         hookpoints: Sequence[Hookpoint],
-        recipe: SAERecipe,
+        recipes: Mapping[str, SAERecipe],
         *,
         token_mask: Callable[[Tensor, Tensor | None], Tensor],
         device: torch.device | str,
@@ -48,6 +48,7 @@ class SAEObjective:
         Args:
             model: on `device`; left as it is.
             hookpoints: where the SAEs sit; no two alike.
+            recipes: by name; {"": recipe} for a single one.
             token_mask: (input_ids, attention_mask) -> Bool[batch, seq], True = the SAE sees the token.
             n_tokens_total: tokens of the whole run, exempt ones included: the length of the schedules.
             metadata: what the saved SAEs say about their origin in SAELens' terms: model_name, dataset_path,
@@ -55,23 +56,31 @@ class SAEObjective:
             rows_per_forward: rows that go through the model at a time; no effect beyond speed and memory.
 
         Raises:
-            InputError: no hookpoint or a repeated one, one that the model lacks, or a recipe that does not fit.
+            InputError: no recipe, no hookpoint or a repeated one, one that the model lacks, or a recipe that
+                does not fit.
         """
         if not hookpoints or len(set(hookpoints)) != len(hookpoints):
             raise InputError(
                 f"SAE training got hookpoints {[str(h) for h in hookpoints]}: expected one or more, no two alike"
             )
+        if not recipes:
+            raise InputError("SAE training got no recipe: expected one or more")
         if n_tokens_total < 1:
             raise InputError(f"SAE training got {n_tokens_total} tokens for the whole run: expected 1 or more")
-        self.model, self.recipe, self.token_mask = model, recipe, token_mask
+        self.model, self.token_mask = model, token_mask
         self.device = torch.device(device)
         self.n_tokens_total, self.rows_per_forward = n_tokens_total, rows_per_forward
         self.n_steps = self.n_tokens = 0
         anatomy = anatomy_of(model)
-        self.trainers: dict[Hookpoint, SAETrainer] = {}
-        for hookpoint in hookpoints:
+        self.names = {h: [f"{h}/{variant}" if variant else str(h) for variant in recipes] for h in hookpoints}
+        self.trainers: dict[str, SAETrainer] = {}
+        for hookpoint, names in self.names.items():
             about = {"hook_head_index": None, **metadata, "hook_name": hookpoint.tl_name}
-            self.trainers[hookpoint] = SAETrainer(recipe, anatomy.width(hookpoint), about, self.device)
+            for name, recipe in zip(names, recipes.values(), strict=True):
+                try:
+                    self.trainers[name] = SAETrainer(recipe, anatomy.width(hookpoint), about, self.device)
+                except InputError as error:
+                    raise InputError(f"{name}: {error}") from None
 
     def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
         """Several optimiser steps of each SAE on the activations of packed rows [n_rows, context], long.
@@ -81,7 +90,8 @@ class SAEObjective:
 
         Returns:
             0-d float tensors: `loss` (mean over the SAEs), and `mse`, `fvu`, `l0`, `dead_frac` as
-            `SAETrainer.train_chunk` defines them, with "/layers.N.site" appended if there are several SAEs.
+            `SAETrainer.train_chunk` defines them. If there are several SAEs, "/name" is appended, and `fvu`
+            by itself is their mean.
 
         Raises:
             InputError: the token mask exempts every token of the rows.
@@ -90,30 +100,32 @@ class SAEObjective:
         n_tokens = len(next(iter(acts.values())))
         if n_tokens == 0:
             raise InputError(f"rows of {rows.numel()} tokens left none to train the SAE on: the token mask exempts all")
-        generator = torch.Generator().manual_seed(self.recipe.seed * 1_000_003 + self.n_steps)
-        orders = [torch.randperm(n_tokens, generator=generator).to(self.device) for _ in range(self.recipe.passes)]
         span = rows.numel() / self.n_tokens_total
-        metrics: dict[str, Tensor] = {}
-        losses = []
-        for hookpoint, trainer in self.trainers.items():
-            found = trainer.train_chunk(acts.pop(hookpoint), orders, progress, span)
-            losses.append(found.pop("loss"))
-            suffix = f"/{hookpoint}" if len(self.trainers) > 1 else ""
-            metrics |= {f"{name}{suffix}": value for name, value in found.items()}
+        found: dict[str, dict[str, Tensor]] = {}
+        for hookpoint, names in self.names.items():
+            x_ND = acts.pop(hookpoint)
+            for name in names:
+                trainer = self.trainers[name]
+                found[name] = trainer.train_chunk(x_ND, self._orders(trainer.recipe, n_tokens), progress, span)
         self.n_steps += 1
         self.n_tokens += n_tokens
-        return {"loss": torch.stack(losses).mean(), **metrics}
+        return _summary(found)
+
+    def _orders(self, recipe: SAERecipe, n_tokens: int) -> list[Tensor]:
+        """A permutation [n_tokens] for each pass; depends on the recipe and the step alone, not on other SAEs."""
+        generator = torch.Generator().manual_seed(recipe.seed * 1_000_003 + self.n_steps)
+        return [torch.randperm(n_tokens, generator=generator).to(self.device) for _ in range(recipe.passes)]
 
     @torch.no_grad()
     def _activations(self, rows: Tensor) -> dict[Hookpoint, Tensor]:
         """Activations [n_kept_tokens, d_in] at each hookpoint; exempt tokens left out, layers above never run."""
         was_training = self.model.training
         self.model.eval()
-        parts: dict[Hookpoint, list[Tensor]] = {hookpoint: [] for hookpoint in self.trainers}
+        parts: dict[Hookpoint, list[Tensor]] = {hookpoint: [] for hookpoint in self.names}
         try:
             for part in rows.split(self.rows_per_forward):
                 keep = self.token_mask(part, None)
-                for hookpoint, found in activations(self.model, part, None, list(self.trainers)).items():
+                for hookpoint, found in activations(self.model, part, None, list(self.names)).items():
                     parts[hookpoint].append(found[keep])
         finally:
             self.model.train(was_training)
@@ -121,30 +133,40 @@ class SAEObjective:
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers, counters and scales: tensors and plain values only."""
-        trainers = {str(hookpoint): trainer.state_dict() for hookpoint, trainer in self.trainers.items()}
+        trainers = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
         return {"trainers": trainers, "n_steps": self.n_steps, "n_tokens": self.n_tokens}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on where `state_dict` was taken.
 
         Raises:
-            InputError: the state is of SAEs at other hookpoints.
+            InputError: the state is of other SAEs.
         """
-        ours = [str(hookpoint) for hookpoint in self.trainers]
-        if sorted(ours) != sorted(state["trainers"]):
-            raise InputError(f"checkpoint has SAEs at {sorted(state['trainers'])}, this run trains {sorted(ours)}")
-        for hookpoint, trainer in self.trainers.items():
-            trainer.load_state_dict(state["trainers"][str(hookpoint)])
+        if self.trainers.keys() != state["trainers"].keys():
+            raise InputError(
+                f"checkpoint has SAEs at {sorted(state['trainers'])}, this run trains {sorted(self.trainers)}"
+            )
+        for name, trainer in self.trainers.items():
+            trainer.load_state_dict(state["trainers"][name])
         self.n_steps, self.n_tokens = state["n_steps"], state["n_tokens"]
 
-    def inference_sae(self, hookpoint: Hookpoint) -> SAE[Any]:
+    def inference_sae(self, name: str) -> SAE[Any]:
         """The SAE as it is now, as SAELens' inference class, for raw activations; an independent copy."""
-        return inference_sae(self.trainers[hookpoint], self.n_tokens)
+        return inference_sae(self.trainers[name], self.n_tokens)
 
-    def save(self, hookpoint: Hookpoint, folder: Path) -> None:
+    def save(self, name: str, folder: Path) -> None:
         """Write cfg.json and sae_weights.safetensors that SAELens' SAE.load_from_disk reads.
 
         Raises:
             InputError: nothing has been trained yet, or the folder already holds an SAE.
         """
-        save_sae(self.inference_sae(hookpoint), folder)
+        save_sae(self.inference_sae(name), folder)
+
+
+def _summary(found: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What a step reports of its SAEs, by name: the mean loss, then each SAE's own figures."""
+    loss = torch.stack([one["loss"] for one in found.values()]).mean()
+    if len(found) == 1:
+        return {**next(iter(found.values())), "loss": loss}
+    own = {f"{key}/{name}": value for name, one in found.items() for key, value in one.items() if key != "loss"}
+    return {"loss": loss, "fvu": torch.stack([one["fvu"] for one in found.values()]).mean(), **own}

@@ -7,13 +7,17 @@ early. For longer runs lower lr and passes.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor
 
+from saelora.config import coerce
 from saelora.errors import InputError
 
 if TYPE_CHECKING:
@@ -22,6 +26,7 @@ if TYPE_CHECKING:
 Architecture = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated"]
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
 _SAELENS_NAMES = {"matryoshka": "matryoshka_batchtopk"}
+_FOLDER_NAME = re.compile(r"[A-Za-z0-9_.=,-]{1,200}")
 
 
 @dataclass(frozen=True)
@@ -89,6 +94,59 @@ class SAERecipe:
     def sparsity_at(self, progress: float) -> float:
         """Factor on the l1 or l0 coefficient after `progress` (0 to 1) of the run's tokens."""
         return min(1.0, progress / self.sparsity_warmup) if self.sparsity_warmup else 1.0
+
+
+def variant_name(text: str) -> str:
+    """A variant as it was written, less its whitespace: its name everywhere, folders included."""
+    return "".join(text.split())
+
+
+def variant_recipes(texts: Sequence[str], common: SAERecipe, kinds: Mapping[str, Any]) -> dict[str, SAERecipe]:
+    """The recipes that variants such as "k=16" or "architecture=batchtopk,k=64" make of a common one.
+
+    Args:
+        kinds: type of each field that a variant may set, as `saelora.config.coerce` takes it.
+
+    Returns:
+        Recipes by variant name; {"": common} for no variants.
+
+    Raises:
+        InputError: a text that is no list of key=value, an unknown key, a bad value, or two variants that are the same.
+    """
+    recipes: dict[str, SAERecipe] = {}
+    for text in texts:
+        name = variant_name(text)
+        try:
+            recipe = _override(name, common, kinds)
+        except InputError as error:
+            raise InputError(f"variant {text!r}: {error}") from None
+        same = next((other for other in recipes if recipes[other] == recipe), None)
+        if same is not None:
+            raise InputError(f"variant {text!r} gives the same SAE as variant {same!r}: leave one of them out")
+        recipes[name] = recipe
+    return recipes or {"": common}
+
+
+def _override(name: str, common: SAERecipe, kinds: Mapping[str, Any]) -> SAERecipe:
+    """`common` with the fields that a variant's name sets."""
+    if not _FOLDER_NAME.fullmatch(name):
+        raise InputError("expected key=value, several parted by commas, in at most 200 of A-Z a-z 0-9 _ . = , -")
+    values: dict[str, Any] = {}
+    for part in name.split(","):
+        written, equals, value = part.partition("=")
+        key = written.replace("-", "_")
+        if not (written and equals and value):
+            raise InputError(f"got {part!r}, expected key=value, e.g. k=16")
+        if key not in kinds:
+            near = difflib.get_close_matches(key, kinds, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(sorted(kinds))}"
+            raise InputError(f"unknown key {written!r}{hint}")
+        if key in values:
+            raise InputError(f"{key} is given twice: keep one")
+        values[key] = coerce(kinds[key], value, key)
+    if "expansion" in values:
+        values.setdefault("d_sae", None)  # the common d_sae would silently win over the variant's expansion
+    return replace(common, **values)
 
 
 def build_training_sae(recipe: SAERecipe, d_in: int, metadata: dict[str, Any], device: torch.device) -> TrainingSAE:
