@@ -8,8 +8,9 @@ import importlib
 import json
 import os
 import sys
+import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +26,35 @@ JOBS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 bad input, 128 + signal when interrupted."""
-    from saelora.train.interrupt import Interrupted
+    """Run a command; returns the exit code: 0 done, 2 bad input, 128 + signal when interrupted.
 
+    Of several processes the main one prints the results, and the first to fail says why.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to programmers; python -W default shows them
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        return _run(argv, _complain)
+    from saelora.train import distributed
+
+    def complain(text: str) -> None:
+        if distributed.first_to_report():
+            _complain(text)
+
+    try:
+        code = _run(argv, complain)
+    except Exception as error:
+        if distributed.lost_a_peer(error):
+            complain(f"another process of this run has ended: {' '.join(str(error).split())}")
+            return distributed.leave(InputError.exit_code)
+        traceback.print_exc()
+        code = 1
+    return distributed.leave(code)
+
+
+def _run(argv: list[str], complain: Callable[[str], None]) -> int:
+    from saelora.train.interrupt import Interrupted
+
     try:
         parser, module, kind = _parser(argv)
         parsed, unknown = parser.parse_known_args(argv)
@@ -43,16 +67,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         values = {**(read_yaml(Path(file)) if file else {}), **flags}
         config: Any = build(kind, values, f"{file}" if file else "the command line")
         result = getattr(module, command.replace("-", "_"))(config)
+        if os.environ.get("RANK", "0") != "0":
+            return 0
         if as_json:
             print(json.dumps(result, indent=2))
         elif hasattr(module, "render"):
             print(module.render(result))
         return 0
     except InputError as error:
-        print(f"saelora: {error}", file=sys.stderr)
+        complain(str(error))
         return error.exit_code
     except Interrupted as stop:
-        print(f"saelora: {stop}", file=sys.stderr)
+        complain(str(stop))
         return stop.exit_code
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -60,11 +86,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
             raise
-        print(f"saelora: cannot write {error.filename or ''}: {error.strerror}; free some disk space", file=sys.stderr)
+        complain(f"cannot write {error.filename or ''}: {error.strerror}; free some disk space")
         return InputError.exit_code
     except KeyboardInterrupt:
-        print("saelora: stopped", file=sys.stderr)
+        complain("stopped")
         return 130
+
+
+def _complain(text: str) -> None:
+    print(f"saelora: {text}", file=sys.stderr)
 
 
 def _unrecognised(word: str, command: str, kind: type) -> str:

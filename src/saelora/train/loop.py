@@ -13,6 +13,7 @@ from torch import Tensor
 
 from saelora.errors import InputError
 from saelora.train.checkpoint import load_checkpoint, save_checkpoint
+from saelora.train.distributed import Group
 from saelora.train.interrupt import Interrupted, StopRequest
 from saelora.train.tracking import Metrics, Tracker
 
@@ -28,10 +29,14 @@ class Objective(Protocol):
         """Optimise once on packed rows [n_rows, context]; ``progress`` in [0, 1) is what is done before.
 
         Returns 0-d tensors, left on device, "loss" among them. Raises NonFiniteLoss before touching a weight.
+        With several processes each is given all rows of the batch, and all return and raise the same.
         """
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """All that the next step depends on; complete in the main process, and called in every one."""
+        ...
+
     def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
@@ -67,6 +72,7 @@ class Loop:
     """One run: an objective, its rows, and a folder to write to.
 
     ``evaluate`` returns the numbers that join the history; ``report`` is told of every logged row (progress bars).
+    With several processes each runs the same loop; the main one alone writes and reports.
     """
 
     objective: Objective
@@ -76,7 +82,9 @@ class Loop:
     tracker: Tracker
     evaluate: Callable[[], dict[str, float]] | None = None
     report: Callable[[dict[str, float]], None] = lambda row: None
+    group: Group = Group()
     state: LoopState = field(default_factory=LoopState)
+    _metrics: Metrics | None = field(default=None, init=False)  # in the main process, while running
 
     @property
     def n_steps(self) -> int:
@@ -88,18 +96,33 @@ class Loop:
 
     def resume(self) -> bool:
         """Go back to the newest good checkpoint, if there is one."""
-        found = load_checkpoint(self.checkpoints)
+        found = self.group.on_main(lambda: load_checkpoint(self.checkpoints))
         if found is None:
             return False
         state, meta = found
         self.objective.load_state_dict(state["objective"])
-        _restore_rng(state["rng"])
         self.state = LoopState(**{k: meta[k] for k in ("step", "n_tokens", "seconds", "history")})
+        self._restore_rng([state["rng"], *state.get("rng_others", [])])
         return True
 
     def save(self) -> None:
-        state = {"objective": self.objective.state_dict(), "rng": _rng()}
-        save_checkpoint(self.checkpoints, self.state.step, state, {**vars(self.state)})
+        """Write a checkpoint; every process has to call it."""
+        main, *others = self.group.gather(_rng())
+        state = {"objective": self.objective.state_dict(), "rng": main, "rng_others": others}
+        meta = {**vars(self.state)}
+        self.group.on_main(lambda: save_checkpoint(self.checkpoints, self.state.step, state, meta))
+
+    def _restore_rng(self, saved: list[dict[str, Any]]) -> None:
+        """Each process gets its own random state back; one more process than before begins with a new one."""
+        if self.group.rank < len(saved):
+            _set_rng(saved[self.group.rank])
+        else:
+            self._part_rng()
+
+    def _part_rng(self) -> None:
+        """Different dropout in each process; the main one goes on as if it were alone."""
+        if not self.group.is_main:
+            torch.manual_seed(torch.initial_seed() + 1_000_003 * self.group.rank + 7_919 * self.state.step)
 
     def run(self) -> LoopState:
         """Train to the end of the rows.
@@ -109,23 +132,26 @@ class Loop:
             InputError: the loss is not finite; the last good state is in the newest checkpoint.
         """
         begun = self.state.step > 0 or bool(self.state.history)
-        metrics = Metrics(self.folder / "metrics.jsonl", after_step=self.state.step if begun else None)
+        if self.group.is_main:
+            self._metrics = Metrics(self.folder / "metrics.jsonl", after_step=self.state.step if begun else None)
+        if not begun:
+            self._part_rng()
         saved_at = time.monotonic()
         with StopRequest() as stop:
             if self.evaluate is not None and not begun:
-                self._evaluate(metrics)
+                self._evaluate()
             while self.state.step < self.n_steps:
                 row = self._step()
                 if row is not None:
-                    metrics.write(row)
-                    self.tracker.write(row, self.state.step)
-                    self.report(row)
+                    self._log(row, row)
                 if self.evaluate is not None and self.state.step in self.config.evaluate_at:
-                    self._evaluate(metrics)
-                if stop.signum is not None:
+                    self._evaluate()
+                due = time.monotonic() - saved_at > self.config.checkpoint_seconds and self.state.step < self.n_steps
+                signum, save = self.group.max(stop.signum or 0, due)
+                if signum:
                     self.save()
-                    raise Interrupted(stop.signum, self.state.step)
-                if time.monotonic() - saved_at > self.config.checkpoint_seconds and self.state.step < self.n_steps:
+                    raise Interrupted(signum, self.state.step)
+                if save:
                     self.save()
                     saved_at = time.monotonic()
         self.save()
@@ -161,14 +187,19 @@ class Loop:
             "look for NaN in the SAE or model, or lower the learning rate"
         )
 
-    def _evaluate(self, metrics: Metrics) -> None:
+    def _evaluate(self) -> None:
         assert self.evaluate is not None
         numbers = self.evaluate()
         row = {"n_tokens": self.state.n_tokens, "seconds": round(self.state.seconds, 3), **numbers}
         self.state.history.append(row)
-        metrics.write({"step": self.state.step, **row})
-        self.tracker.write(row, self.state.step)
-        self.report({"step": self.state.step, **row})
+        self._log({"step": self.state.step, **row}, row)
+
+    def _log(self, row: dict[str, float], tracked: dict[str, float]) -> None:
+        if self._metrics is None:
+            return
+        self._metrics.write(row)
+        self.tracker.write(tracked, self.state.step)
+        self.report(row)
 
 
 def _rng() -> dict[str, Any]:
@@ -176,7 +207,7 @@ def _rng() -> dict[str, Any]:
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def _restore_rng(state: dict[str, Any]) -> None:
+def _set_rng(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["cpu"])
-    if state["cuda"]:
-        torch.cuda.set_rng_state_all(state["cuda"])
+    for device, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(device_state, device)

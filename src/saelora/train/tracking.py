@@ -67,4 +67,5 @@ class Tracker:
 
     def close(self) -> None:
         if self._accelerator is not None:
-            self._accelerator.end_training()
+            for tracker in self._accelerator.trackers:  # end_training would also disconnect the processes of a run
+                tracker.finish()

@@ -1,0 +1,173 @@
+"""The processes that work on one run together, as torchrun or accelerate launch starts them.
+
+Each takes its share of every batch; sums over the processes, one global count, and the main process alone writes.
+Nothing wraps the model: the steps themselves call ``Group`` where processes have to agree.
+"""
+
+import atexit
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from saelora.errors import InputError
+
+T = TypeVar("T")
+TIMEOUT = timedelta(hours=2)  # others wait while the main process reads and tokenises the data
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some processes and this one's place among them; by default this process alone, where every method is a no-op.
+
+    Every method but ``is_main``, ``check_rows`` and ``share`` is collective: all processes call it, in the same order.
+    """
+
+    rank: int = 0
+    world: int = 1
+
+    @classmethod
+    def current(cls, device: str = "auto") -> "Group":
+        """The processes that a launcher started (RANK, WORLD_SIZE, LOCAL_RANK), connected on the first call.
+
+        On CUDA each process takes the GPU of its local rank, which "auto" and "cuda" then mean.
+
+        Raises:
+            InputError: more processes than GPUs, or one GPU named for all of them.
+        """
+        world = int(os.environ.get("WORLD_SIZE", 1))
+        if world == 1:
+            return cls()
+        if not dist.is_initialized():
+            _claim_gpu(device)
+            backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+            dist.init_process_group(backend, timeout=TIMEOUT)
+            atexit.register(_leave_cleanly)
+        return cls(int(os.environ["RANK"]), world)
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that writes and prints."""
+        return self.rank == 0
+
+    def check_rows(self, batch_rows: int) -> None:
+        """Raise InputError where a batch has fewer rows than there are processes."""
+        if batch_rows < self.world:
+            raise InputError(
+                f"batch_rows is {batch_rows} for {self.world} processes, expected a row or more for each: "
+                f"a batch is divided between them, so use --batch-rows {self.world} or a multiple of it"
+            )
+
+    def share(self, rows: Tensor) -> tuple[Tensor, float]:
+        """This process's rows of a batch [n_rows, ...], and their weight.
+
+        Where there are fewer rows than processes, some get a row that is another's, with weight 0 (else 1): with
+        sharded weights every process has to run every forward and backward.
+        """
+        first, last = (len(rows) * rank // self.world for rank in (self.rank, self.rank + 1))
+        return (rows[first:last], 1.0) if last > first else (rows[:1], 0.0)
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors on one device by their sums over the processes, in one exchange."""
+        if self.world == 1:
+            return
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])  # in the widest of their types
+        dist.all_reduce(flat)
+        with torch.no_grad():
+            for tensor, total in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+                tensor.copy_(total.view_as(tensor))
+
+    def max(self, *values: int) -> list[int]:
+        """The largest of each value over the processes."""
+        if self.world == 1:
+            return list(values)
+        found = torch.tensor(values)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return found.tolist()
+
+    def on_main(self, work: Callable[[], T]) -> T:
+        """What ``work`` returns in the main process, which alone calls it; picklable.
+
+        Raises:
+            InputError: ``work`` raised it, in every process.
+        """
+        if self.world == 1:
+            return work()
+        found: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                found[0] = work()
+            except InputError as error:
+                found[1] = error
+        dist.broadcast_object_list(found)
+        if found[1] is not None:
+            raise found[1]
+        return found[0]
+
+    def gather(self, value: T) -> list[T]:
+        """Every process's value, by rank; picklable."""
+        if self.world == 1:
+            return [value]
+        found: list[Any] = [None] * self.world
+        dist.all_gather_object(found, value)
+        return found
+
+    def gather_rows(self, tensor: Tensor) -> list[Tensor]:
+        """Every process's tensor [n, ...], by rank, on this one's device; only n may differ between them."""
+        if self.world == 1:
+            return [tensor]
+        lengths = self.gather(len(tensor))
+        padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])  # gloo gathers equal shapes only
+        padded[: len(tensor)] = tensor
+        found = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(found, padded)
+        return [part[:length] for part, length in zip(found, lengths, strict=True)]
+
+
+def first_to_report() -> bool:
+    """Whether no other process has asked this before: an error that several meet is to be printed once."""
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return True
+    try:
+        address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
+        return store.add(f"saelora/reported/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
+    except (KeyError, ValueError, RuntimeError):
+        return True  # nobody to ask: twice is better than not at all
+
+
+def lost_a_peer(error: Exception) -> bool:
+    """Whether an error means that another process has ended; that one says why."""
+    return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
+
+
+def leave(code: int) -> int:
+    """End this process's part; with an error at once, since the others wait for it until they see it gone."""
+    if code != 0 and dist.is_available() and dist.is_initialized():
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+    _leave_cleanly()
+    return code
+
+
+def _leave_cleanly() -> None:
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _claim_gpu(device: str) -> None:
+    if device.startswith("cuda:"):
+        raise InputError(f"device {device} for {os.environ['WORLD_SIZE']} processes: each takes its own, so give cuda")
+    if device == "cpu" or not torch.cuda.is_available():
+        return
+    local, n_gpus = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
+    if local >= n_gpus:
+        raise InputError(f"more processes than GPUs: torch sees {n_gpus} here, so use --nproc-per-node {n_gpus}")
+    torch.cuda.set_device(local)
