@@ -22,7 +22,7 @@ from saelora.evals.loss import evaluate_loss
 from saelora.jobs import adapt
 from saelora.manifest import environment, write_json
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
-from saelora.objectives.distill import Distill
+from saelora.objectives.distill import Branch, Distill
 
 
 def main() -> None:
@@ -67,7 +67,7 @@ def run(config: adapt.Config, assembled: Any, heldout: torch.Tensor, before: dic
     model: Any = adapt.adapted_model(config, assembled)
     n_steps = -(-len(rows) // config.batch_rows)
     with splice(model, assembled.sae_modules, assembled.token_mask) as spliced:
-        objective = Distill(model, spliced, adapt.recipe_of(config), n_rows=len(rows))
+        objective = Distill(model, [Branch("default", spliced, adapt.recipe_of(config))], n_rows=len(rows))
         started = time.perf_counter()
         for first in range(0, len(rows), config.batch_rows):
             objective.step(rows[first : first + config.batch_rows], first / len(rows))

@@ -16,7 +16,7 @@ from families import D_MODEL, VOCAB
 from saelora.core.lora import lora_config
 from saelora.core.splice import splice
 from saelora.models.hookpoints import Hookpoint
-from saelora.objectives.distill import Distill, DistillRecipe
+from saelora.objectives.distill import Branch, Distill, DistillRecipe
 from saelora.train.loop import NonFiniteLoss
 from tiny_saes import SPARE_SPECIAL, TinySAE
 
@@ -48,7 +48,7 @@ def batches() -> list[Tensor]:
 @contextmanager
 def distill(model: Any, sae: nn.Module | None = None, **recipe: Any) -> Iterator[Distill]:
     with splice(model, {SITE: sae or TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:  # type: ignore[dict-item]
-        yield Distill(model, spliced, DistillRecipe(**{**RECIPE, **recipe}), n_rows=2 * N_STEPS)
+        yield Distill(model, [Branch("default", spliced, DistillRecipe(**{**RECIPE, **recipe}))], n_rows=2 * N_STEPS)
 
 
 def trained(model: Any, sae: nn.Module | None = None, **recipe: Any) -> list[dict[str, Tensor]]:
@@ -142,7 +142,7 @@ def test_training_mode_and_splice_are_as_before_after_a_step() -> None:
         before = [module.training for module in model.modules()]
         objective.step(batches()[0], 0.0)
         assert [module.training for module in model.modules()] == before
-        assert objective.spliced.enabled
+        assert objective.runs[0].branch.spliced.enabled
 
 
 def test_state_restores_bit_for_bit() -> None:
@@ -171,8 +171,10 @@ def test_non_finite_loss_changes_nothing(weights: str) -> None:
         with pytest.raises(NonFiniteLoss):
             objective.step(batches()[0], 0.0)
         after = objective.state_dict()
-    assert all(torch.equal(p, after["adapter"][k]) for k, p in before["adapter"].items() if k != name)
-    assert not after["optimizer"]["state"]
+    assert all(
+        torch.equal(p, after["default"]["adapter"][k]) for k, p in before["default"]["adapter"].items() if k != name
+    )
+    assert not after["default"]["optimizer"]["state"]
 
 
 BAD = {

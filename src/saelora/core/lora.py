@@ -101,24 +101,49 @@ def _outside(model: nn.Module, anatomy: Anatomy) -> str | None:
 
 
 @contextmanager
-def disabled(model: nn.Module) -> Iterator[None]:
-    """The model without its adapter, whether it has one or not.
+def only(model: nn.Module, adapter: str | None) -> Iterator[None]:
+    """The model with one of its adapters and no other; None: with none of them, whether it has any or not.
 
-    The same switch as PEFT's ``disable_adapter``, which first takes stock of the whole model: on the default model on
-    two CPU cores that took longer than the training step around it.
+    Which adapters train is left alone, unlike PEFT's ``set_adapter``. The switch is the one PEFT's
+    ``disable_adapter`` uses, but that takes stock of the whole model first: on the default model on two CPU cores it
+    took longer than the training step around it.
     """
-    layers = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
-    before = [module._disable_adapters for module in layers]
+    layers: list[Any] = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    before = [(module._disable_adapters, module._active_adapter) for module in layers]
     for module in layers:
-        module._disable_adapters = True  # type: ignore[assignment]
+        module._disable_adapters = adapter is None
+        if adapter is not None:
+            module._active_adapter = [adapter]
     try:
         yield
     finally:
-        for module, was in zip(layers, before, strict=True):
-            module._disable_adapters = was
+        for module, (was_disabled, was_active) in zip(layers, before, strict=True):
+            module._disable_adapters, module._active_adapter = was_disabled, was_active
 
 
-def adapted_layers(model: nn.Module) -> list[int]:
-    """The layers that hold adapter weights, read off the modules themselves."""
-    layers = anatomy_of(model).layers
-    return [i for i, layer in enumerate(layers) if any("lora_" in name for name, _ in layer.named_parameters())]
+def disabled(model: nn.Module) -> Any:
+    """The model without its adapters: a context manager."""
+    return only(model, None)
+
+
+def parameters_of(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
+    """The weights of one adapter, by their names in the model."""
+    return {name: p for name, p in model.named_parameters() if "lora_" in name and adapter in name.split(".")}
+
+
+def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[int]:
+    """The layers that hold weights of an adapter (None: of any), read off the modules themselves."""
+    found = []
+    for i, layer in enumerate(anatomy_of(model).layers):
+        names = [name for name, _ in layer.named_parameters() if "lora_" in name]
+        if any(adapter is None or adapter in name.split(".") for name in names):
+            found.append(i)
+    return found
+
+
+def adapter_name(model: nn.Module) -> str | None:
+    """The adapter that is active, or None where the model has none."""
+    if not adapted_layers(model):
+        return None
+    active = getattr(model, "active_adapter", "default")
+    return active if isinstance(active, str) else "default"

@@ -61,6 +61,35 @@ def _layers(anatomy: Anatomy, layers: Iterable[nn.Module]) -> Iterator[None]:
         setattr(anatomy.stack, anatomy.layers_name, true_layers)
 
 
+def _from(anatomy: Anatomy, entry: int, stored: Tensor | None, top: int) -> list[nn.Module]:
+    """Layers that enter at ``entry`` with its stored output and pass over all above ``top``."""
+    layers = list(anatomy.layers)
+    above = [*layers[entry + 1 : top + 1], *map(_PassOver, layers[top + 1 :])]
+    if entry == NO_PREFIX:
+        return above
+    assert stored is not None
+    return [*map(_PassOver, layers[:entry]), _Enter(layers[entry], stored), *above]
+
+
+@contextmanager
+def _keeping(anatomy: Anatomy, kept: dict[int, Tensor], entries: Iterable[int]) -> Iterator[None]:
+    """Put the named layers' outputs into ``kept``, as they are before a splice replaces them."""
+
+    def keep(index: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            kept[index] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    layers = anatomy.layers
+    handles = [layers[i].register_forward_hook(keep(i), prepend=True) for i in set(entries) if i != NO_PREFIX]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
 def entry_layer(hookpoints: Iterable[Hookpoint], adapted_layers: Iterable[int] = ()) -> int:
     """The highest layer whose output no splice and no adapter can have changed yet, or NO_PREFIX.
 
@@ -87,21 +116,30 @@ def clean_forward(
     """
     anatomy = anatomy_of(model)
     kept: dict[int, Tensor] = {}
-
-    def keep(index: int) -> Any:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            kept[index] = output if isinstance(output, Tensor) else output[0]
-
-        return hook
-
-    handles = [anatomy.layers[i].register_forward_hook(keep(i)) for i in set(entries) if i != NO_PREFIX]
-    try:
-        with torch.no_grad():
-            hidden = _run(anatomy, input_ids, attention_mask)
-    finally:
-        for handle in handles:
-            handle.remove()
+    with torch.no_grad(), _keeping(anatomy, kept, entries):
+        hidden = _run(anatomy, input_ids, attention_mask)
     return Clean(hidden, kept)
+
+
+@torch.no_grad()
+def stem(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    entry: int,
+    stored: Tensor | None,
+    entries: Sequence[int],
+) -> dict[int, Tensor]:
+    """Outputs of the layers ``entries``, all above ``entry``, from that layer's stored output; nothing above is run.
+
+    Splices act between, and not yet on the outputs: what enters there (``replay``) passes through the splice again.
+    With the adapters off this is what students of one splice share below their lowest adapted layers.
+    """
+    anatomy, top = anatomy_of(model), max(entries)
+    kept: dict[int, Tensor] = {}
+    with _layers(anatomy, _from(anatomy, entry, stored, top)), _keeping(anatomy, kept, entries):
+        _run(anatomy, input_ids, attention_mask)
+    return kept
 
 
 def replay(
@@ -115,12 +153,7 @@ def replay(
         Final hidden states [batch, seq, d_model], after the final norm; equal to a full forward's.
     """
     anatomy = anatomy_of(model)
-    if entry == NO_PREFIX:
-        return _run(anatomy, input_ids, attention_mask)
-    assert stored is not None
-    true_layers = list(anatomy.layers)
-    swapped = [_PassOver(layer) for layer in true_layers[:entry]]
-    with _layers(anatomy, [*swapped, _Enter(true_layers[entry], stored), *true_layers[entry + 1 :]]):
+    with _layers(anatomy, _from(anatomy, entry, stored, anatomy.n_layers)):
         return _run(anatomy, input_ids, attention_mask)
 
 
@@ -146,9 +179,8 @@ def activations(
         else:
             handles.append(module.register_forward_hook(on_output))
     top = max(h.layer for h in hookpoints)
-    true_layers = list(anatomy.layers)
     try:
-        with _layers(anatomy, [*true_layers[: top + 1], *map(_PassOver, true_layers[top + 1 :])]):
+        with _layers(anatomy, _from(anatomy, NO_PREFIX, None, top)):
             _run(anatomy, input_ids, attention_mask)
     finally:
         for handle in handles:

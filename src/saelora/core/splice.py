@@ -5,7 +5,7 @@ model is bit for bit the old one once the context is left.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -102,10 +102,14 @@ class Splice:
         self._policy = token_mask
         self._mask: Tensor | None = None
 
-    @contextmanager
-    def disabled(self) -> Iterator[None]:
+    def disabled(self) -> AbstractContextManager[None]:
         """The clean model, for as long as this context is open."""
-        before, self.enabled = self.enabled, False
+        return self.switched(False)
+
+    @contextmanager
+    def switched(self, on: bool) -> Iterator[None]:
+        """The SAEs in the model or not, for as long as this context is open."""
+        before, self.enabled = self.enabled, on
         try:
             yield
         finally:

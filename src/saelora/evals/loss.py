@@ -4,8 +4,8 @@ All means are over predictions, weighted by token: sums divided by one global co
 SAE replaces its input position (the token mask), which is SAELens's rule. Rows are packed: none of them is padded.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from saelora.core import lora
 from saelora.core.kl_head import kl_heads
-from saelora.core.replay import clean_forward, entry_layer, replay
 from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
+from saelora.core.students import Shared, Student, Students
 from saelora.errors import InputError
 from saelora.evals.mode import evaluating
 from saelora.models.anatomy import anatomy_of
@@ -145,73 +145,113 @@ def evaluate_loss(
     Raises:
         InputError: no position of the rows is replaced by the SAE.
     """
-    adapted = bool(lora.adapted_layers(model))
-    arms = [arm for arm in arms or ARMS if adapted or not arm.startswith("adapted")]
+    with splice(model, saes, token_mask) as spliced:
+        branches = {"": Student(spliced, lora.adapter_name(model))}
+        found = evaluate_branches(
+            model, branches, token_mask, rows, arms=arms, batch_rows=batch_rows, autocast=autocast, progress=progress
+        )
+    return found[""]
+
+
+def evaluate_branches(
+    model: nn.Module,
+    branches: Mapping[str, Student],
+    token_mask: TokenMask,
+    rows: Tensor,
+    *,
+    arms: Sequence[str] | None = None,
+    batch_rows: int = 2,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int], None] = lambda n_tokens: None,
+) -> dict[str, dict[str, Any]]:
+    """``evaluate_loss`` for several students of one model, whose splices are open: name -> what that returns.
+
+    All share the clean pass, and the students of one splice its spliced arm.
+    """
     device = next(model.parameters()).device
-    losses, sae_sums = LossSums(), SAESums()
+    losses = LossSums()
     with evaluating(model), ExitStack() as stack:
-        runs = _Arms(model, saes, token_mask, arms, sae_sums, stack)
+        runs = _Arms(model, branches, token_mask, arms or ARMS, stack)
         for start in range(0, len(rows), batch_rows):
             batch = rows[start : start + batch_rows].to(device)
             with torch.autocast(device.type, autocast) if autocast else ExitStack():
                 weight, values = runs.batch(batch, token_mask)
             losses.update(weight, values)
             progress(batch.numel())
-    return {**losses.compute(), "saes": sae_sums.compute()}
+    return {name: runs.results(name, losses) for name in branches}
 
 
 class _Arms:
-    """Runs each arm on the suffix that it does not share with the clean model."""
+    """Every branch's arms as students of the clean model; what branches have in common is run once."""
 
     def __init__(
         self,
         model: nn.Module,
-        saes: dict[Hookpoint, SAE],
+        branches: Mapping[str, Student],
         token_mask: TokenMask,
         arms: Sequence[str],
-        observer: SAESums,
         stack: ExitStack,
     ):
-        self.model, self.arms = model, arms
-        self.sae = stack.enter_context(splice(model, saes, token_mask, observer=observer))
-        self.zero = stack.enter_context(splice(model, dict.fromkeys(saes, ZeroAblation()), token_mask))
-        self.observer = observer
-        adapted = lora.adapted_layers(model)
-        self.entry = {arm: entry_layer([], adapted) for arm in arms if arm == "adapted_clean"}
-        for arm in arms:
-            if arm != "adapted_clean":
-                self.entry[arm] = entry_layer(saes, adapted if arm == "adapted" else ())
+        made: dict[Any, Student] = {}
+        zeros: dict[frozenset[Hookpoint], Splice] = {}
+        self.sae_sums: dict[Student, SAESums] = {}
+        self.plan: dict[str, dict[str, Student]] = {}
+        for name, branch in branches.items():
+            assert branch.splice is not None
+            where = frozenset(branch.splice.saes)
+            plan: dict[str, Student] = {}
+            for arm in arms:
+                if arm == "sae":
+                    plan[arm] = made.setdefault((arm, branch.splice), Student(branch.splice))
+                    self.sae_sums.setdefault(plan[arm], SAESums())
+                elif arm == "zero":
+                    if where not in zeros:
+                        zeros[where] = stack.enter_context(
+                            splice(model, dict.fromkeys(where, ZeroAblation()), token_mask)
+                        )
+                    plan[arm] = made.setdefault((arm, where), Student(zeros[where]))
+                elif branch.adapter is not None:
+                    plan[arm] = Student(branch.splice if arm == "adapted" else None, branch.adapter)
+            self.plan[name] = plan
+        every = {student: None for plan in self.plan.values() for student in plan.values()}
+        self.number = {student: i for i, student in enumerate(every)}
+        self.students = Students(model, list(every), [b.splice for b in branches.values() if b.splice is not None])
+        self.head = anatomy_of(model).head
 
     def batch(self, input_ids: Tensor, token_mask: TokenMask) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weights [batch, seq-1] and the per-token values of every arm."""
-        with self._only(None, adapter=False):
-            clean = clean_forward(self.model, input_ids, None, list(self.entry.values()))
-        hidden = []
-        for arm in self.arms:
-            live = {"sae": self.sae, "adapted": self.sae, "zero": self.zero}.get(arm)
-            self.sae.observer = self.observer if arm == "sae" else None
-            with self._only(live, adapter=arm.startswith("adapted")), torch.no_grad():
-                entry = self.entry[arm]
-                hidden.append(replay(self.model, input_ids, None, entry, clean.entries.get(entry)))
+        """Weights [batch, seq-1] and the per-token values of every arm, under its student's number."""
+        with torch.no_grad():
+            shared = self.students.teacher(input_ids)
+            hidden = [self._hidden(student, shared) for student in self.number]
         shape = input_ids[:, 1:].shape
-        flat = [h[:, :-1].flatten(0, 1) for h in (clean.hidden, *hidden)]
-        heads = kl_heads(flat[1:], flat[0], anatomy_of(self.model).head, labels_N=input_ids[:, 1:].flatten())
+        flat = [h[:, :-1].flatten(0, 1) for h in (shared.clean.hidden, *hidden)]
+        heads = kl_heads(flat[1:], flat[0], self.head, labels_N=input_ids[:, 1:].flatten())
         values = {}
-        for arm, out in zip(self.arms, heads, strict=True):
+        for i, out in enumerate(heads):
             assert out.ce_teacher_N is not None
             assert out.ce_student_N is not None
             values["ce_base"] = out.ce_teacher_N.view(shape)
-            values[f"ce_{arm}"] = out.ce_student_N.view(shape)
-            values[f"kl_{arm}"] = out.kl_N.view(shape)
-            values[f"top1_{arm}"] = out.top1_N.view(shape)
+            values[f"ce_{i}"] = out.ce_student_N.view(shape)
+            values[f"kl_{i}"] = out.kl_N.view(shape)
+            values[f"top1_{i}"] = out.top1_N.view(shape)
         return token_mask(input_ids)[:, :-1].to(values["ce_base"].dtype), values
 
-    @contextmanager
-    def _only(self, live: Splice | None, *, adapter: bool) -> Iterator[None]:
-        with ExitStack() as stack:
-            for spliced in (self.sae, self.zero):
-                if spliced is not live:
-                    stack.enter_context(spliced.disabled())
-            if not adapter:
-                stack.enter_context(lora.disabled(self.model))
-            yield
+    def _hidden(self, student: Student, shared: Shared) -> Tensor:
+        observer = self.sae_sums.get(student)
+        if student.splice is None or observer is None:
+            return self.students.hidden(student, shared)
+        before, student.splice.observer = student.splice.observer, observer
+        try:
+            return self.students.hidden(student, shared)
+        finally:
+            student.splice.observer = before
+
+    def results(self, name: str, losses: LossSums) -> dict[str, Any]:
+        """One branch's figures, from the sums of its arms."""
+        sums = {"ce_base": losses.sums["ce_base"]}
+        for arm, student in self.plan[name].items():
+            for figure in ("ce", "kl", "top1"):
+                sums[f"{figure}_{arm}"] = losses.sums[f"{figure}_{self.number[student]}"]
+        spliced = self.plan[name].get("sae")
+        saes = self.sae_sums[spliced].compute() if spliced is not None else {}
+        return {**LossSums(losses.n, sums).compute(), "saes": saes}

@@ -28,7 +28,7 @@ from saelora.evals.samples import continuations, prompts_from
 from saelora.jobs.evaluate import measure
 from saelora.jobs.run import RunOptions, check_out, run_loop, start
 from saelora.manifest import MANIFEST, RESULTS, check_room, describe, environment, read_json, write_json
-from saelora.objectives.distill import Distill, DistillRecipe
+from saelora.objectives.distill import Branch, Distill, DistillRecipe
 from saelora.report.card import adapter_card
 from saelora.report.figures import learning_curve
 from saelora.report.text import loss_table
@@ -105,9 +105,8 @@ def adapt(config: Config | None = None, **options: Any) -> dict[str, Any]:
     check_room(folder, 8 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad))
     start(config, folder)
     with splice(model, assembled.sae_modules, assembled.token_mask) as spliced:
-        objective = Distill(
-            model, spliced, recipe, n_rows=len(rows.input_ids), autocast=autocast_dtype(assembled.loaded)
-        )
+        branches = [Branch("default", spliced, recipe)]
+        objective = Distill(model, branches, n_rows=len(rows.input_ids), autocast=autocast_dtype(assembled.loaded))
         state = _train(config, console, folder, assembled, objective, rows.input_ids, heldout)
     _save_adapter(model, folder)
     results = _measure(console, assembled, model, heldout, state)
@@ -203,7 +202,7 @@ class _History:
     ce_sae: float | None = None
 
     def __call__(self) -> dict[str, float]:
-        with self.objective.spliced.disabled():
+        with self.objective.runs[0].branch.spliced.disabled():
             found = evaluate_loss(
                 self.objective.model,
                 self.assembled.sae_modules,

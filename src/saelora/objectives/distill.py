@@ -1,5 +1,6 @@
 """The objective of the method: low-rank adapt the model around its frozen SAEs, against its own clean predictions."""
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from math import inf
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core import lora
-from saelora.core.kl_head import kl_head
-from saelora.core.replay import clean_forward, entry_layer, replay
+from saelora.core.kl_head import kl_heads
 from saelora.core.splice import Splice
+from saelora.core.students import Shared, Student, Students
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
 from saelora.train.loop import NonFiniteLoss
@@ -39,76 +40,165 @@ class DistillRecipe:
             shown = " ".join(map(str, self.betas))
             raise InputError(f"betas are {shown}, expected two numbers in [0, 1), such as 0.9 0.99")
 
+    def normaliser(self, rows: Tensor) -> int:
+        """What the sum of KL over all tokens of packed rows [n_rows, context] is divided by."""
+        return len(rows) if self.loss == "sequence_sum" else rows.numel()
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One student in training: ``name`` is its adapter's in the PEFT model, "default" where there is one alone."""
+
+    name: str
+    spliced: Splice
+    recipe: DistillRecipe = DistillRecipe()
+
 
 class Distill:
-    """KL(clean || spliced + adapted) over the full vocabulary, by AdamW on the adapter alone.
+    """KL(clean || spliced + adapted) over the full vocabulary, by AdamW on the adapters alone.
 
-    The model is PEFT-wrapped and its splice is open. Teacher and student share the prefix, derived from the lowest
-    splice and the lowest adapted layer. The adapter's dropout acts on the student; dropout of the model's own, which
-    GPT-2 has, would be noise that the teacher lacks, and stays off.
+    The model is PEFT-wrapped and its splices are open. Branches share the teacher's pass and their prefixes, as far as
+    the lowest splice and the lowest adapted layer allow; each has its own optimiser and clipping, and ends up exactly
+    as if it had been trained alone. The adapters' dropout acts on the students; dropout of the model's own, which GPT-2
+    has, would be noise that the teacher lacks, and stays off.
     """
 
     def __init__(
         self,
         model: nn.Module,
-        spliced: Splice,
-        recipe: DistillRecipe,
+        branches: Sequence[Branch],
         *,
         n_rows: int,
         autocast: torch.dtype | None = None,
+        at_once: int | None = None,
     ):
-        self.model, self.spliced, self.recipe, self.n_rows = model, spliced, recipe, n_rows
+        """Build it once all splices are open and all adapters are in.
+
+        Args:
+            branches: with names that differ.
+            n_rows: of the whole run: the length of the schedule.
+            autocast: half precision to run the model in.
+            at_once: students whose activations are held at the same time; more need memory, fewer form the teacher's
+                logits again for each lot. Default: all. It changes no result.
+        """
+        self.model, self.n_rows = model, n_rows
+        self.device, self._autocast_dtype = next(model.parameters()).device, autocast
         self.head = anatomy_of(model).head
-        self.entry = entry_layer(spliced.saes, lora.adapted_layers(model))
         model.eval()
         for name, module in model.named_modules():
             if "lora_dropout" in name:
                 module.train()
-        self.trainable = {name: p for name, p in model.named_parameters() if p.requires_grad}
-        device = next(model.parameters()).device
-        self.device, self._autocast_dtype = device, autocast
-        self.optimizer = torch.optim.AdamW(
-            list(self.trainable.values()),
-            lr=recipe.lr,
-            betas=(recipe.betas[0], recipe.betas[1]),
-            weight_decay=recipe.weight_decay,
-            fused=device.type in ("cuda", "cpu"),
-        )
+        self.runs = [_Run(model, branch, self.device) for branch in branches]
+        self.students = Students(model, [run.student for run in self.runs])
+        self.at_once = at_once or len(branches)
 
     def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
+        """One optimiser step of every branch.
+
+        Returns:
+            0-d tensors ``loss`` (KL per token) and ``grad_norm`` (before clipping); of several branches the means, and
+            each one's own under "loss/name" and "grad_norm/name".
+
+        Raises:
+            NonFiniteLoss: of the only branch, or of all; one that alone is not finite is left as it was, for good.
+        """
         rows = rows.to(self.device, non_blocking=True)
-        kl = self.loss(rows)
-        if self.device.type == "cpu" and not torch.isfinite(kl):
-            raise NonFiniteLoss(f"KL is {kl.item()}")
-        scale = len(rows) if self.recipe.loss == "sequence_sum" else rows.numel()
-        self.optimizer.zero_grad(set_to_none=True)
-        (kl / scale).backward()
-        clip = self.recipe.clip or float("inf")
-        grad_norm = nn.utils.clip_grad_norm_(list(self.trainable.values()), clip)
-        if self.device.type == "cpu" and not torch.isfinite(grad_norm):
-            raise NonFiniteLoss(f"the gradient's norm is {grad_norm.item()}")
-        factor = lr_factor(progress, len(rows) / self.n_rows, schedule=self.recipe.schedule, warmup=self.recipe.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * factor
-        self.optimizer.step()
-        return {"loss": kl.detach() / rows.numel(), "grad_norm": grad_norm.detach()}
+        live = [run for run in self.runs if not run.failed]
+        for run in live:
+            run.optimizer.zero_grad(set_to_none=True)
+        shared = self._teacher(rows)
+        kls: list[Tensor] = []
+        for start in range(0, len(live), self.at_once):
+            part = live[start : start + self.at_once]
+            found = self._losses(part, shared)
+            scaled = [kl / run.recipe.normaliser(rows) for run, kl in zip(part, found, strict=True)]
+            torch.stack(scaled).sum().backward()
+            kls += [kl.detach() for kl in found]
+        norms = [run.clip() for run in live]
+        if self.device.type == "cpu":
+            self._check_finite(live, kls, norms)
+        share = len(rows) / self.n_rows
+        for run in live:
+            if not run.failed:
+                run.update(progress, share)
+        return _metrics(live, [kl / rows.numel() for kl in kls], norms)
 
     def loss(self, rows: Tensor) -> Tensor:
-        """Sum of KL over all tokens of the rows, with its gradient."""
-        with self._autocast(), self.spliced.disabled(), lora.disabled(self.model):
-            clean = clean_forward(self.model, rows, None, [self.entry])
+        """KL of the first branch, summed over all tokens of the rows, with its gradient."""
+        return self._losses(self.runs[:1], self._teacher(rows))[0]
+
+    def _teacher(self, rows: Tensor) -> Shared:
         with self._autocast():
-            student = replay(self.model, rows, None, self.entry, clean.entries.get(self.entry))
-        return kl_head(student.flatten(0, 1), clean.hidden.flatten(0, 1), self.head).kl
+            return self.students.teacher(rows)
+
+    def _losses(self, runs: Sequence["_Run"], shared: Shared) -> list[Tensor]:
+        with self._autocast():
+            hidden = [self.students.hidden(run.student, shared).flatten(0, 1) for run in runs]
+        return [found.kl for found in kl_heads(hidden, shared.clean.hidden.flatten(0, 1), self.head)]
+
+    def _check_finite(self, live: list["_Run"], kls: list[Tensor], norms: list[Tensor]) -> None:
+        whole = [bool(torch.isfinite(kl) and torch.isfinite(norm)) for kl, norm in zip(kls, norms, strict=True)]
+        if not any(whole):
+            raise NonFiniteLoss(f"KL is {kls[0].item()}, the gradient's norm {norms[0].item()}")
+        for run, good in zip(live, whole, strict=True):
+            run.failed = not good
 
     def _autocast(self) -> Any:
         return nullcontext() if self._autocast_dtype is None else torch.autocast(self.device.type, self._autocast_dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"adapter": {k: p.detach() for k, p in self.trainable.items()}, "optimizer": self.optimizer.state_dict()}
+        """Adapters and optimisers by branch: tensors and plain values only."""
+        return {run.branch.name: run.state_dict() for run in self.runs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for run in self.runs:
+            run.load_state_dict(state[run.branch.name])
+
+
+class _Run:
+    """A branch's weights and optimiser."""
+
+    def __init__(self, model: nn.Module, branch: Branch, device: torch.device):
+        self.branch, self.recipe = branch, branch.recipe
+        self.student = Student(branch.spliced, branch.name)
+        self.trainable = lora.parameters_of(model, branch.name)
+        self.failed = False
+        for parameter in self.trainable.values():
+            parameter.requires_grad_(True)  # PEFT lets only the active adapter train
+        self.optimizer = torch.optim.AdamW(
+            list(self.trainable.values()),
+            lr=self.recipe.lr,
+            betas=(self.recipe.betas[0], self.recipe.betas[1]),
+            weight_decay=self.recipe.weight_decay,
+            fused=device.type in ("cuda", "cpu"),
+        )
+
+    def clip(self) -> Tensor:
+        """Clip the gradient; returns its norm before."""
+        return nn.utils.clip_grad_norm_(list(self.trainable.values()), self.recipe.clip or inf)
+
+    def update(self, progress: float, share: float) -> None:
+        factor = lr_factor(progress, share, schedule=self.recipe.schedule, warmup=self.recipe.warmup)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.recipe.lr * factor
+        self.optimizer.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        adapter = {name: p.detach() for name, p in self.trainable.items()}
+        return {"adapter": adapter, "optimizer": self.optimizer.state_dict(), "failed": self.failed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
             for name, parameter in self.trainable.items():
                 parameter.copy_(state["adapter"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.failed = state["failed"]
+
+
+def _metrics(runs: Sequence[_Run], losses: list[Tensor], norms: list[Tensor]) -> dict[str, Tensor]:
+    norms = [norm.detach() for norm in norms]
+    out = {"loss": torch.stack(losses).nanmean(), "grad_norm": torch.stack(norms).nanmean()}
+    if len(runs) > 1:
+        for run, loss, norm in zip(runs, losses, norms, strict=True):
+            out |= {f"loss/{run.branch.name}": loss, f"grad_norm/{run.branch.name}": norm}
+    return out

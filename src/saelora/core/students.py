@@ -1,0 +1,87 @@
+"""Several students of one teacher: each has its own splice and adapter, and all share what they have in common.
+
+A batch costs one pass of the clean model (the teacher), which also yields every student's prefix; for each splice one
+pass of the spliced model up to the lowest layers that its students adapt (the stem), where there is such a stretch; and
+for each student only the layers above.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor, nn
+
+from saelora.core import lora
+from saelora.core.replay import Clean, clean_forward, entry_layer, replay, stem
+from saelora.core.splice import Splice
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A variant of the model: through a splice (None: without), with an adapter (None: without)."""
+
+    splice: Splice | None = None
+    adapter: str | None = None
+
+
+@dataclass(frozen=True)
+class Shared:
+    """What one batch's students share; tensors [batch, seq, d_model]."""
+
+    input_ids: Tensor
+    attention_mask: Tensor | None
+    clean: Clean
+    stems: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # (id of the splice, entry layer) -> output
+
+
+class Students:
+    """Runs teacher and students of one model. Build it once all splices are open and all adapters are in."""
+
+    def __init__(self, model: nn.Module, students: Sequence[Student], others: Sequence[Splice] = ()):
+        """``others``: further splices that are open on the model, to be kept out of it."""
+        self.model, self.students = model, list(students)
+        own = [s.splice for s in students if s.splice is not None]
+        self.splices = list({id(spliced): spliced for spliced in (*own, *others)}.values())
+        # below the splice's entry all is clean; between it and the adapter's all is spliced but not adapted
+        self._clean_entry = {s: entry_layer(s.splice.saes if s.splice else (), self._adapted(s)) for s in students}
+        self._entry = {s: entry_layer((), self._adapted(s)) if s.adapter else self._clean_entry[s] for s in students}
+
+    def _adapted(self, student: Student) -> list[int]:
+        return lora.adapted_layers(self.model, student.adapter) if student.adapter else []
+
+    def teacher(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Shared:
+        """The clean pass and the stems, without gradient."""
+        with self.only(Student()):
+            clean = clean_forward(self.model, input_ids, attention_mask, list(self._clean_entry.values()))
+        shared = Shared(input_ids, attention_mask, clean)
+        for spliced in self.splices:
+            entries = {self._entry[s] for s in self.students if s.splice is spliced and self._has_stem(s)}
+            if entries:
+                low = entry_layer(spliced.saes)
+                with self.only(Student(spliced)):
+                    found = stem(self.model, input_ids, attention_mask, low, clean.entries.get(low), list(entries))
+                shared.stems.update({(id(spliced), layer): output for layer, output in found.items()})
+        return shared
+
+    def _has_stem(self, student: Student) -> bool:
+        return self._entry[student] > self._clean_entry[student]
+
+    def hidden(self, student: Student, shared: Shared) -> Tensor:
+        """A student's final hidden states [batch, seq, d_model], with gradient to its adapter."""
+        if student.splice is not None and self._has_stem(student):
+            entry = self._entry[student]
+            stored: Tensor | None = shared.stems[id(student.splice), entry]
+        else:
+            entry = self._clean_entry[student]
+            stored = shared.clean.entries.get(entry)
+        with self.only(student):
+            return replay(self.model, shared.input_ids, shared.attention_mask, entry, stored)
+
+    @contextmanager
+    def only(self, student: Student) -> Iterator[None]:
+        """The model as this student, for as long as the context is open."""
+        with ExitStack() as stack:
+            for spliced in self.splices:
+                stack.enter_context(spliced.switched(spliced is student.splice))
+            stack.enter_context(lora.only(self.model, student.adapter))
+            yield
