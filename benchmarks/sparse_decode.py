@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from measure import free_bytes, interleaved, random_sae, ratios, set_active, summary
 from torch import Tensor
 
-from measure import free_bytes, interleaved, random_sae, ratios, set_active, summary
 from saelora.manifest import environment, write_json
 from saelora.models.loading import pick_device
 from saelora.saes.sparse import sparse
