@@ -1,0 +1,152 @@
+"""What the step is measured on: a real model, SAE and text, or random weights of a named shape."""
+
+import argparse
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from measure import random_sae
+from published import copy_sharing_weights, with_adapter
+from torch import Tensor
+
+from saelora.assemble import DataOptions, ModelOptions, SAEOptions, assemble, autocast_dtype, read_rows
+from saelora.config import build
+from saelora.core.splice import Splice, TokenMask
+from saelora.models.anatomy import anatomy_of
+from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
+from saelora.models.hookpoints import Hookpoint
+from saelora.models.loading import pick_device, resolve_dtype
+from saelora.objectives.distill import Branch, Distill, DistillRecipe
+from saelora.saes.sparse import sparse, worthwhile
+
+
+@dataclass(kw_only=True)
+class _Options(ModelOptions, SAEOptions, DataOptions):
+    """Options of a benchmark"""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A frozen model, one SAE, and rows of tokens [n_rows, context], as many as asked for."""
+
+    model: Any
+    sae: Any
+    hookpoint: Hookpoint
+    token_mask: TokenMask
+    rows: Tensor
+    autocast: torch.dtype | None
+
+    @property
+    def device(self) -> torch.device:
+        return self.rows.device
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--model", default=DEFAULT_MODEL)
+    parser.add_argument("--sae", default=DEFAULT_SAE)
+    parser.add_argument("--data", default=DEFAULT_DATA)
+    parser.add_argument("--shape", choices=["tiny", "gemma2-2b"], help="random weights and tokens instead of --model")
+    parser.add_argument("--sae-kind", choices=["topk", "jumprelu"], default="topk", help="of a --shape's random SAE")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
+    parser.add_argument("--rank", type=int, default=64)
+    parser.add_argument("--repeats", type=int, default=7)
+
+
+def make(args: argparse.Namespace, n_rows: int, context: int) -> Setting:
+    """The setting that the options name, with that many rows."""
+    if args.shape is not None:
+        return _random(args, n_rows, context)
+    options = {"model": args.model, "sae": [args.sae], "data": args.data, "device": args.device, "dtype": args.dtype}
+    config = build(_Options, {**options, "context": context, "sparse_decode": "off"})
+    assembled = assemble(config)
+    ((hookpoint, found),) = assembled.saes.items()
+    rows = read_rows(config, assembled.loaded, n_rows * context, "train", 0).input_ids
+    while len(rows) < n_rows:  # timings do not mind a repeated row
+        rows = torch.cat([rows, rows])
+    loaded = assembled.loaded
+    on_device = rows[:n_rows].to(loaded.model.device)
+    return Setting(loaded.model, found.sae, hookpoint, assembled.token_mask, on_device, autocast_dtype(loaded))
+
+
+_SAES = {"tiny": (1, 128, 4), "gemma2-2b": (12, 16_384, 82)}  # layer, d_sae, active latents
+
+
+def _random(args: argparse.Namespace, n_rows: int, context: int) -> Setting:
+    device = pick_device(args.device)
+    dtype = resolve_dtype(args.dtype, device)
+    torch.manual_seed(0)
+    model = _random_model(args.shape, device, dtype)
+    layer, d_sae, k = _SAES[args.shape]
+    sae = random_sae(args.sae_kind, model.config.hidden_size, d_sae, k, device, torch.float32)
+    rows = torch.randint(3, model.config.vocab_size, (n_rows, context), device=device)
+    rows[:, 0] = model.config.bos_token_id
+    half = dtype if dtype in (torch.bfloat16, torch.float16) else None
+    mask = TokenMask((model.config.bos_token_id, model.config.eos_token_id))
+    return Setting(model, sae, Hookpoint(layer), mask, rows, half)
+
+
+def _random_model(shape: str, device: torch.device, dtype: torch.dtype) -> Any:
+    import transformers as tf
+
+    if shape == "gemma2-2b":
+        # Gemma2Config's defaults are Gemma 2 9B's in part: the 2B model's are given in full
+        config: Any = tf.Gemma2Config(
+            vocab_size=256_000,
+            hidden_size=2304,
+            intermediate_size=9216,
+            num_hidden_layers=26,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            head_dim=256,
+            sliding_window=4096,
+            query_pre_attn_scalar=256,
+        )
+    else:
+        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
+        config = tf.LlamaConfig(vocab_size=96, num_key_value_heads=1, max_position_embeddings=512, **sizes)
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        with device:
+            model = tf.AutoModelForCausalLM.from_config(config)
+    finally:
+        torch.set_default_dtype(before)
+    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
+
+
+def our_sae(sae: Any, device: torch.device) -> Any:
+    """The SAE as `saelora adapt` would run it."""
+    return sparse(sae) if worthwhile(sae, device.type) else sae
+
+
+@dataclass
+class Ours:
+    """This project's step, with one branch or several, on modules of its own and the setting's weights.
+
+    Hooks stay in the copied model for as long as it lives.
+    """
+
+    setting: Setting
+    placement: str = "after"
+    rank: int = 64
+    n_branches: int = 1
+
+    def __post_init__(self) -> None:
+        setting, hookpoint = self.setting, self.setting.hookpoint
+        self.model = with_adapter(
+            copy_sharing_weights(setting.model), self.placement, hookpoint, rank=self.rank, alpha=self.rank
+        )
+        names = ["default", *(f"branch{i}" for i in range(1, self.n_branches))]
+        for name in names[1:]:
+            self.model.add_adapter(name, self.model.peft_config["default"])
+        spliced = Splice({hookpoint: our_sae(setting.sae, setting.device)}, setting.token_mask, None)
+        spliced.attach(anatomy_of(self.model))
+        branches = [Branch(name, spliced, DistillRecipe()) for name in names]
+        self.distill = Distill(self.model, branches, n_rows=1_000_000, autocast=setting.autocast)
+
+    def step(self, rows: Tensor) -> None:
+        self.distill.step(rows, 0.5)
+
+    def parameters(self) -> list[Any]:
+        return [p for p in self.model.parameters() if p.requires_grad]

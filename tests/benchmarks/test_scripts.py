@@ -1,0 +1,134 @@
+"""The benchmark scripts run at tiny sizes and write what they promise; their arithmetic is right."""
+
+import json
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import scaling
+import setting as settings
+import sparse_decode
+import step
+import torch
+from flops import useful_flops
+from measure import MIB, exponent, interleaved, peak_bytes, ratios
+from torch.utils.flop_counter import FlopCounterMode
+
+TINY = ["--shape", "tiny", "--device", "cpu", "--rank", "2"]
+CPU = torch.device("cpu")
+
+
+def spread_of(found: dict[str, Any]) -> list[float]:
+    low, high = found["spread"]
+    assert low <= found["median"] <= high
+    assert len(found["values"]) >= 1
+    return found["values"]
+
+
+def test_step_writes_all_keys(tmp_path: Path) -> None:
+    file = tmp_path / "step.json"
+    step.main([*TINY, "--context", "16", "--rows", "2", "--repeats", "2", "--json", str(file)])
+    found = json.loads(file.read_text())
+    keys = {f"speedup_{name}" for name in ("published_after", "published_all", "handwritten_after")}
+    keys |= {"model_flops_fraction"}
+    if sys.platform.startswith("linux"):
+        keys |= {"peak_bytes"}
+    assert keys <= found.keys()
+    for key in keys - {"peak_bytes"}:
+        assert all(value > 0 for value in spread_of(found[key]))
+    arms = {"ours_after", "ours_all", "handwritten_after", "published_after", "published_all"}
+    assert arms <= found["seconds"].keys()
+    for arm in arms:
+        assert len(spread_of(found["seconds"][arm])) == 2
+    first = found["seconds"]["published_all"]["values"][0] / found["seconds"]["ours_all"]["values"][0]
+    assert found["speedup_published_all"]["values"][0] == pytest.approx(first)
+    assert found["environment"]["versions"]["torch"] == torch.__version__
+
+
+def test_profile_names_operations() -> None:
+    parser = step.argparse.ArgumentParser()
+    settings.add_options(parser)
+    setting = settings.make(parser.parse_args(TINY), 1, 8)
+    assert "aten::mm" in step.profile(settings.Ours(setting, rank=2), setting.rows)
+
+
+def test_scaling_writes_every_axis(tmp_path: Path) -> None:
+    file = tmp_path / "scaling.json"
+    sizes = {"tokens": "16 32 64", "context": "8 16 32", "d-sae": "32 64 128", "rank": "1 2 4", "branches": "1 2 3"}
+    flags = [word for axis, values in sizes.items() for word in (f"--{axis}-sizes", *values.split())]
+    scaling.main([*TINY, "--context", "8", "--tokens", "16", "--repeats", "1", *flags, "--json", str(file)])
+    found = json.loads(file.read_text())["axes"]
+    assert found.keys() == {"tokens", "context", "d_sae", "rank", "branches"}
+    for axis, values in sizes.items():
+        axis_found = found[axis.replace("-", "_")]
+        assert list(axis_found["points"]) == values.split()
+        assert math.isfinite(axis_found["exponent_upper_half"])
+        assert {"a", "b", "p", "relative_error"} == axis_found["fit"].keys()
+        assert "dominates_from" in axis_found
+
+
+def test_sparse_decode_writes_points_and_crossover(tmp_path: Path) -> None:
+    file = tmp_path / "sparse.json"
+    flags = "--d-in 8 --d-sae 32 64 --k 2 4 --tokens 6 --repeats 1 --device cpu"
+    sparse_decode.main([*flags.split(), "--json", str(file)])
+    found = json.loads(file.read_text())
+    assert len(found["points"]) == 2 * 2 * 2
+    assert found["crossover"].keys() == {"forward", "forward_backward"}
+
+
+def test_crossover_is_where_all_wider_points_are_faster() -> None:
+    speedups = {10: 0.9, 20: 1.1, 40: 0.95, 80: 1.2, 160: 1.5}
+    points = [{"d_sae": d, "k": 1, "m": {"speedup": {"median": s}}} for d, s in speedups.items()]
+    assert sparse_decode.crossover(points, "m") == 80
+    assert sparse_decode.crossover(points[:1], "m") is None
+
+
+def test_fit_finds_the_law_and_where_its_growing_part_takes_over() -> None:
+    sizes = [1, 2, 4, 8, 16, 32]
+    found = scaling.fit(sizes, [3 + 0.5 * size**1.5 for size in sizes])
+    assert (found["a"], found["b"], found["p"]) == pytest.approx((3, 0.5, 1.5), rel=1e-6)
+    assert scaling.dominates_from(found) == pytest.approx(6 ** (2 / 3))
+    assert scaling.dominates_from(scaling.fit(sizes, [2.0] * 6)) is None
+    assert exponent(sizes, [size**1.5 for size in sizes]) == pytest.approx(1.5)
+
+
+def test_interleaving_drops_the_first_round_and_alternates() -> None:
+    calls: list[str] = []
+    taken = interleaved({name: lambda n=name: calls.append(n) for name in "ab"}, 2, CPU)
+    assert "".join(calls) == "ababab"
+    assert [len(values) for values in taken.values()] == [2, 2]
+
+
+def test_ratios_pair_rounds() -> None:
+    assert ratios([2.0, 8.0, 3.0], [1.0, 2.0, 3.0])["values"] == [2.0, 4.0, 1.0]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory on a CPU is read from Linux's /proc")
+def test_peak_sees_memory_that_a_call_frees_again() -> None:
+    def call() -> None:
+        for _ in range(2):  # one after the other: 64 MiB at a time
+            torch.ones(16 * MIB)
+
+    assert 60 * MIB < peak_bytes(call, CPU) < 80 * MIB
+
+
+def test_useful_flops_are_what_a_plain_step_multiplies() -> None:
+    """Against PyTorch's count of our step with eager attention, which does all pairs where causal ones are half."""
+    parser = step.argparse.ArgumentParser()
+    settings.add_options(parser)
+    n_rows, context = 2, 8
+    setting = settings.make(parser.parse_args(TINY), n_rows, context)
+    config = setting.model.config
+    setting.model.set_attn_implementation("eager")
+    ours = settings.Ours(setting, rank=2)
+    with FlopCounterMode(display=False) as counter:
+        ours.step(setting.rows)
+    d_sae, layer = setting.sae.cfg.d_sae, setting.hookpoint.layer
+    expected = useful_flops(setting.model, n_rows, context, layer, 2, d_sae, k=0)  # gathered rows are no product
+    above_diagonal = n_rows * context * (context - 1) // 2
+    products = 2 * config.num_hidden_layers + 3 * 2 * (config.num_hidden_layers - layer - 1)
+    expected += products * 2 * above_diagonal * config.hidden_size
+    expected += 2 * setting.rows.numel() * config.vocab_size  # KL's sum over the vocabulary, written as a product
+    assert counter.get_total_flops() == expected
