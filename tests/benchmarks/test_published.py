@@ -75,7 +75,7 @@ def test_handwritten_gradient_is_ours_per_token(placement: str) -> None:
 
 
 def test_published_step_is_eager_with_dropout_and_clips() -> None:
-    arm = Published(adapted("after", dropout=0.1), **ARM)
+    arm = Published(adapted("after", dropout=0.1).eval(), **ARM)
     assert arm.model.get_base_model().config._attn_implementation == "eager"
     assert arm.loss(batch()) != arm.loss(batch())
     before = {name: p.detach().clone() for name, p in arm.model.named_parameters()}
@@ -90,7 +90,7 @@ def test_published_step_is_eager_with_dropout_and_clips() -> None:
 
 
 def test_handwritten_step_has_no_dropout() -> None:
-    arm = HandWritten(adapted("after", dropout=0.1), **ARM)
+    arm = HandWritten(adapted("after", dropout=0.1).train(), **ARM)
     assert arm.loss(batch()) == arm.loss(batch())
 
 
