@@ -13,7 +13,7 @@ from saelora.data.pack import Part, Rows, pack
 from saelora.errors import InputError
 from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
-from saelora.models.loading import LoadedModel, load_model
+from saelora.models.loading import LoadedModel, load_model, pick_device, resolve_dtype
 from saelora.saes.loading import LoadedSAE, check_fits, load_sae
 from saelora.saes.sparse import sparse, worthwhile
 
@@ -31,6 +31,9 @@ class ModelOptions:
     device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes the GPU where there is one")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "of the frozen weights; auto is bfloat16 on a GPU, float32 on a CPU; adapters are always float32"
+    )
+    shard: bool = option(
+        False, "split the frozen weights over the processes (FSDP2), for models that do not fit one device"
     )
     quiet: bool = option(False, "show no progress")
 
@@ -98,9 +101,9 @@ def assemble(config: Any) -> Assembled:
         raise InputError("no SAE given: name one with --sae, e.g. --sae gemma-scope-2b-pt-res-canonical/layer_12/...")
     if config.hookpoint and len(config.hookpoint) != len(config.sae):
         raise InputError(f"{len(config.hookpoint)} --hookpoint for {len(config.sae)} --sae: give one each, or none")
-    loaded = load_model(config.model, device=config.device, dtype=config.dtype, revision=config.revision)
+    loaded = load_frozen(config)
     anatomy = anatomy_of(loaded.model)
-    device = loaded.model.device
+    device = pick_device(config.device)
     saes: dict[Hookpoint, LoadedSAE] = {}
     for i, ref in enumerate(config.sae):
         where = parse_hookpoint(config.hookpoint[i]) if config.hookpoint else None
@@ -110,6 +113,17 @@ def assemble(config: Any) -> Assembled:
             raise InputError(f"two SAEs at {found.hookpoint}: {saes[found.hookpoint].ref} and {ref}; give one")
         saes[found.hookpoint] = _with_sparse_decode(found, config.sparse_decode, device.type)
     return Assembled(loaded, saes, token_policy(config).resolve(loaded.tokenizer), anatomy)
+
+
+def load_frozen(config: Any) -> LoadedModel:
+    """The model that ModelOptions name, on its device; one that is to be sharded stays on the CPU until then.
+
+    Raises:
+        InputError: it is missing or damaged, or no decoder of a known family.
+    """
+    device = pick_device(config.device)
+    dtype = resolve_dtype(config.dtype, device)
+    return load_model(config.model, device="cpu" if config.shard else device, dtype=dtype, revision=config.revision)
 
 
 def _with_sparse_decode(found: LoadedSAE, when: str, device_type: str) -> LoadedSAE:

@@ -21,6 +21,7 @@ from saelora.errors import InputError
 from saelora.evals.mode import evaluating
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from saelora.train.distributed import ALONE, Group
 
 ARMS = ("sae", "adapted", "adapted_clean", "zero")
 RATIOS = ("gap_closed", "loss_recovered_sae", "loss_recovered_adapted")
@@ -39,6 +40,12 @@ class LossSums:
         self.n += _wide(weight_BS).sum(1).tolist()
         for name, value in values.items():
             self.sums.setdefault(name, []).extend(_wide(value * weight_BS).sum(1).tolist())
+
+    def extend(self, more: "LossSums") -> None:
+        """Add the rows of another."""
+        self.n += more.n
+        for name, values in more.sums.items():
+            self.sums.setdefault(name, []).extend(values)
 
     def compute(self, seed: int = 0) -> dict[str, Any]:
         """Means, derived ratios, and 95 % intervals by bootstrap over rows (the same rows for every arm: paired).
@@ -103,8 +110,19 @@ class SAESums:
             "active": _wide(active.sum()),
             "fired": _wide(active.sum(0)),
         }
+        self._add(hookpoint, new)
+
+    def _add(self, hookpoint: Hookpoint, new: dict[str, Tensor]) -> None:
         old = self.hookpoint_sums.get(hookpoint)
         self.hookpoint_sums[hookpoint] = new if old is None else {k: old[k] + v for k, v in new.items()}
+
+    def over(self, group: Group) -> "SAESums":
+        """The sums of all processes."""
+        total = SAESums()
+        for part in group.gather({h: {k: v.cpu() for k, v in own.items()} for h, own in self.hookpoint_sums.items()}):
+            for hookpoint, sums in part.items():
+                total._add(hookpoint, sums)
+        return total
 
     def compute(self) -> dict[str, dict[str, float]]:
         """hookpoint -> fvu, l0, dead_frac (share of latents that never fired on these tokens)."""
@@ -129,6 +147,7 @@ def evaluate_loss(
     batch_rows: int = 2,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Evaluate the clean model against its variants on packed rows [n_rows, context].
 
@@ -136,6 +155,7 @@ def evaluate_loss(
         arms: of "sae" (spliced), "adapted" (spliced + adapter), "adapted_clean" (adapter, SAE taken out), "zero"
             (zeros instead of reconstructions); default all that the model has.
         progress: told of the tokens of each finished batch.
+        group: the processes that divide the batches between them; each returns the same.
 
     Returns:
         Plain data: ce_base and ce_<arm> in nats per predicted token, kl_<arm>, top1_<arm> (share of predictions
@@ -148,7 +168,15 @@ def evaluate_loss(
     with splice(model, saes, token_mask) as spliced:
         branches = {"": Student(spliced, lora.adapter_name(model))}
         found = evaluate_branches(
-            model, branches, token_mask, rows, arms=arms, batch_rows=batch_rows, autocast=autocast, progress=progress
+            model,
+            branches,
+            token_mask,
+            rows,
+            arms=arms,
+            batch_rows=batch_rows,
+            autocast=autocast,
+            progress=progress,
+            group=group,
         )
     return found[""]
 
@@ -163,21 +191,28 @@ def evaluate_branches(
     batch_rows: int = 2,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
+    group: Group = ALONE,
 ) -> dict[str, dict[str, Any]]:
     """``evaluate_loss`` for several students of one model, whose splices are open: name -> what that returns.
 
     All share the clean pass, and the students of one splice its spliced arm.
     """
     device = next(model.parameters()).device
-    losses = LossSums()
+    done: list[LossSums] = []
     with evaluating(model), ExitStack() as stack:
         runs = _Arms(model, branches, token_mask, arms or ARMS, stack)
-        for start in range(0, len(rows), batch_rows):
-            batch = rows[start : start + batch_rows].to(device)
+        for turn, counts in group.turns(-(-len(rows) // batch_rows)):
+            batch = rows[turn * batch_rows : (turn + 1) * batch_rows].to(device)
             with torch.autocast(device.type, autocast) if autocast else ExitStack():
-                weight, values = runs.batch(batch, token_mask)
-            losses.update(weight, values)
-            progress(batch.numel())
+                weight, values = runs.batch(batch, token_mask, observe=counts)
+            if counts:
+                done.append(LossSums())
+                done[-1].update(weight, values)
+            progress(rows[turn * batch_rows : (turn + group.world) * batch_rows].numel())
+    losses = LossSums()
+    for part in group.in_turn(done):  # in the order of the rows, so that any number of processes draws the same
+        losses.extend(part)
+    runs.sae_sums = {student: sums.over(group) for student, sums in runs.sae_sums.items()}
     return {name: runs.results(name, losses) for name in branches}
 
 
@@ -218,11 +253,16 @@ class _Arms:
         self.students = Students(model, list(every), [b.splice for b in branches.values() if b.splice is not None])
         self.head = anatomy_of(model).head
 
-    def batch(self, input_ids: Tensor, token_mask: TokenMask) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weights [batch, seq-1] and the per-token values of every arm, under its student's number."""
+    def batch(
+        self, input_ids: Tensor, token_mask: TokenMask, *, observe: bool = True
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Weights [batch, seq-1] and the per-token values of every arm, under its student's number.
+
+        ``observe``: whether the batch counts for the SAEs' own figures.
+        """
         with torch.no_grad():
             shared = self.students.teacher(input_ids)
-            hidden = [self._hidden(student, shared) for student in self.number]
+            hidden = [self._hidden(student, shared, observe) for student in self.number]
         shape = input_ids[:, 1:].shape
         flat = [h[:, :-1].flatten(0, 1) for h in (shared.clean.hidden, *hidden)]
         heads = kl_heads(flat[1:], flat[0], self.head, labels_N=input_ids[:, 1:].flatten())
@@ -236,8 +276,8 @@ class _Arms:
             values[f"top1_{i}"] = out.top1_N.view(shape)
         return token_mask(input_ids)[:, :-1].to(values["ce_base"].dtype), values
 
-    def _hidden(self, student: Student, shared: Shared) -> Tensor:
-        observer = self.sae_sums.get(student)
+    def _hidden(self, student: Student, shared: Shared, observe: bool) -> Tensor:
+        observer = self.sae_sums.get(student) if observe else None
         if student.splice is None or observer is None:
             return self.students.hidden(student, shared)
         before, student.splice.observer = student.splice.observer, observer

@@ -26,14 +26,17 @@ from saelora.core.splice import splice
 from saelora.evals.loss import evaluate_loss
 from saelora.evals.samples import continuations, prompts_from
 from saelora.jobs.evaluate import measure
-from saelora.jobs.run import RunOptions, check_out, run_loop, start
+from saelora.jobs.run import RunOptions, check_out, processes, run_loop, start
 from saelora.manifest import MANIFEST, RESULTS, check_room, describe, environment, read_json, write_json
+from saelora.models.loading import pick_device
 from saelora.objectives.distill import Branch, Distill, DistillRecipe
 from saelora.report.card import adapter_card
 from saelora.report.figures import learning_curve
 from saelora.report.text import loss_table
+from saelora.train.distributed import Group
 from saelora.train.loop import Loop, LoopConfig, LoopState
 from saelora.train.optim import Schedule
+from saelora.train.shard import shard_layers
 from saelora.train.tracking import Tracker
 
 
@@ -90,32 +93,39 @@ def adapt(config: Config | None = None, **options: Any) -> dict[str, Any]:
         Interrupted: stopped by a signal after saving a checkpoint.
     """
     config = config or build(Config, options)
-    console = Console(quiet=config.quiet)
-    folder = check_out(config)
-    if config.resume and (folder / RESULTS).exists():
+    group = processes(config)
+    group.check_rows(config.batch_rows)
+    console = Console(quiet=config.quiet or not group.is_main)
+    folder = group.on_main(lambda: check_out(config))
+    if config.resume and group.on_main((folder / RESULTS).exists):
         console.say(f"{folder} is finished already; nothing to resume")
         return read_json(folder / RESULTS)
     recipe = recipe_of(config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     assembled = assemble(config)
     console.say(f"reading {config.data}")
-    rows = read_rows(config, assembled.loaded, config.tokens, "train", config.seed)
-    heldout = validation_rows(config, assembled.loaded)
+    rows = group.on_main(lambda: read_rows(config, assembled.loaded, config.tokens, "train", config.seed))
+    heldout = group.on_main(lambda: validation_rows(config, assembled.loaded))
     model = adapted_model(config, assembled)
-    check_room(folder, 8 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad))
-    start(config, folder)
+    if config.shard:
+        shard_layers(model, pick_device(config.device), group)
+    group.on_main(lambda: check_room(folder, 8 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)))
+    group.on_main(lambda: start(config, folder))
     with splice(model, assembled.sae_modules, assembled.token_mask) as spliced:
         branches = [Branch("default", spliced, recipe)]
-        objective = Distill(model, branches, n_rows=len(rows.input_ids), autocast=autocast_dtype(assembled.loaded))
+        autocast = autocast_dtype(assembled.loaded)
+        objective = Distill(model, branches, n_rows=len(rows.input_ids), autocast=autocast, group=group)
         state = _train(config, console, folder, assembled, objective, rows.input_ids, heldout)
-    _save_adapter(model, folder)
-    results = _measure(console, assembled, model, heldout, state)
+    if group.is_main:
+        _save_adapter(model, folder)
+    results = _measure(console, assembled, model, heldout, state, group)
     if config.samples:
         console.say("writing sample continuations")
         with splice(model, assembled.sae_modules, assembled.token_mask) as spliced:
             prompts = prompts_from(heldout, config.samples)
             results["samples"] = continuations(model, spliced, assembled.loaded.tokenizer, prompts)
-    _write(config, folder, assembled, results, rows.n_documents)
+    if group.is_main:
+        _write(config, folder, assembled, results, rows.n_documents)
     return results
 
 
@@ -187,8 +197,9 @@ def _train(
             else:
                 bar.update(int(row["n_tokens"]))
 
-        tracker = Tracker(config.track, folder, to_dict(config))
-        loop = Loop(objective, rows, loop_config, folder, tracker, history, report)
+        group = objective.group
+        tracker = Tracker(config.track if group.is_main else None, folder, to_dict(config))
+        loop = Loop(objective, rows, loop_config, folder, tracker, history, report, group)
         return run_loop(loop, "adapt", bar, resume=config.resume)
 
 
@@ -210,6 +221,7 @@ class _History:
                 self.rows,
                 arms=["adapted"] if self.ce_sae is not None else ["sae", "adapted"],
                 autocast=autocast_dtype(self.assembled.loaded),
+                group=self.objective.group,
             )
         self.ce_sae = found.get("ce_sae", self.ce_sae)
         assert self.ce_sae is not None
@@ -230,11 +242,11 @@ def _save_adapter(model: Any, folder: Path) -> None:
 
 
 def _measure(
-    console: Console, assembled: Assembled, model: nn.Module, heldout: Tensor, state: LoopState
+    console: Console, assembled: Assembled, model: nn.Module, heldout: Tensor, state: LoopState, group: Group
 ) -> dict[str, Any]:
     """The figures on held-out text, and what they cost."""
     return {
-        **measure(console, assembled, model, heldout),
+        **measure(console, assembled, model, heldout, group),
         "n_tokens_trained": state.n_tokens,
         "seconds_training": round(state.seconds, 3),
         "tokens_per_second": round(state.n_tokens / max(state.seconds, 1e-9), 1),

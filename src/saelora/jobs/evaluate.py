@@ -19,8 +19,12 @@ from saelora.config import build, option
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
+from saelora.jobs.run import processes
 from saelora.manifest import MANIFEST, describe, read_json, write_json
+from saelora.models.loading import pick_device
 from saelora.report.text import loss_table
+from saelora.train.distributed import ALONE, Group
+from saelora.train.shard import shard_layers
 
 
 @dataclass(kw_only=True)
@@ -47,7 +51,8 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
         InputError: bad input, with its remedy.
     """
     config = config or build(Config, options)
-    console = Console(quiet=config.quiet)
+    group = processes(config)
+    console = Console(quiet=config.quiet or not group.is_main)
     if config.out and Path(config.out).exists():
         raise InputError(f"{config.out} exists: choose another --out")
     if config.out and not Path(config.out).absolute().parent.is_dir():
@@ -65,12 +70,14 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     if recorded is not None and not own_sae:
         for now, then in zip(describe(assembled)["saes"], recorded["saes"], strict=True):
             _check_same(now, then, "SAE", "with --sae")
-    rows = validation_rows(config, assembled.loaded)
+    rows = group.on_main(lambda: validation_rows(config, assembled.loaded))
     model: nn.Module = assembled.loaded.model
     if config.adapter:
         model = load_adapter(model, config.adapter)
-    results = {**measure(console, assembled, model, rows), "about": describe(assembled)}
-    if config.out:
+    if config.shard:
+        shard_layers(model, pick_device(config.device), group)
+    results = {**measure(console, assembled, model, rows, group), "about": describe(assembled)}
+    if config.out and group.is_main:
         write_json(Path(config.out), results)
     return results
 
@@ -80,7 +87,9 @@ def render(results: dict[str, Any]) -> str:
     return loss_table(results)
 
 
-def measure(console: Console, assembled: Assembled, model: nn.Module, rows: Tensor) -> dict[str, Any]:
+def measure(
+    console: Console, assembled: Assembled, model: nn.Module, rows: Tensor, group: Group = ALONE
+) -> dict[str, Any]:
     """``evaluate_loss`` of an assembled model on held-out rows [n_rows, context], with progress."""
     with console.progress("evaluating", rows.numel()) as bar:
         return evaluate_loss(
@@ -90,6 +99,7 @@ def measure(console: Console, assembled: Assembled, model: nn.Module, rows: Tens
             rows,
             autocast=autocast_dtype(assembled.loaded),
             progress=bar.advance,
+            group=group,
         )
 
 

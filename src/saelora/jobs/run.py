@@ -10,12 +10,13 @@ import yaml
 from saelora.config import option, read_yaml, to_dict
 from saelora.console import Bar
 from saelora.errors import InputError
+from saelora.train.distributed import Group
 from saelora.train.interrupt import Interrupted
 from saelora.train.loop import Loop, LoopState
 from saelora.train.tracking import check_tracker
 
 RECORDED = "config.yaml"
-_NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "track", "checkpoint_seconds")
+NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "shard", "track", "checkpoint_seconds")
 
 
 @dataclass(kw_only=True)
@@ -28,6 +29,21 @@ class RunOptions:
     overwrite: bool = option(False, "delete what is in --out and start anew")
     track: str | None = option(None, "also log to tensorboard, wandb or trackio (metrics.jsonl is always written)")
     checkpoint_seconds: float = option(120.0, "seconds between checkpoints")
+
+
+def processes(config: Any) -> Group:
+    """The processes that a launcher started for this command, or this one alone.
+
+    Raises:
+        InputError: they do not fit the machine or the options.
+    """
+    group = Group.current(config.device)
+    if config.shard and group.world == 1:
+        raise InputError(
+            "--shard splits a model over several processes, this is one: start them with "
+            "torchrun --nproc-per-node N -m saelora ..., or leave it out"
+        )
+    return group
 
 
 def check_out(config: Any) -> Path:
@@ -52,7 +68,7 @@ def check_out(config: Any) -> Path:
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], recorded: Path) -> None:
-    changed = [key for key in now if key not in _NOT_COMPARED and before.get(key) != now[key]]
+    changed = [key for key in now if key not in NOT_COMPARED and before.get(key) != now[key]]
     if changed:
         key = changed[0]
         raise InputError(

@@ -10,20 +10,22 @@ from typing import Any, get_args, get_type_hints
 import torch
 from torch import Tensor
 
-from saelora.assemble import DataOptions, ModelOptions, open_data, token_policy, validation_rows
+from saelora.assemble import DataOptions, ModelOptions, load_frozen, open_data, token_policy, validation_rows
 from saelora.config import Count, build, option, to_dict
 from saelora.console import Console
 from saelora.data.pack import stream_rows
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
-from saelora.jobs.run import RunOptions, check_out, run_loop, start
+from saelora.jobs.run import RunOptions, check_out, processes, run_loop, start
 from saelora.manifest import RESULTS, check_room, environment, read_json, write_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
-from saelora.models.loading import LoadedModel, load_model
+from saelora.models.loading import LoadedModel, pick_device
 from saelora.objectives.sae import SAEObjective
 from saelora.objectives.sae_recipe import Architecture, SAERecipe, variant_name, variant_recipes
+from saelora.train.distributed import Group
 from saelora.train.loop import Loop, LoopConfig
+from saelora.train.shard import shard_layers
 from saelora.train.tracking import Tracker
 
 FINISHED = "training.json"  # written last
@@ -98,9 +100,11 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
         Interrupted: stopped by a signal after saving a checkpoint.
     """
     config = config or build(Config, options)
-    console = Console(quiet=config.quiet)
-    folder = check_out(config)
-    if config.resume and (folder / FINISHED).exists():
+    group = processes(config)
+    console = Console(quiet=config.quiet or not group.is_main)
+    group.check_rows(config.batch_rows)
+    folder = group.on_main(lambda: check_out(config))
+    if config.resume and group.on_main((folder / FINISHED).exists):
         console.say(f"{folder} is finished already; nothing to resume")
         return {name: read_json(_target(config, folder, name) / RESULTS) for name in _names(config)}
     if not config.model or not config.hookpoint:
@@ -111,11 +115,13 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
         raise InputError(f"tokens is {config.tokens}, expected 1 or more")
     hookpoints = [parse_hookpoint(text) for text in config.hookpoint]
     recipes = _recipes(config)
-    loaded = load_model(config.model, device=config.device, dtype=config.dtype, revision=config.revision)
+    loaded = load_frozen(config)
     for hookpoint in hookpoints:
         anatomy_of(loaded.model).site(hookpoint)
-    objective = _objective(config, loaded, hookpoints, recipes)
-    heldout = validation_rows(config, loaded)
+    if config.shard:
+        shard_layers(loaded.model, pick_device(config.device), group)
+    objective = _objective(config, loaded, hookpoints, recipes, group)
+    heldout = group.on_main(lambda: validation_rows(config, loaded))
     rows = StreamedRows(
         stream_rows(
             open_data(config),
@@ -127,18 +133,19 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
         ),
         max(1, config.tokens // config.context),
     )
-    check_room(folder, 20 * sum(4 * t.sae.cfg.d_in * t.sae.cfg.d_sae for t in objective.trainers.values()))
-    start(config, folder)
+    n_weights = sum(group.gather(sum(t.sae.cfg.d_in * t.sae.cfg.d_sae for t in objective.trainers.values())))
+    group.on_main(lambda: check_room(folder, 80 * n_weights))
+    group.on_main(lambda: start(config, folder))
     loop_config = LoopConfig(config.batch_rows, checkpoint_seconds=config.checkpoint_seconds)
-    tracker = Tracker(config.track, folder, to_dict(config))
+    tracker = Tracker(config.track if group.is_main else None, folder, to_dict(config))
     with console.progress("training SAE", len(rows) * config.context) as bar:
 
         def report(row: dict[str, float]) -> None:
             shown = "  ".join(f"{k} {row[k]:.4g}" for k in ("fvu", "l0", "dead_frac") if k in row)
-            several = f" (mean of {len(objective.trainers)} SAEs)" if len(objective.trainers) > 1 else ""
+            several = f" (mean of {len(objective.recipes)} SAEs)" if len(objective.recipes) > 1 else ""
             bar.update(int(row["n_tokens"]), shown + several)
 
-        loop = Loop(objective, rows, loop_config, folder, tracker, report=report)
+        loop = Loop(objective, rows, loop_config, folder, tracker, report=report, group=group)
         state = run_loop(loop, "train-sae", bar, resume=config.resume)
     return _finish(config, loaded, objective, heldout, folder, state.seconds, console)
 
@@ -150,7 +157,11 @@ def _recipes(config: Config) -> dict[str, SAERecipe]:
 
 
 def _objective(
-    config: Config, loaded: LoadedModel, hookpoints: list[Hookpoint], recipes: dict[str, SAERecipe]
+    config: Config,
+    loaded: LoadedModel,
+    hookpoints: list[Hookpoint],
+    recipes: dict[str, SAERecipe],
+    group: Group,
 ) -> SAEObjective:
     about = {
         "model_name": config.model,
@@ -166,6 +177,7 @@ def _objective(
         device=loaded.model.device,
         n_tokens_total=max(1, config.tokens // config.context) * config.context,
         metadata=about,
+        group=group,
     )
 
 
@@ -181,25 +193,31 @@ def _finish(
     """Save every SAE, measure it spliced in, write results and cards."""
     token_mask = token_policy(config).resolve(loaded.tokenizer)
     results: dict[str, Any] = {}
+    group = objective.group
     for hookpoint, name in ((hookpoint, name) for hookpoint, names in objective.names.items() for name in names):
         target = _target(config, folder, name)
         sae = objective.inference_sae(name).to(getattr(torch, config.save_dtype))
         sae.cfg.dtype = config.save_dtype
-        sae.save_model(target)
-        measured = sae.float().eval().requires_grad_(False)
+        if group.is_main:
+            sae.save_model(target)
+        measured = sae.to(objective.device).float().eval().requires_grad_(False)
         with console.progress(f"evaluating {name}", heldout.numel()) as bar:
-            found = evaluate_loss(loaded.model, {hookpoint: measured}, token_mask, heldout, progress=bar.advance)
+            found = evaluate_loss(
+                loaded.model, {hookpoint: measured}, token_mask, heldout, progress=bar.advance, group=group
+            )
         figures = {**found.pop("saes")[str(hookpoint)], **found}
         results[name] = {**figures, "n_tokens_trained": objective.n_tokens, "seconds_training": seconds}
-        write_json(target / RESULTS, results[name])
-        card = _card(config, name, objective.trainers[name].recipe, sae, results[name])
-        (target / "README.md").write_text(card, encoding="utf-8")
+        if group.is_main:
+            write_json(target / RESULTS, results[name])
+            card = _card(config, name, objective.recipes[name], sae, results[name])
+            (target / "README.md").write_text(card, encoding="utf-8")
         console.say(
             f"{name}: fvu {figures['fvu']:.3f}  l0 {figures['l0']:.1f}  dead {figures['dead_frac']:.1%}  "
             f"ce {figures['ce_base']:.3f} -> {figures['ce_sae']:.3f} spliced  saved in {target}"
         )
-    write_json(folder / FINISHED, {"config": to_dict(config), "environment": environment()})
-    shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    if group.is_main:
+        write_json(folder / FINISHED, {"config": to_dict(config), "environment": environment()})
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return results
 
 

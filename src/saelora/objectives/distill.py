@@ -15,6 +15,7 @@ from saelora.core.splice import Splice
 from saelora.core.students import Shared, Student, Students
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
+from saelora.train.distributed import ALONE, Group
 from saelora.train.loop import NonFiniteLoss
 from saelora.train.optim import Schedule, lr_factor
 
@@ -71,6 +72,7 @@ class Distill:
         n_rows: int,
         autocast: torch.dtype | None = None,
         at_once: int | None = None,
+        group: Group = ALONE,
     ):
         """Build it once all splices are open and all adapters are in.
 
@@ -80,8 +82,9 @@ class Distill:
             autocast: half precision to run the model in.
             at_once: students whose activations are held at the same time; more need memory, fewer form the teacher's
                 logits again for each lot. Default: all. It changes no result.
+            group: the processes that divide each batch of rows between them.
         """
-        self.model, self.n_rows = model, n_rows
+        self.model, self.n_rows, self.group = model, n_rows, group
         self.device, self._autocast_dtype = next(model.parameters()).device, autocast
         self.head = anatomy_of(model).head
         model.eval()
@@ -102,18 +105,19 @@ class Distill:
         Raises:
             NonFiniteLoss: of the only branch, or of all; one that alone is not finite is left as it was, for good.
         """
-        rows = rows.to(self.device, non_blocking=True)
+        mine, weight = self.group.share(rows)
         live = [run for run in self.runs if not run.failed]
         for run in live:
             run.optimizer.zero_grad(set_to_none=True)
-        shared = self._teacher(rows)
+        shared = self._teacher(mine.to(self.device, non_blocking=True))
         kls: list[Tensor] = []
         for start in range(0, len(live), self.at_once):
             part = live[start : start + self.at_once]
             found = self._losses(part, shared)
-            scaled = [kl / run.recipe.normaliser(rows) for run, kl in zip(part, found, strict=True)]
+            scaled = [weight * kl / run.recipe.normaliser(rows) for run, kl in zip(part, found, strict=True)]
             torch.stack(scaled).sum().backward()
-            kls += [kl.detach() for kl in found]
+            kls += [weight * kl.detach() for kl in found]
+        self.group.sum_(kls + [p.grad for run in live for p in run.trainable.values() if p.grad is not None])
         norms = [run.clip() for run in live]
         if self.device.type == "cpu":
             self._check_finite(live, kls, norms)

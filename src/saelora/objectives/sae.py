@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from saelora.core.replay import activations
 from saelora.errors import InputError
@@ -16,6 +17,7 @@ from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.sae_export import inference_sae, save_sae
 from saelora.objectives.sae_recipe import SAERecipe
 from saelora.objectives.sae_trainer import SAETrainer
+from saelora.train.distributed import ALONE, Group
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import SAE
@@ -29,6 +31,8 @@ class SAEObjective:
     Each SAE has a name: its hookpoint, then "/" and its recipe's name unless that is empty. It ends up exactly
     as if it had been trained alone. A step shuffles its own chunk of tokens and nothing carries over between
     chunks but what `state_dict` holds, so a run resumed between two steps goes on bit for bit.
+
+    Several processes share the passes of the model, and each trains its own part of the SAEs on all activations.
     """
 
     def __init__(
@@ -42,6 +46,7 @@ class SAEObjective:
         n_tokens_total: int,
         metadata: dict[str, Any],
         rows_per_forward: int = ROWS_PER_FORWARD,
+        group: Group = ALONE,
     ) -> None:
         """Build the SAEs with seeded weights; the first chunk centres, scales and points them.
 
@@ -54,6 +59,7 @@ class SAEObjective:
             metadata: what the saved SAEs say about their origin in SAELens' terms: model_name, dataset_path,
                 context_size, prepend_bos and so on. hook_name is added here.
             rows_per_forward: rows that go through the model at a time; no effect beyond speed and memory.
+            group: the processes that share the work; `step`, `state_dict` and `inference_sae` are collective.
 
         Raises:
             InputError: no recipe, no hookpoint or a repeated one, one that the model lacks, or a recipe that
@@ -70,17 +76,25 @@ class SAEObjective:
         self.model, self.token_mask = model, token_mask
         self.device = torch.device(device)
         self.n_tokens_total, self.rows_per_forward = n_tokens_total, rows_per_forward
+        self.group = group
         self.n_steps = self.n_tokens = 0
         anatomy = anatomy_of(model)
         self.names = {h: [f"{h}/{variant}" if variant else str(h) for variant in recipes] for h in hookpoints}
-        self.trainers: dict[str, SAETrainer] = {}
+        self.recipes = {
+            name: recipe for names in self.names.values() for name, recipe in zip(names, recipes.values(), strict=True)
+        }
+        self.owners = {name: i % group.world for i, name in enumerate(self.recipes)}
+        self.trainers: dict[str, SAETrainer] = {}  # this process's own
         for hookpoint, names in self.names.items():
             about = {"hook_head_index": None, **metadata, "hook_name": hookpoint.tl_name}
-            for name, recipe in zip(names, recipes.values(), strict=True):
+            for name in self._own(names):
                 try:
-                    self.trainers[name] = SAETrainer(recipe, anatomy.width(hookpoint), about, self.device)
+                    self.trainers[name] = SAETrainer(self.recipes[name], anatomy.width(hookpoint), about, self.device)
                 except InputError as error:
                     raise InputError(f"{name}: {error}") from None
+
+    def _own(self, names: Sequence[str]) -> list[str]:
+        return [name for name in names if self.owners[name] == self.group.rank]
 
     def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
         """Several optimiser steps of each SAE on the activations of packed rows [n_rows, context], long.
@@ -104,12 +118,20 @@ class SAEObjective:
         found: dict[str, dict[str, Tensor]] = {}
         for hookpoint, names in self.names.items():
             x_ND = acts.pop(hookpoint)
-            for name in names:
+            for name in self._own(names):
                 trainer = self.trainers[name]
                 found[name] = trainer.train_chunk(x_ND, self._orders(trainer.recipe, n_tokens), progress, span)
         self.n_steps += 1
         self.n_tokens += n_tokens
-        return _summary(found)
+        return _summary(self._of_all(found))
+
+    def _of_all(self, found: dict[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Every process's figures, by the names of the SAEs in their order."""
+        if self.group.world == 1:
+            return found
+        on_cpu = {name: {key: value.cpu() for key, value in one.items()} for name, one in found.items()}
+        together = {name: one for part in self.group.gather(on_cpu) for name, one in part.items()}
+        return {name: together[name] for name in self.recipes}
 
     def _orders(self, recipe: SAERecipe, n_tokens: int) -> list[Tensor]:
         """A permutation [n_tokens] for each pass; depends on the recipe and the step alone, not on other SAEs."""
@@ -123,17 +145,21 @@ class SAEObjective:
         self.model.eval()
         parts: dict[Hookpoint, list[Tensor]] = {hookpoint: [] for hookpoint in self.names}
         try:
-            for part in rows.split(self.rows_per_forward):
-                keep = self.token_mask(part, None)
-                for hookpoint, found in activations(self.model, part, None, list(self.names)).items():
+            pieces = rows.split(self.rows_per_forward)
+            for index, counts in self.group.turns(len(pieces)):
+                keep = self.token_mask(pieces[index], None) & counts
+                for hookpoint, found in activations(self.model, pieces[index], None, list(self.names)).items():
                     parts[hookpoint].append(found[keep])
         finally:
             self.model.train(was_training)
-        return {hookpoint: torch.cat(found) for hookpoint, found in parts.items()}
+        return {hookpoint: torch.cat(self.group.tensors_in_turn(found)) for hookpoint, found in parts.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights, optimisers, counters and scales: tensors and plain values only."""
-        trainers = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
+        """Weights, optimisers, counters and scales of all SAEs: tensors and plain values only."""
+        own = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
+        if self.group.world > 1:
+            own = tree_map_only(Tensor, Tensor.cpu, own)
+        trainers = {name: state for part in self.group.gather_on_main(own) for name, state in part.items()}
         return {"trainers": trainers, "n_steps": self.n_steps, "n_tokens": self.n_tokens}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -142,9 +168,9 @@ class SAEObjective:
         Raises:
             InputError: the state is of other SAEs.
         """
-        if self.trainers.keys() != state["trainers"].keys():
+        if self.recipes.keys() != state["trainers"].keys():
             raise InputError(
-                f"checkpoint has SAEs at {sorted(state['trainers'])}, this run trains {sorted(self.trainers)}"
+                f"checkpoint has SAEs at {sorted(state['trainers'])}, this run trains {sorted(self.recipes)}"
             )
         for name, trainer in self.trainers.items():
             trainer.load_state_dict(state["trainers"][name])
@@ -152,7 +178,7 @@ class SAEObjective:
 
     def inference_sae(self, name: str) -> SAE[Any]:
         """The SAE as it is now, as SAELens' inference class, for raw activations; an independent copy."""
-        return inference_sae(self.trainers[name], self.n_tokens)
+        return self.group.on(self.owners[name], lambda: inference_sae(self.trainers[name], self.n_tokens))
 
     def save(self, name: str, folder: Path) -> None:
         """Write cfg.json and sae_weights.safetensors that SAELens' SAE.load_from_disk reads.

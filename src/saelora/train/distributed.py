@@ -7,7 +7,7 @@ Nothing wraps the model: the steps themselves call ``Group`` where processes hav
 import atexit
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -26,7 +26,8 @@ TIMEOUT = timedelta(hours=2)  # others wait while the main process reads and tok
 class Group:
     """Some processes and this one's place among them; by default this process alone, where every method is a no-op.
 
-    Every method but ``is_main``, ``check_rows`` and ``share`` is collective: all processes call it, in the same order.
+    ``sum_``, ``max``, ``on...``, ``gather...`` and ``...in_turn`` are collective: all processes call them, in the same
+    order.
     """
 
     rank: int = 0
@@ -67,8 +68,8 @@ class Group:
     def share(self, rows: Tensor) -> tuple[Tensor, float]:
         """This process's rows of a batch [n_rows, ...], and their weight.
 
-        Where there are fewer rows than processes, some get a row that is another's, with weight 0 (else 1): with
-        sharded weights every process has to run every forward and backward.
+        Where there are fewer rows than processes, some get a row that is another's, with weight 0 (else 1), to keep
+        step: with sharded weights every process has to run every forward and backward.
         """
         first, last = (len(rows) * rank // self.world for rank in (self.rank, self.rank + 1))
         return (rows[first:last], 1.0) if last > first else (rows[:1], 0.0)
@@ -92,7 +93,11 @@ class Group:
         return found.tolist()
 
     def on_main(self, work: Callable[[], T]) -> T:
-        """What ``work`` returns in the main process, which alone calls it; picklable.
+        """What ``work`` returns in the main process, which alone calls it; see ``on``."""
+        return self.on(0, work)
+
+    def on(self, rank: int, work: Callable[[], T]) -> T:
+        """What ``work`` returns in one process, which alone calls it; picklable, and on the CPU.
 
         Raises:
             InputError: ``work`` raised it, in every process.
@@ -100,34 +105,67 @@ class Group:
         if self.world == 1:
             return work()
         found: list[Any] = [None, None]
-        if self.is_main:
+        if self.rank == rank:
             try:
                 found[0] = work()
             except InputError as error:
                 found[1] = error
-        dist.broadcast_object_list(found)
+        dist.broadcast_object_list(found, src=rank)
         if found[1] is not None:
             raise found[1]
         return found[0]
 
     def gather(self, value: T) -> list[T]:
-        """Every process's value, by rank; picklable."""
+        """Every process's value, by rank; picklable, and on the CPU."""
         if self.world == 1:
             return [value]
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
         return found
 
-    def gather_rows(self, tensor: Tensor) -> list[Tensor]:
-        """Every process's tensor [n, ...], by rank, on this one's device; only n may differ between them."""
+    def gather_on_main(self, value: T) -> list[T]:
+        """Every process's value, by rank, in the main process; nothing in the others."""
         if self.world == 1:
-            return [tensor]
-        lengths = self.gather(len(tensor))
-        padded = tensor.new_zeros(max(lengths), *tensor.shape[1:])  # gloo gathers equal shapes only
-        padded[: len(tensor)] = tensor
+            return [value]
+        found: list[Any] | None = [None] * self.world if self.is_main else None
+        dist.gather_object(value, found)
+        return found or []
+
+    def turns(self, n: int) -> Iterator[tuple[int, bool]]:
+        """Divide n pieces of work, dealt out one by one: this process's indices, and whether each one counts.
+
+        All processes get equally many; the last index of some is another's work, run for step with the others alone.
+        """
+        for first in range(0, n, self.world):
+            index = first + self.rank
+            yield (index, True) if index < n else (n - 1, False)
+
+    def in_turn(self, values: list[T]) -> list[T]:
+        """Every process's values of its ``turns`` that count, in the order of the indices; picklable, on the CPU."""
+        return _deal(self.gather(values))
+
+    def tensors_in_turn(self, tensors: list[Tensor]) -> list[Tensor]:
+        """``in_turn`` for tensors [n, ...] on this process's device, of which only n may differ.
+
+        Every process gives one or more: for a turn that does not count, an empty one.
+        """
+        if self.world == 1:
+            return tensors
+        lengths = self.gather([len(tensor) for tensor in tensors])
+        flat = torch.cat(tensors)
+        padded = flat.new_zeros(max(map(sum, lengths)), *flat.shape[1:])  # gloo gathers equal shapes only
+        padded[: len(flat)] = flat
         found = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(found, padded)
-        return [part[:length] for part, length in zip(found, lengths, strict=True)]
+        return _deal([list(part[: sum(n)].split(n)) for part, n in zip(found, lengths, strict=True)])
+
+
+ALONE = Group()
+
+
+def _deal(found: list[list[T]]) -> list[T]:
+    """The first of every process by rank, then the second of every one that has two, and so on."""
+    return [mine[i] for i in range(max(map(len, found))) for mine in found if i < len(mine)]
 
 
 def first_to_report() -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from saelora.errors import InputError
 from saelora.train.checkpoint import load_checkpoint, save_checkpoint
-from saelora.train.distributed import Group
+from saelora.train.distributed import ALONE, Group
 from saelora.train.interrupt import Interrupted, StopRequest
 from saelora.train.tracking import Metrics, Tracker
 
@@ -82,7 +82,7 @@ class Loop:
     tracker: Tracker
     evaluate: Callable[[], dict[str, float]] | None = None
     report: Callable[[dict[str, float]], None] = lambda row: None
-    group: Group = Group()
+    group: Group = ALONE
     state: LoopState = field(default_factory=LoopState)
     _metrics: Metrics | None = field(default=None, init=False)  # in the main process, while running
 
@@ -107,8 +107,8 @@ class Loop:
 
     def save(self) -> None:
         """Write a checkpoint; every process has to call it."""
-        main, *others = self.group.gather(_rng())
-        state = {"objective": self.objective.state_dict(), "rng": main, "rng_others": others}
+        rngs = self.group.gather_on_main(_rng())
+        state = {"objective": self.objective.state_dict(), "rng": _rng(), "rng_others": rngs[1:]}
         meta = {**vars(self.state)}
         self.group.on_main(lambda: save_checkpoint(self.checkpoints, self.state.step, state, meta))
 
