@@ -89,8 +89,15 @@ class Assembled:
         return {hookpoint: found.sae for hookpoint, found in self.saes.items()}  # type: ignore[misc]
 
 
-def assemble(config: Any) -> Assembled:
+SAECache = dict[tuple[str, Hookpoint | None], LoadedSAE]
+
+
+def assemble(config: Any, loaded: LoadedModel | None = None, cache: SAECache | None = None) -> Assembled:
     """Load what ModelOptions and SAEOptions name.
+
+    Args:
+        loaded: the model, where it is at hand already.
+        cache: SAEs that are loaded already; what is loaded joins them.
 
     Raises:
         InputError: anything is missing, damaged, or does not fit the rest.
@@ -101,17 +108,21 @@ def assemble(config: Any) -> Assembled:
         raise InputError("no SAE given: name one with --sae, e.g. --sae gemma-scope-2b-pt-res-canonical/layer_12/...")
     if config.hookpoint and len(config.hookpoint) != len(config.sae):
         raise InputError(f"{len(config.hookpoint)} --hookpoint for {len(config.sae)} --sae: give one each, or none")
-    loaded = load_frozen(config)
+    loaded = loaded or load_frozen(config)
     anatomy = anatomy_of(loaded.model)
     device = pick_device(config.device)
     saes: dict[Hookpoint, LoadedSAE] = {}
+    cache = {} if cache is None else cache
     for i, ref in enumerate(config.sae):
         where = parse_hookpoint(config.hookpoint[i]) if config.hookpoint else None
-        found = load_sae(ref, hookpoint=where, device=device, dtype=torch.float32)
+        if (ref, where) not in cache:
+            found = load_sae(ref, hookpoint=where, device=device, dtype=torch.float32)
+            cache[ref, where] = _with_sparse_decode(found, config.sparse_decode, device.type)
+        found = cache[ref, where]
         check_fits(found, anatomy.width(found.hookpoint))
         if found.hookpoint in saes:
             raise InputError(f"two SAEs at {found.hookpoint}: {saes[found.hookpoint].ref} and {ref}; give one")
-        saes[found.hookpoint] = _with_sparse_decode(found, config.sparse_decode, device.type)
+        saes[found.hookpoint] = found
     return Assembled(loaded, saes, token_policy(config).resolve(loaded.tokenizer), anatomy)
 
 

@@ -22,6 +22,7 @@ JOBS = {
     "adapt": "low-rank adapt a model around its frozen SAEs",
     "evaluate": "measure what SAEs cost a model, and what an adapter buys back",
     "train-sae": "train SAEs on a model's activations",
+    "sweep": "adapters over a grid of ranks, SAEs, layers, models; what can share a pass does",
 }
 
 

@@ -285,7 +285,7 @@ def test_intervals_hold_the_point_and_are_the_same_every_time():
     assert found == measured(40, 0).compute()
     for name, (low, high) in found["ci95"].items():
         assert low < found[name] < high
-    assert set(found["ci95"]) == {"ce_base", "ce_sae", "ce_adapted", "ce_gap", "gap_closed"}
+    assert set(found["ci95"]) == {"ce_base", "ce_sae", "ce_adapted", "ce_gain", "ce_gap", "gap_closed"}
 
 
 def test_intervals_shrink_with_the_root_of_the_number_of_rows():

@@ -81,6 +81,7 @@ def _derive(means: dict[str, Any]) -> dict[str, Any]:
     if sae is not None:
         out["ce_gap"] = sae - base
     if sae is not None and adapted is not None:
+        out["ce_gain"] = sae - adapted
         out["gap_closed"] = (sae - adapted) / np.where(sae > base, sae - base, np.nan)
     for arm, ce in (("sae", sae), ("adapted", adapted)):
         if ce is not None and zero is not None:

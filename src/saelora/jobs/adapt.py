@@ -147,10 +147,8 @@ def recipe_of(config: Config) -> DistillRecipe:
     )
 
 
-def adapted_model(config: Config, assembled: Assembled) -> nn.Module:
-    """The model with a fresh adapter, its weights drawn from the seed."""
-    from peft import get_peft_model
-
+def adapter_config(config: Config, assembled: Assembled) -> Any:
+    """PEFT's configuration of the adapter."""
     layers = layers_of(config.placement, assembled.saes, assembled.anatomy.n_layers)
     peft_config = lora_config(
         assembled.loaded.model,
@@ -162,6 +160,14 @@ def adapted_model(config: Config, assembled: Assembled) -> nn.Module:
         use_dora=config.dora,
         init=config.init,
     )
+    return peft_config
+
+
+def adapted_model(config: Config, assembled: Assembled) -> nn.Module:
+    """The model with a fresh adapter, its weights drawn from the seed."""
+    from peft import get_peft_model
+
+    peft_config = adapter_config(config, assembled)
     torch.manual_seed(config.seed)
     model = get_peft_model(assembled.loaded.model, peft_config)
     peft_config.base_model_name_or_path = assembled.loaded.ref  # not the path of this machine's cache

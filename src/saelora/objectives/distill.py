@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from math import inf
 from typing import Any, Literal
 
@@ -17,6 +18,7 @@ from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
 from saelora.train.distributed import ALONE, Group
 from saelora.train.loop import NonFiniteLoss
+from saelora.train.memory import saved_bytes
 from saelora.train.optim import Schedule, lr_factor
 
 
@@ -126,6 +128,15 @@ class Distill:
             if not run.failed:
                 run.update(progress, share)
         return _metrics(live, [kl / rows.numel() for kl in kls], norms)
+
+    def fit(self, rows: Tensor, n_bytes: int) -> int:
+        """Hold as many students at once as ``n_bytes`` allow on batches like ``rows``; returns how many."""
+        shared = self._teacher(rows.to(self.device))
+        weights = [*self.model.parameters(), *self.model.buffers()]
+        with self._autocast():
+            sizes = [saved_bytes(partial(self.students.hidden, run.student, shared), weights) for run in self.runs]
+        self.at_once = min(len(self.runs), max(1, n_bytes // max(1, *sizes)))
+        return self.at_once
 
     def loss(self, rows: Tensor) -> Tensor:
         """KL of the first branch, summed over all tokens of the rows, with its gradient."""

@@ -1,0 +1,204 @@
+"""A sweep's table -> CSV, Markdown, plain text, figures. Pure: it sees rows, never a model."""
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saelora.report.figures import BLUE, GREEN, GREY, ORANGE
+
+Row = dict[str, Any]
+AXES = {  # column -> its label, and whether equal steps on the axis are equal factors
+    "rank": ("LoRA rank", True),
+    "l0": ("L0 (active latents per token)", True),
+    "d_sae": ("SAE width (latents)", True),
+    "layer": ("layer of the (lowest) SAE", False),
+    "adapted_layer": ("the one adapted layer", False),
+    "n_adapted_layers": ("adapted layers", False),
+    "n_saes": ("SAEs spliced in at once", False),
+    "n_parameters": ("model size (parameters)", True),
+    "alpha": ("LoRA alpha", True),
+    "lr": ("peak learning rate", True),
+    "fvu": ("FVU (fraction of variance unexplained)", False),
+    "n_tokens_trained": ("tokens of adaptation", True),
+}
+SERIES = (*AXES, "placement", "model", "seed")
+_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
+_MARKERS = "osD^vPX"
+_FIRST = ("model", "sae", "layer", "n_saes", "d_sae", "l0", "fvu", "rank", "placement", "lr", "seed")
+_FIGURES = ("ce_base", "ce_sae", "ce_adapted", "ce_adapted_clean", "kl_adapted", "ce_gain", "gap_closed")
+
+
+def write_csv(rows: Sequence[Row], path: Path) -> None:
+    """All rows with their scalar columns, lists joined by spaces and intervals in two columns; written whole."""
+    flat = [_flat(row) for row in rows]
+    columns = list(dict.fromkeys(key for row in flat for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, restval="")
+    writer.writeheader()
+    writer.writerows(flat)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text.getvalue(), encoding="utf-8")
+    part.replace(path)
+
+
+def _flat(row: Row) -> Row:
+    out: Row = {}
+    for key, value in row.items():
+        if key == "ci95":
+            for name, (low, high) in value.items():
+                out |= {f"{name}_low": low, f"{name}_high": high}
+        elif isinstance(value, list):
+            out[key] = " ".join(map(str, value))
+        elif not isinstance(value, dict):
+            out[key] = value
+    return out
+
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """Header and lines: the columns in which rows differ, and the figures with their 95 % intervals."""
+    if not rows:
+        return [["no point is done yet"]]
+    varied = [c for c in _FIRST if len({str(row.get(c)) for row in rows}) > 1] or ["rank"]
+    measured = [c for c in _FIGURES if any(c in row for row in rows)]
+    lines = [[*varied, *measured]]
+    for row in rows:
+        cells = [_cell(column, row.get(column)) for column in varied]
+        for column in measured:
+            interval = row.get("ci95", {}).get(column)
+            shown = _cell(column, row.get(column))
+            if interval and column in ("gap_closed", "ce_gain"):
+                shown += f" ({_cell(column, interval[0])} to {_cell(column, interval[1])})"
+            cells.append(shown)
+        if row.get("status") != "done":
+            cells[-1] = str(row.get("status"))
+        lines.append(cells)
+    return lines
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if column == "gap_closed":
+        return f"{value:.1%}"
+    if column in ("sae", "hookpoint"):
+        names = [str(ref).removeprefix("{saes}/") for ref in value]
+        return names[0] if len(names) == 1 else f"{len(names)} SAEs"
+    if isinstance(value, float):
+        return (
+            f"{value:.4f}" if column.startswith(("ce_", "kl_")) else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+        )
+    return f"{value:,}" if isinstance(value, int) and column != "seed" else str(value)
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown."""
+    header, *lines = [[cell.replace("|", "\\|") for cell in line] for line in table(rows)]
+    rule = ["---"] * len(header)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """The table in aligned plain text."""
+    lines = table(rows)
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+
+
+def figures(rows: Sequence[Row], x: str, series: str | None, title: str, folder: Path) -> list[Path]:
+    """Draw gap closed and gain against a column (over n_saes: the cross entropies), as SVG and PNG.
+
+    Rows that differ in their seed alone become one point, with a bar from the lowest to the highest; a row alone has
+    its 95 % interval. Nothing is drawn where x has fewer than two values.
+
+    Args:
+        x: one of AXES.  series: one of AXES or SERIES; a line is drawn for each of its values.
+    """
+    rows = [row for row in rows if row.get("status") == "done" and "gap_closed" in row]
+    if len({row.get(x) for row in rows}) < 2:
+        return []
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    panels = (("gap_closed", "share of the gap closed (%)", 100.0), ("ce_gain", "gain (nats per token)", 1.0))
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    try:
+        if x == "n_saes":
+            _cross_entropies(axes[0], rows)
+            _panel(axes[1], rows, x, series, *panels[0])
+        else:
+            for panel, each in zip(axes, panels, strict=True):
+                _panel(panel, rows, x, series, *each)
+        for panel in axes:
+            _x_axis(panel, rows, x)
+        figure.suptitle(title, fontsize=11)
+        paths = [folder / f"{x}.svg", folder / f"{x}.png"]
+        for path in paths:
+            figure.savefig(path, dpi=150)
+        return paths
+    finally:
+        plt.close(figure)
+
+
+def _x_axis(axes: Any, rows: Sequence[Row], x: str) -> None:
+    label, logarithmic = AXES.get(x, (x, False))
+    values = sorted({row[x] for row in rows if row.get(x) is not None})
+    if logarithmic and values[0] > 0:
+        axes.set_xscale("log")
+    if len(values) <= 10:
+        axes.set_xticks(values, [f"{value:,.4g}" if value < 10_000 else f"{value / 1000:,.4g}k" for value in values])
+        axes.minorticks_off()
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _panel(axes: Any, rows: Sequence[Row], x: str, series: str | None, y: str, label: str, scale: float) -> None:
+    names = list(dict.fromkeys(row.get(series) if series else None for row in rows))
+    for i, name in enumerate(names):
+        points = _points([row for row in rows if series is None or row.get(series) == name], x, y)
+        xs, ys, lows, highs = zip(*points, strict=True)
+        bars = [[(m - low) * scale for m, low in zip(ys, lows, strict=True)]]
+        bars.append([(high - m) * scale for m, high in zip(ys, highs, strict=True)])
+        axes.errorbar(
+            xs,
+            [value * scale for value in ys],
+            yerr=[[max(0.0, v) for v in side] for side in bars],
+            fmt=f"{_MARKERS[i % 7]}-",
+            color=_COLOURS[i % 7],
+            capsize=3,
+            label=None if series is None else f"{AXES.get(series, (series,))[0]} {name}",
+        )
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_ylabel(label)
+    if series is not None:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def _points(rows: Sequence[Row], x: str, y: str) -> list[tuple[float, float, float, float]]:
+    """(x, y, low, high), ascending in x: seeds averaged, their range the bar; a single run's bar is its interval."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get(x) is not None and row.get(y) is not None:
+            config = {k: v for k, v in row["config"].items() if k != "seed"}
+            groups.setdefault(repr(sorted(config.items())), []).append(row)
+    out = []
+    for group in groups.values():
+        values = [row[y] for row in group]
+        low, high = (min(values), max(values)) if len(group) > 1 else group[0]["ci95"][y]
+        out.append((math.fsum(row[x] for row in group) / len(group), math.fsum(values) / len(group), low, high))
+    return sorted(out)
+
+
+def _cross_entropies(axes: Any, rows: Sequence[Row]) -> None:
+    lines = (("ce_sae", "spliced", ORANGE, "s-"), ("ce_adapted", "spliced + adapted", BLUE, "o-"))
+    for column, name, colour, style in lines:
+        points = _points(rows, "n_saes", column)
+        axes.plot([p[0] for p in points], [p[1] for p in points], style, color=colour, label=name)
+    base = _points(rows, "n_saes", "ce_base")
+    axes.plot([p[0] for p in base], [p[1] for p in base], "-", color=GREY, label="original")
+    axes.set_ylabel("cross entropy (nats per token)")
+    axes.legend(frameon=False, fontsize=8)
