@@ -12,6 +12,7 @@ from saelora.data.corpus import open_corpus
 from saelora.data.pack import Part, Rows, pack
 from saelora.errors import InputError
 from saelora.models.anatomy import Anatomy, anatomy_of
+from saelora.models.compiling import compile_layers
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.models.loading import LoadedModel, load_model, pick_device, resolve_dtype
 from saelora.saes.loading import LoadedSAE, check_fits, load_sae
@@ -35,6 +36,7 @@ class ModelOptions:
     shard: bool = option(
         False, "split the frozen weights over the processes (FSDP2), for models that do not fit one device"
     )
+    compile: bool = option(False, "torch.compile each layer: minutes at the start, faster steps on a GPU")
     quiet: bool = option(False, "show no progress")
 
 
@@ -134,7 +136,11 @@ def load_frozen(config: Any) -> LoadedModel:
     """
     device = pick_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
-    return load_model(config.model, device="cpu" if config.shard else device, dtype=dtype, revision=config.revision)
+    home = "cpu" if config.shard else device
+    loaded = load_model(config.model, device=home, dtype=dtype, revision=config.revision)
+    if config.compile:
+        compile_layers(loaded.model)
+    return loaded
 
 
 def _with_sparse_decode(found: LoadedSAE, when: str, device_type: str) -> LoadedSAE:

@@ -18,6 +18,7 @@ from saelora.core.splice import Splice, splice
 from saelora.core.students import Student
 from saelora.evals.loss import evaluate_branches, evaluate_loss
 from saelora.models.anatomy import anatomy_of
+from saelora.models.compiling import compile_layers
 from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.distill import Branch, Distill, DistillRecipe
 from saelora.train.loop import NonFiniteLoss
@@ -173,3 +174,19 @@ def test_branches_are_evaluated_together_as_each_alone() -> None:
                     stack.enter_context(other.disabled())
                 alone = evaluate_loss(objective.model, student.splice.saes, SPARE_SPECIAL, rows)
             assert alone == together[name]
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_compiled_layers_train_to_the_same_weights(family: str) -> None:
+    """Splices, stems and adapters come and go between calls of one compiled layer: stale code would not see them."""
+    settings = [SETTINGS["single-layer"], SETTINGS["all-layers"], SETTINGS["two-saes"]]
+    torch._dynamo.reset()
+    with branches(family, settings) as eager, branches(family, settings) as compiled:
+        compile_layers(compiled.model, backend="aot_eager")
+        for mine, theirs in zip(train(compiled), train(eager), strict=True):
+            torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)
+        for i in range(len(settings)):
+            torch.testing.assert_close(weights(compiled, f"b{i}"), weights(eager, f"b{i}"), rtol=0, atol=1e-10)
+    stats = torch._dynamo.utils.counters
+    assert stats["stats"]["unique_graphs"] > 0
+    assert not stats["graph_break"]

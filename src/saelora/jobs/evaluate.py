@@ -122,7 +122,7 @@ def load_adapter(model: nn.Module, folder: str) -> nn.Module:
 def _with_recorded(config: Config, recorded: dict[str, Any]) -> Config:
     """Options that were left at their defaults are taken from the adapter's own run."""
     fresh = Config()
-    names = {f.name for f in fields(Config)} - {"adapter", "out", "quiet", "device", "dtype"}
+    names = {f.name for f in fields(Config)} - {"adapter", "out", "quiet", "device", "dtype", "shard", "compile"}
     unset = {name for name in names if getattr(config, name) == getattr(fresh, name) and name in recorded}
     values = {f.name: getattr(config, f.name) for f in fields(Config)}
     return build(Config, {**values, **{name: recorded[name] for name in unset}}, "the adapter's recorded configuration")

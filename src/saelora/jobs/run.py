@@ -16,7 +16,7 @@ from saelora.train.loop import Loop, LoopState
 from saelora.train.tracking import check_tracker
 
 RECORDED = "config.yaml"
-NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "shard", "track", "checkpoint_seconds")
+NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "shard", "compile", "track", "checkpoint_seconds")
 
 
 @dataclass(kw_only=True)
