@@ -14,7 +14,7 @@ from saelora.core.replay import activations
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
-from saelora.objectives.sae_export import inference_sae, save_sae
+from saelora.objectives.sae_export import inference_parts, inference_sae, save_sae
 from saelora.objectives.sae_recipe import SAERecipe
 from saelora.objectives.sae_trainer import SAETrainer
 from saelora.train.distributed import ALONE, Group
@@ -178,7 +178,8 @@ class SAEObjective:
 
     def inference_sae(self, name: str) -> SAE[Any]:
         """The SAE as it is now, as SAELens' inference class, for raw activations; an independent copy."""
-        return self.group.on(self.owners[name], lambda: inference_sae(self.trainers[name], self.n_tokens))
+        owner = self.owners[name]
+        return inference_sae(*self.group.on(owner, lambda: inference_parts(self.trainers[name], self.n_tokens)))
 
     def save(self, name: str, folder: Path) -> None:
         """Write cfg.json and sae_weights.safetensors that SAELens' SAE.load_from_disk reads.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from saelora.errors import InputError
 from saelora.objectives.sae_trainer import SAETrainer
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def inference_sae(trainer: SAETrainer, n_tokens: int) -> SAE[Any]:
-    """SAELens' inference SAE of a training SAE, on the CPU, with the scale of the activations folded in.
+def inference_parts(trainer: SAETrainer, n_tokens: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and weights of a training SAE's inference SAE, on the CPU, with the activations' scale folded in.
 
     It works on raw activations, its decoder's rows have norm 1, and so an active latent's value is the
     length of what it adds, in the activations' own units. One of attn_z has SAELens' hook_z reshaping on
@@ -33,8 +34,6 @@ def inference_sae(trainer: SAETrainer, n_tokens: int) -> SAE[Any]:
     Raises:
         InputError: the SAE has not seen its first chunk, so it has no scale yet.
     """
-    from sae_lens.saes.sae import SAE
-
     if not trainer.scale:
         raise InputError("this SAE has not been trained yet: run at least one step before taking or saving it")
     sae = copy.deepcopy(trainer.sae).to("cpu")
@@ -55,6 +54,13 @@ def inference_sae(trainer: SAETrainer, n_tokens: int) -> SAE[Any]:
         "n_tokens": n_tokens,
         "n_dead": int(trainer.dead_S.sum()),
     }
+    return cfg, weights
+
+
+def inference_sae(cfg: dict[str, Any], weights: dict[str, Tensor]) -> SAE[Any]:
+    """SAELens' inference SAE of its parts."""
+    from sae_lens.saes.sae import SAE
+
     result = SAE.from_dict(cfg)
     result.load_state_dict({name: tensor.to(result.dtype).contiguous() for name, tensor in weights.items()})
     return result.requires_grad_(False).eval()
