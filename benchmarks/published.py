@@ -40,6 +40,13 @@ def with_adapter(
     return get_peft_model(model, lora_config(model, layers, rank=rank, alpha=alpha, dropout=dropout))  # type: ignore[arg-type]
 
 
+def add_adapter(model: Any, name: str, placement: str, hookpoint: Hookpoint, *, rank: int, alpha: float) -> None:
+    """One more adapter beside the first, with the weights that it would have alone."""
+    layers = layers_of(placement, [hookpoint], anatomy_of(model).n_layers)
+    torch.manual_seed(0)
+    model.add_adapter(name, lora_config(model, layers, rank=rank, alpha=alpha))
+
+
 @dataclass
 class _ByHand:
     """What both steps have in common.

@@ -84,7 +84,7 @@ def step_at(axis: str, size: int, setting: Setting, args: argparse.Namespace) ->
         sae: Any = random_sae("topk", setting.sae.cfg.d_in, size, k, setting.device, torch.float32)
         setting = replace(setting, sae=sae)
     rank, branches = (size if axis == "rank" else args.rank), (size if axis == "branches" else 1)
-    ours = Ours(setting, rank=rank, n_branches=branches)
+    ours = Ours(setting, ranks=[rank] * branches)
     return lambda: ours.step(rows)
 
 

@@ -1,12 +1,13 @@
 """What the step is measured on: a real model, SAE and text, or random weights of a named shape."""
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from measure import random_sae
-from published import copy_sharing_weights, with_adapter
+from published import add_adapter, copy_sharing_weights, with_adapter
 from torch import Tensor
 
 from saelora.assemble import DataOptions, ModelOptions, SAEOptions, assemble, autocast_dtype, read_rows
@@ -129,24 +130,22 @@ class Ours:
 
     setting: Setting
     placement: str = "after"
-    rank: int = 64
-    n_branches: int = 1
+    ranks: Sequence[int] = (64,)
 
     def __post_init__(self) -> None:
         setting, hookpoint = self.setting, self.setting.hookpoint
-        self.model = with_adapter(
-            copy_sharing_weights(setting.model), self.placement, hookpoint, rank=self.rank, alpha=self.rank
-        )
-        names = ["default", *(f"branch{i}" for i in range(1, self.n_branches))]
-        for name in names[1:]:
-            self.model.add_adapter(name, self.model.peft_config["default"])
+        copied = copy_sharing_weights(setting.model)
+        self.model = with_adapter(copied, self.placement, hookpoint, rank=self.ranks[0], alpha=self.ranks[0])
+        names = ["default", *(f"branch{i}" for i in range(1, len(self.ranks)))]
+        for name, rank in zip(names[1:], self.ranks[1:], strict=True):
+            add_adapter(self.model, name, self.placement, hookpoint, rank=rank, alpha=rank)
         spliced = Splice({hookpoint: our_sae(setting.sae, setting.device)}, setting.token_mask, None)
         spliced.attach(anatomy_of(self.model))
         branches = [Branch(name, spliced, DistillRecipe()) for name in names]
         self.distill = Distill(self.model, branches, n_rows=1_000_000, autocast=setting.autocast)
 
-    def step(self, rows: Tensor) -> None:
-        self.distill.step(rows, 0.5)
+    def step(self, rows: Tensor) -> dict[str, Tensor]:
+        return self.distill.step(rows, 0.5)
 
     def parameters(self) -> list[Any]:
         return [p for p in self.model.parameters() if p.requires_grad]

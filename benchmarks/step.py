@@ -68,7 +68,9 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def make_arms(setting: Setting, rank: int) -> dict[str, Any]:
     """Name -> an object with step(rows); all share their weights, but that the published arms run in float32."""
-    arms: dict[str, Any] = {"ours_after": Ours(setting, "after", rank), "ours_all": Ours(setting, "all", rank)}
+    arms: dict[str, Any] = {
+        name: Ours(setting, name.removeprefix("ours_"), [rank]) for name in ("ours_after", "ours_all")
+    }
     kept = setting.token_mask.exempt_ids
     common: dict[str, Any] = {"sae": setting.sae, "layer": setting.hookpoint.layer, "kept_ids": kept}
     plain = with_adapter(copy_sharing_weights(setting.model), "after", setting.hookpoint, rank=rank, alpha=ALPHA)

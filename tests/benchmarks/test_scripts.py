@@ -11,6 +11,7 @@ import scaling
 import setting as settings
 import sparse_decode
 import step
+import sweep
 import torch
 from flops import useful_flops
 from measure import MIB, exponent, interleaved, peak_bytes, ratios
@@ -51,7 +52,7 @@ def test_profile_names_operations() -> None:
     parser = step.argparse.ArgumentParser()
     settings.add_options(parser)
     setting = settings.make(parser.parse_args(TINY), 1, 8)
-    assert "aten::mm" in step.profile(settings.Ours(setting, rank=2), setting.rows)
+    assert "aten::mm" in step.profile(settings.Ours(setting, ranks=[2]), setting.rows)
 
 
 def test_scaling_writes_every_axis(tmp_path: Path) -> None:
@@ -67,6 +68,17 @@ def test_scaling_writes_every_axis(tmp_path: Path) -> None:
         assert math.isfinite(axis_found["exponent_upper_half"])
         assert {"a", "b", "p", "relative_error"} == axis_found["fit"].keys()
         assert "dominates_from" in axis_found
+
+
+def test_sweep_compares_one_pass_with_separate_runs_of_equal_losses(tmp_path: Path) -> None:
+    file = tmp_path / "sweep.json"
+    sweep.main([*TINY, "--ranks", "1", "2", "4", "--context", "16", "--repeats", "2", "--json", str(file)])
+    found = json.loads(file.read_text())
+    assert found["largest_loss_difference"] == 0
+    seconds = {name: values["values"][1] for name, values in found["seconds"].items()}
+    own = sum(value for name, value in seconds.items() if name.startswith("own_"))
+    assert found["speedup_vs_own"]["values"][1] == pytest.approx(own / seconds["one_pass"])
+    assert all(value > 0 for value in spread_of(found["speedup_vs_published"]))
 
 
 def test_sparse_decode_writes_points_and_crossover(tmp_path: Path) -> None:
@@ -122,7 +134,7 @@ def test_useful_flops_are_what_a_plain_step_multiplies() -> None:
     setting = settings.make(parser.parse_args(TINY), n_rows, context)
     config = setting.model.config
     setting.model.set_attn_implementation("eager")
-    ours = settings.Ours(setting, rank=2)
+    ours = settings.Ours(setting, ranks=[2])
     with FlopCounterMode(display=False) as counter:
         ours.step(setting.rows)
     d_sae, layer = setting.sae.cfg.d_sae, setting.hookpoint.layer
