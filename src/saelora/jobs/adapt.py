@@ -34,7 +34,7 @@ from saelora.report.card import adapter_card
 from saelora.report.figures import learning_curve
 from saelora.report.text import loss_table
 from saelora.train.distributed import Group
-from saelora.train.loop import Loop, LoopConfig, LoopState
+from saelora.train.loop import Loop, LoopConfig, LoopState, within_reach
 from saelora.train.optim import Schedule
 from saelora.train.shard import shard_layers
 from saelora.train.tracking import Tracker
@@ -205,7 +205,9 @@ def _train(
 
         group = objective.group
         tracker = Tracker(config.track if group.is_main else None, folder, to_dict(config))
-        loop = Loop(objective, rows, loop_config, folder, tracker, history, report, group)
+        loop = Loop(
+            objective, within_reach(rows, objective.device), loop_config, folder, tracker, history, report, group
+        )
         return run_loop(loop, "adapt", bar, resume=config.resume)
 
 

@@ -29,7 +29,7 @@ from saelora.objectives.distill import Branch, Distill
 from saelora.report.sweep import figures, markdown, text_table, write_csv
 from saelora.train.distributed import Group
 from saelora.train.interrupt import Interrupted
-from saelora.train.loop import Loop, LoopConfig
+from saelora.train.loop import Loop, LoopConfig, within_reach
 from saelora.train.memory import free_bytes
 from saelora.train.tracking import Tracker
 
@@ -69,11 +69,14 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
         raise InputError("no recipe given: name a YAML file, such as recipes/smollm/rank.yaml")
     recipe = read_recipe(Path(config.recipe), config.set)
     points = expand(recipe, config.recipe)
-    processes = Group.current()
+    if any(point.config.shard for point in points):
+        raise InputError("shard divides one run over the processes, a sweep gives each its own runs: leave it out")
+    processes = Group.current(points[0].config.device)
     console = Console(quiet=config.quiet or not processes.is_main)
     folder = processes.on_main(lambda: _open_folder(config))
     saes = _trained_saes(recipe, points[0], console)
-    todo = [point for point in points if not _row_file(folder, point).exists()]
+    done = processes.on_main(lambda: {point.id for point in points if _row_file(folder, point).exists()})
+    todo = [point for point in points if point.id not in done]
     if len(todo) < len(points):
         console.say(f"{len(points) - len(todo)} of {len(points)} points are done already")
     groups = group_points(todo)
@@ -254,7 +257,14 @@ class _Runner:
             def report(row: dict[str, float]) -> None:
                 bar.update(int(row["n_tokens"]), f"mean KL {row['loss']:.4f}")
 
-            loop = Loop(objective, rows, loop_config, folder, Tracker(None, folder, {}), report=report)
+            loop = Loop(
+                objective,
+                within_reach(rows, objective.device),
+                loop_config,
+                folder,
+                Tracker(None, folder, {}),
+                report=report,
+            )
             if loop.resume():
                 bar.start_at(loop.state.n_tokens)
             try:

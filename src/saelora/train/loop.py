@@ -47,6 +47,11 @@ class Rows(Protocol):
     def __getitem__(self, index: slice, /) -> Tensor: ...
 
 
+def within_reach(rows: Tensor, device: torch.device) -> Tensor:
+    """The rows in pinned memory where a GPU is to read them: each batch is copied while the step before still runs."""
+    return rows.pin_memory() if device.type == "cuda" else rows
+
+
 @dataclass(frozen=True)
 class LoopConfig:
     """How a run is cut into steps and what happens between them; all counts in steps, times in seconds."""
