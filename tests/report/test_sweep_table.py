@@ -54,6 +54,16 @@ def test_every_axis_can_be_drawn(x: str, tmp_path: Path) -> None:
     assert [path.name for path in drawn] == [f"{x}.svg", f"{x}.png"]
 
 
+def test_a_point_without_a_place_on_the_axis_is_a_line_across(tmp_path: Path) -> None:
+    rows = [row(13, 0.1, key="adapted_layer"), row(14, 0.2, key="adapted_layer")]
+    across = [{**row(13, 0.3, key="adapted_layer"), "adapted_layer": None, "placement": "after"}]
+    without = figures(rows, "adapted_layer", None, "t", tmp_path)[0].read_text()
+    assert figures([*rows, *across], "adapted_layer", None, "t", tmp_path)[0].read_text().count(
+        "<path"
+    ) > without.count("<path")
+    assert figures([rows[0], *across], "adapted_layer", None, "t", tmp_path) == []
+
+
 def test_nothing_is_drawn_of_a_single_value_or_of_diverged_points(tmp_path: Path) -> None:
     assert figures([row(1, 0.1), row(1, 0.2, seed=1)], "rank", None, "t", tmp_path) == []
     assert figures([row(1, 0.1), row(2, 0.2, status="diverged")], "rank", None, "t", tmp_path) == []

@@ -117,7 +117,7 @@ def figures(rows: Sequence[Row], x: str, series: str | None, title: str, folder:
         x: one of AXES.  series: one of AXES or SERIES; a line is drawn for each of its values.
     """
     rows = [row for row in rows if row.get("status") == "done" and "gap_closed" in row]
-    if len({row.get(x) for row in rows}) < 2:
+    if len({row.get(x) for row in rows} - {None}) < 2:
         return []
     import matplotlib
 
@@ -172,9 +172,12 @@ def _panel(axes: Any, rows: Sequence[Row], x: str, series: str | None, y: str, l
             capsize=3,
             label=None if series is None else f"{AXES.get(series, (series,))[0]} {name}",
         )
+    elsewhere = [row for row in rows if row.get(x) is None and row.get(y) is not None]
+    for row in elsewhere:  # such as all layers adapted, beside single ones: no place on the axis, but a height
+        axes.axhline(row[y] * scale, color=_COLOURS[1], linestyle=":", label=f"placement {row.get('placement')}")
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_ylabel(label)
-    if series is not None:
+    if series is not None or elsewhere:
         axes.legend(frameon=False, fontsize=8)
 
 
