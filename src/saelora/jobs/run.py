@@ -43,6 +43,8 @@ def processes(config: Any) -> Group:
             "--shard splits a model over several processes, this is one: start them with "
             "torchrun --nproc-per-node N -m saelora ..., or leave it out"
         )
+    if config.shard and config.compile:
+        raise InputError("--compile does not work on sharded layers yet: leave out --compile or --shard")
     return group
 
 

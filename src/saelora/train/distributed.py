@@ -19,7 +19,8 @@ from torch import Tensor
 from saelora.errors import InputError
 
 T = TypeVar("T")
-TIMEOUT = timedelta(hours=2)  # others wait while the main process reads and tokenises the data
+# Long: processes wait while one reads the data, or has more of a sweep to do. One that dies is noticed at once.
+TIMEOUT = timedelta(days=7)
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,13 @@ class Group:
         found = [torch.empty_like(padded) for _ in lengths]
         dist.all_gather(found, padded)
         return _deal([list(part[: sum(n)].split(n)) for part, n in zip(found, lengths, strict=True)])
+
+    def patient_barrier(self) -> Callable[[], None]:
+        """A barrier for work that each process does alone, however long it takes; all make it before they begin."""
+        if self.world == 1:
+            return lambda: None
+        waiting = dist.new_group(backend="gloo", timeout=timedelta(days=30))
+        return lambda: dist.barrier(waiting)
 
 
 ALONE = Group()
