@@ -33,5 +33,5 @@ def launched(*words: str, processes: int = 2) -> Iterator[subprocess.Popen[str]]
 def finished(*words: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of the launcher."""
     with launched(*words) as process:
-        out, err = process.communicate(timeout=200)
+        out, err = process.communicate(timeout=500)
         return process.returncode, out, err

@@ -14,7 +14,7 @@ from saelora.errors import InputError
 from saelora.train.checkpoint import load_checkpoint
 from saelora.train.distributed import ALONE, Group
 
-pytestmark = pytest.mark.xdist_group("distributed")
+pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 import saelora
 from saelora.train.interrupt import Interrupted
 
-pytestmark = pytest.mark.xdist_group("distributed")  # the fixtures cost a launch: once is enough
+pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]  # the fixtures cost a launch
 
 # rows in all: 61, so that the last batch of 4 has one row for two processes
 ADAPT: dict[str, Any] = {**ws.ADAPT, "tokens": 61 * ws.CONTEXT, "batch_rows": 4, "eval_tokens": 13 * ws.CONTEXT}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from saelora.train.checkpoint import load_checkpoint
 
-pytestmark = pytest.mark.xdist_group("distributed")
+pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
 
 N_STEPS = 200
 RUN: dict[str, Any] = {"tokens": 2 * N_STEPS * ws.CONTEXT, "lr": 1e-3, "history_tokens": ws.CONTEXT}
@@ -36,7 +36,7 @@ def test_signal_to_the_launcher_saves_and_one_process_goes_on(workspace: ws.Work
             assert launcher.poll() is None, launcher.stderr and launcher.stderr.read()[-3000:]
             time.sleep(0.005)
         launcher.send_signal(signal.SIGTERM)
-        said = launcher.communicate(timeout=100)[1]
+        said = launcher.communicate(timeout=300)[1]
     assert launcher.returncode != 0
     (stopped,) = complaints(said)
     assert f"saelora adapt --config {out}/config.yaml --out {out} --resume" in stopped

@@ -44,7 +44,7 @@ def processes(config: Any) -> Group:
             "torchrun --nproc-per-node N -m saelora ..., or leave it out"
         )
     if config.shard and config.compile:
-        raise InputError("--compile does not work on sharded layers yet: leave out --compile or --shard")
+        raise InputError("--compile is not tested on sharded layers: leave out --compile or --shard")
     return group
 
 
