@@ -34,7 +34,7 @@ from saelora.train.memory import free_bytes
 from saelora.train.tracking import Tracker
 
 BYTES_PER_WEIGHT = 16  # an adapter's weight, its gradient and AdamW's two moments, in float32
-MEMORY_SHARE = 0.4  # of what is free: for adapters with their optimisers, and again for what backward passes hold
+MEMORY_SHARE = 0.4  # of what is free, for all processes together: they may share a machine
 
 
 @dataclass(kw_only=True)
@@ -80,7 +80,8 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
     if len(todo) < len(points):
         console.say(f"{len(points) - len(todo)} of {len(points)} points are done already")
     groups = group_points(todo)
-    runner = _Runner(config, recipe, folder, saes, console)
+    everyone = processes.patient_barrier()
+    runner = _Runner(config, recipe, folder, saes, console, MEMORY_SHARE / processes.world)
     failures: list[str] = []
     for i, group in enumerate(groups[processes.rank :: processes.world]):
         console.say(f"group {i + 1} of {len(groups[processes.rank :: processes.world])}: {len(group)} points")
@@ -91,6 +92,7 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
             console.say(f"group {i + 1} failed: {error}")
         if processes.is_main:
             _write_tables(recipe, points, folder)
+    everyone()
     failures = [failure for found in processes.gather(failures) for failure in found]
     drawn = processes.on_main(lambda: _finish(recipe, points, folder))
     if failures:
@@ -141,6 +143,7 @@ class _Runner:
     folder: Path
     saes: str
     console: Console
+    memory_share: float  # of what is free: for adapters with optimisers, and again for what backward passes hold
     loaded: LoadedModel | None = None
     model_key: Any = None
     cache: SAECache = field(default_factory=dict)
@@ -182,7 +185,7 @@ class _Runner:
             ):
                 per_rank += sum(weight.shape)
         most = max(point.config.rank for point in points) * max(1, per_rank) * BYTES_PER_WEIGHT
-        return max(1, int(MEMORY_SHARE * free_bytes(model.device) / most))
+        return max(1, int(self.memory_share * free_bytes(model.device) / most))
 
     def _run_part(self, points: list[Point]) -> None:
         """Adapt and measure points side by side, and write their rows."""
@@ -202,7 +205,7 @@ class _Runner:
                 ]
                 autocast = autocast_dtype(self.loaded)
                 objective = Distill(model, branches, n_rows=len(rows), autocast=autocast)
-                objective.fit(rows[: first.batch_rows], int(MEMORY_SHARE * free_bytes(objective.device)))
+                objective.fit(rows[: first.batch_rows], int(self.memory_share * free_bytes(objective.device)))
                 seconds = self._train(points, objective, rows)
                 students = {p.id: Student(s, f"p{p.id}") for p, s in zip(points, splices, strict=True)}
                 with self.console.progress("evaluating", heldout.numel()) as bar:
