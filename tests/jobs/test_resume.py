@@ -210,7 +210,7 @@ def test_loss_that_blows_up_ends_in_one_line_and_keeps_a_finite_state(
     assert not (out / "results.json").exists()
     found = load_checkpoint(out / "checkpoints")
     assert found is not None
-    assert all(torch.isfinite(weights).all() for weights in found[0]["objective"]["adapter"].values())
+    assert all(torch.isfinite(weights).all() for weights in found[0]["objective"]["default"]["adapter"].values())
     logged = metrics_of(out)
     assert workspace.adapt(out, "--quiet", "--resume", **options) == 2
     assert capsys.readouterr().err == said
