@@ -69,13 +69,13 @@ def test_no_weight_means_one_and_no_labels_mean_no_cross_entropy(head, hidden):
     out, reference = (f(*hidden, head) for f in (kl_head, kl_head_reference))
     torch.testing.assert_close(out.kl, out.kl_N.sum(), rtol=0, atol=1e-10)
     torch.testing.assert_close(out.kl, reference.kl, rtol=0, atol=1e-10)
-    assert (out.ce_teacher_N, out.ce_student_N) == (None, None)
+    assert (out.ce_teacher_N, out.ce_student_N, out.top1_N) == (None, None, None)
 
 
 def test_top1_says_where_both_models_agree(hidden):
     head = Head(random(V, D, seed=2))
     agree = (hidden[0] @ head.weight.T).argmax(-1) == (hidden[1] @ head.weight.T).argmax(-1)
-    assert torch.equal(kl_head(*hidden, head, chunk=8).top1_N.bool(), agree)
+    assert torch.equal(kl_head(*hidden, head, labels_N=LABELS, chunk=8).top1_N.bool(), agree)
     assert 0 < agree.sum() < N
 
 

@@ -25,7 +25,7 @@ class KLHead:
     kl_N: Tensor  # KL of each token, unweighted
     ce_teacher_N: Tensor | None  # cross entropies, where labels were given
     ce_student_N: Tensor | None
-    top1_N: Tensor  # 1.0 where both models' likeliest token is the same
+    top1_N: Tensor | None  # 1.0 where both models' likeliest token is the same, where labels were given
 
 
 def chunk_size(d_vocab: int, device_type: str = "cpu", itemsize: int = 4) -> int:
@@ -56,7 +56,7 @@ def kl_heads(
     flat = _ChunkedKL.apply(teacher_ND.detach(), head, weight_N, labels_N, chunk, *students_ND)
     groups = [flat[i : i + 5] for i in range(0, len(flat), 5)]
     if labels_N is None:
-        return [KLHead(kl, kl_N, None, None, top1_N) for kl, kl_N, _, _, top1_N in groups]
+        return [KLHead(kl, kl_N, None, None, None) for kl, kl_N, *_ in groups]
     return [KLHead(*group) for group in groups]
 
 
@@ -88,25 +88,27 @@ class _ChunkedKL(torch.autograd.Function):
             t_CV, p_CV, s_CV, e_CV = (buffer[: part.stop - start] for buffer in buffers)
             label_C1 = None if labels_N is None else labels_N[part, None]
             head.logits(teacher_ND[part], out=t_CV)
-            top_C = t_CV.argmax(-1)
-            p_CV /= _normalise(t_CV, p_CV)
+            tz_C1 = _exponentials(t_CV, p_CV)
             if label_C1 is not None:
-                ce_t_N[part] = -t_CV.gather(1, label_C1)[:, 0]
+                top_C = t_CV.argmax(-1)
+                ce_t_N[part] = (tz_C1.log() - t_CV.gather(1, label_C1))[:, 0]
             for i, (h_ND, grad_ND) in enumerate(zip(students_ND, grads_ND, strict=True)):
                 head.logits(h_ND[part], out=s_CV)
-                top1_N[i, part] = (top_C == s_CV.argmax(-1)).to(acc)
                 # d(cap * tanh(z / cap)) = 1 - (capped / cap)^2, taken before the logits are overwritten
                 slope_CV = None if head.softcap is None or grad_ND is None else 1 - (s_CV / head.softcap) ** 2
-                sum_C1 = _normalise(s_CV, e_CV)
+                sz_C1 = _exponentials(s_CV, e_CV)
                 if label_C1 is not None:
-                    ce_s_N[i, part] = -s_CV.gather(1, label_C1)[:, 0]
-                kl_N[i, part] = torch.einsum("cv,cv->c", p_CV, torch.sub(t_CV, s_CV, out=s_CV))
+                    top1_N[i, part] = (top_C == s_CV.argmax(-1)).to(acc)
+                    ce_s_N[i, part] = (sz_C1.log() - s_CV.gather(1, label_C1))[:, 0]
+                apart_C = torch.einsum("cv,cv->c", p_CV, torch.sub(t_CV, s_CV, out=s_CV))
+                kl_N[i, part] = apart_C / tz_C1[:, 0] + (sz_C1 / tz_C1)[:, 0].log()
                 if grad_ND is not None:
-                    g_CV = e_CV.div_(sum_C1).sub_(p_CV)
+                    # softmax(student) - softmax(teacher), but for the factor 1 / sz that is put in below
+                    g_CV = e_CV.addcmul_(p_CV, sz_C1 / tz_C1, value=-1)
                     if slope_CV is not None:
                         g_CV *= slope_CV
                     g_CD = g_CV.to(head.weight.dtype) @ head.weight
-                    grad_ND[part] = (g_CD * (weight_N[part, None] * head.scale)).to(grad_ND.dtype)
+                    grad_ND[part] = (g_CD * (weight_N[part, None] * head.scale / sz_C1)).to(grad_ND.dtype)
         ctx.save_for_backward(*grads_ND)
         out = []
         for i in range(len(students_ND)):
@@ -123,12 +125,13 @@ class _ChunkedKL(torch.autograd.Function):
         return (None, None, None, None, None, *grads)
 
 
-def _normalise(logits_CV: Tensor, exp_CV: Tensor) -> Tensor:
-    """Logits become log-probabilities in place; exp_CV gets their unnormalised exponentials, whose sum is returned."""
+def _exponentials(logits_CV: Tensor, exp_CV: Tensor) -> Tensor:
+    """Shift each row's logits so that the largest is 0, put their exponentials into exp_CV, return their sums [C, 1].
+
+    Neither is normalised: every pass over [C, V] that is saved shows in a step's time.
+    """
     logits_CV -= logits_CV.amax(-1, keepdim=True)
-    sum_C1 = torch.exp(logits_CV, out=exp_CV).sum(-1, keepdim=True)
-    logits_CV -= sum_C1.log()
-    return sum_C1
+    return torch.exp(logits_CV, out=exp_CV).sum(-1, keepdim=True)
 
 
 def kl_head_reference(

@@ -271,6 +271,7 @@ class _Arms:
         for i, out in enumerate(heads):
             assert out.ce_teacher_N is not None
             assert out.ce_student_N is not None
+            assert out.top1_N is not None
             values["ce_base"] = out.ce_teacher_N.view(shape)
             values[f"ce_{i}"] = out.ce_student_N.view(shape)
             values[f"kl_{i}"] = out.kl_N.view(shape)
