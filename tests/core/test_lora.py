@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 import families
 from families import D_MODEL, N_LAYERS
-from saelora.core.lora import adapted_layers, disabled, layers_of, lora_config
+from saelora.core.lora import adapted_layers, disabled, fuse, layers_of, lora_config
 from saelora.core.splice import splice
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
@@ -153,3 +153,64 @@ def test_placement_names_layers(placement, hookpoints, layers):
 def test_placement_that_names_no_layer_is_refused(placement, message):
     with pytest.raises(InputError, match=message):
         layers_of(placement, [Hookpoint(3)], N_LAYERS)
+
+
+def moved(model, rank=2, **options):
+    """An adapter on all layers whose B is not zero, so that its product shows."""
+    wrapped = get_peft_model(model, lora_config(model, list(range(N_LAYERS)), rank=rank, alpha=3.0, **options)).double()
+    draw = torch.Generator().manual_seed(1)
+    for parameter in wrapped.parameters():
+        if parameter.requires_grad:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
+    return wrapped.eval()
+
+
+def value_and_gradients(model, ids, **inputs):
+    logits = model(input_ids=ids, **inputs).logits
+    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    grads = torch.autograd.grad(logits.logsumexp(-1).square().sum(), list(trained.values()))
+    return [logits.detach(), *grads]
+
+
+@pytest.mark.parametrize("options", [{}, {"use_rslora": True}, {"use_dora": True}], ids=["lora", "rslora", "dora"])
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt2", "gpt_neox-parallel", "phi3"])
+def test_fused_layers_give_pefts_values_and_gradients(fresh, batch, name, options):
+    if name == "gpt2" and "use_dora" in options:
+        options = {}  # PEFT has no DoRA for GPT-2's transposed linears
+    model = moved(fresh(name), **options)
+    expected = value_and_gradients(model, batch.ids)
+    fuse(model)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        found = value_and_gradients(model, batch.ids)
+    calls = [event.key for event in profile.key_averages()]
+    assert ("aten::addmm_" in calls) == ("use_dora" not in options)
+    for got, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-11 * max(1.0, wanted.abs().max().item()))
+
+
+def test_fused_layers_leave_merged_disabled_and_several_adapters_to_peft(fresh, batch):
+    model = moved(fresh("llama"))
+    clean = fresh("llama")(input_ids=batch.ids).logits
+    model.add_adapter("other", lora_config(model.get_base_model(), [1], rank=3, alpha=3.0))
+    model.double()
+    for name, parameter in model.named_parameters():
+        if "lora_B.other" in name:
+            parameter.data += 0.1
+    both = ["default", "other"]
+
+    def outputs():
+        model.base_model.set_adapter(both)
+        together = model(input_ids=batch.ids).logits
+        model.set_adapter("default")
+        with disabled(model):
+            off = model(input_ids=batch.ids).logits
+        model.merge_adapter()
+        merged = model(input_ids=batch.ids).logits
+        model.unmerge_adapter()
+        return together, off, merged
+
+    expected = outputs()
+    fuse(model)
+    for got, wanted in zip(outputs(), expected, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=0, atol=1e-10)
+    torch.testing.assert_close(expected[1], clean, rtol=0, atol=1e-10)

@@ -89,6 +89,7 @@ class Distill:
         self.model, self.n_rows, self.group = model, n_rows, group
         self.device, self._autocast_dtype = next(model.parameters()).device, autocast
         self.head = anatomy_of(model).head
+        lora.fuse(model)
         model.eval()
         for name, module in model.named_modules():
             if "lora_dropout" in name:
