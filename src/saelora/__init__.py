@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from saelora.jobs.adapt import adapt
     from saelora.jobs.demo import demo
     from saelora.jobs.evaluate import evaluate
+    from saelora.jobs.sweep import sweep
     from saelora.jobs.train_sae import train_sae
     from saelora.models.hookpoints import Hookpoint, parse_hookpoint
     from saelora.models.loading import load_model
@@ -36,6 +37,7 @@ _HOMES = {
     "pack": "data.pack",
     "parse_hookpoint": "models.hookpoints",
     "splice": "core.splice",
+    "sweep": "jobs.sweep",
     "train_sae": "jobs.train_sae",
 }
 
@@ -54,6 +56,7 @@ __all__ = [
     "pack",
     "parse_hookpoint",
     "splice",
+    "sweep",
     "train_sae",
 ]
 
