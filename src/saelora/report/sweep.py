@@ -150,10 +150,16 @@ def _x_axis(axes: Any, rows: Sequence[Row], x: str) -> None:
     if logarithmic and values[0] > 0:
         axes.set_xscale("log")
     if len(values) <= 10:
-        axes.set_xticks(values, [f"{value:,.4g}" if value < 10_000 else f"{value / 1000:,.4g}k" for value in values])
+        axes.set_xticks(values, [_tick(value) for value in values])
         axes.minorticks_off()
     axes.set_xlabel(label)
     axes.spines[["top", "right"]].set_visible(False)
+
+
+def _tick(value: float) -> str:
+    if value >= 10_000:
+        return f"{value / 1000:,.4g}k"
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
 
 
 def _panel(axes: Any, rows: Sequence[Row], x: str, series: str | None, y: str, label: str, scale: float) -> None:
