@@ -70,7 +70,7 @@ def test_points_of_a_sweep_share_one_group_and_one_teacher(swept: tuple[Path, Pa
     assert len(list((out / "groups").iterdir())) == 1
 
 
-def test_table_and_figures_hold_every_point(swept: tuple[Path, Path]) -> None:
+def test_table_and_figures_hold_every_point(workspace: Workspace, swept: tuple[Path, Path]) -> None:
     out, _ = swept
     rows = rows_of(out)
     with (out / "results.csv").open() as file:
@@ -81,6 +81,8 @@ def test_table_and_figures_hold_every_point(swept: tuple[Path, Path]) -> None:
     assert [(row["layer"], row["rank"], row["adapted_layer"]) for row in rows] == [
         (1, 1, None), (1, 4, None), (2, 1, 3), (2, 4, 3), (1, 1, 3), (1, 4, 3)
     ]  # fmt: skip
+    weights = load_file(workspace.model / "model.safetensors")
+    assert {row["n_parameters"] for row in rows} == {sum(w.numel() for w in weights.values())}  # adapters left out
     assert all(row["d_sae"] == D_SAE and row["status"] == "done" for row in rows)
     assert (out / "rank.svg").read_text().count("<svg") == 1
     assert (out / "rank.png").stat().st_size > 5000

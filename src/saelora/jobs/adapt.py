@@ -163,15 +163,23 @@ def adapter_config(config: Config, assembled: Assembled) -> Any:
     return peft_config
 
 
-def adapted_model(config: Config, assembled: Assembled) -> nn.Module:
-    """The model with a fresh adapter, its weights drawn from the seed."""
+def add_adapter(model: Any, config: Config, assembled: Assembled, name: str = "default") -> Any:
+    """The model (None: the assembled one, bare) with one more fresh adapter, its weights drawn from the seed."""
     from peft import get_peft_model
 
     peft_config = adapter_config(config, assembled)
     torch.manual_seed(config.seed)
-    model = get_peft_model(assembled.loaded.model, peft_config)
+    if model is None:
+        model = get_peft_model(assembled.loaded.model, peft_config, adapter_name=name)
+    else:
+        model.add_adapter(name, peft_config)
     peft_config.base_model_name_or_path = assembled.loaded.ref  # not the path of this machine's cache
     return model
+
+
+def adapted_model(config: Config, assembled: Assembled) -> nn.Module:
+    """The assembled model with a fresh adapter."""
+    return add_adapter(None, config, assembled)
 
 
 def _train(

@@ -23,6 +23,7 @@ from saelora.evals.loss import evaluate_branches
 from saelora.jobs import adapt, train_sae
 from saelora.jobs.sweep_plan import SAES, Point, Recipe, expand, group_points, read_recipe, split
 from saelora.manifest import check_room, environment, read_json, write_json
+from saelora.models.anatomy import anatomy_of
 from saelora.models.assets import cache_dir
 from saelora.models.loading import LoadedModel
 from saelora.objectives.distill import Branch, Distill
@@ -83,8 +84,9 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
     everyone = processes.patient_barrier()
     runner = _Runner(config, recipe, folder, saes, console, MEMORY_SHARE / processes.world)
     failures: list[str] = []
-    for i, group in enumerate(groups[processes.rank :: processes.world]):
-        console.say(f"group {i + 1} of {len(groups[processes.rank :: processes.world])}: {len(group)} points")
+    mine = groups[processes.rank :: processes.world]
+    for i, group in enumerate(mine):
+        console.say(f"group {i + 1} of {len(mine)}: {len(group)} points")
         try:
             runner.run(group)
         except InputError as error:
@@ -174,18 +176,12 @@ class _Runner:
     def _limit(self, points: list[Point]) -> int:
         """Points whose adapters and optimisers fit side by side; what backward passes hold is fitted later."""
         assert self.loaded is not None
-        model = self.loaded.model
-        per_rank = 0  # weights that rank 1 in all layers would have
-        for module in model.modules():
-            weight = getattr(module, "weight", None)
-            if (
-                isinstance(module, nn.Linear)
-                and isinstance(weight, Tensor)
-                and weight.shape[0] != model.config.vocab_size
-            ):
-                per_rank += sum(weight.shape)
-        most = max(point.config.rank for point in points) * max(1, per_rank) * BYTES_PER_WEIGHT
-        return max(1, int(self.memory_share * free_bytes(model.device) / most))
+        anatomy = anatomy_of(self.loaded.model)
+        names = anatomy.linears()
+        weights: list[Any] = [layer.get_submodule(name).weight for layer in anatomy.layers for name in names]
+        per_rank = sum(sum(weight.shape) for weight in weights)  # weights that rank 1 in all layers would have
+        most = max(point.config.rank for point in points) * per_rank * BYTES_PER_WEIGHT
+        return max(1, int(self.memory_share * free_bytes(self.loaded.model.device) / most))
 
     def _run_part(self, points: list[Point]) -> None:
         """Adapt and measure points side by side, and write their rows."""
@@ -196,7 +192,7 @@ class _Runner:
         assembled = {point.id: assemble(self._with_saes(point), self.loaded, self.cache) for point in points}
         try:
             for point in points:
-                model = _add_adapter(model, point, assembled[point.id])
+                model = adapt.add_adapter(model, point.config, assembled[point.id], f"p{point.id}")
             with ExitStack() as stack:
                 splices = list(_splices(model, points, assembled, stack))
                 branches = [
@@ -281,18 +277,6 @@ class _Runner:
         return state.seconds
 
 
-def _add_adapter(model: Any, point: Point, assembled: Assembled) -> Any:
-    """A fresh adapter named after the point, drawn from its seed as ``saelora adapt`` draws it."""
-    from peft import get_peft_model
-
-    config = adapt.adapter_config(point.config, assembled)
-    torch.manual_seed(point.config.seed)
-    if model is None:
-        return get_peft_model(assembled.loaded.model, config, adapter_name=f"p{point.id}")
-    model.add_adapter(f"p{point.id}", config)
-    return model
-
-
 def _splices(
     model: nn.Module, points: list[Point], assembled: dict[str, Assembled], stack: ExitStack
 ) -> Iterator[Splice]:
@@ -321,12 +305,12 @@ def _row(point: Point, assembled: Assembled, found: dict[str, Any], failed: bool
     layers = sorted(adapt.layers_of(config.placement, assembled.saes, assembled.anatomy.n_layers))
     mean = {k: sum(s[k] for s in saes.values()) / len(saes) for k in ("fvu", "l0", "dead_frac")}
     interval = found.pop("ci95")
-    model: Any = assembled.loaded.model
+    frozen = [p for name, p in assembled.loaded.model.named_parameters() if "lora_" not in name]
     return {
         "id": point.id,
         "status": "diverged" if failed else "done",
         "model": config.model,
-        "n_parameters": model.num_parameters(),
+        "n_parameters": sum(p.numel() for p in frozen),
         "sae": config.sae,
         "hookpoint": [str(hookpoint) for hookpoint in assembled.saes],
         "layer": min(hookpoint.layer for hookpoint in assembled.saes),
