@@ -4,6 +4,8 @@ import json
 import os
 import platform
 import shutil
+import subprocess
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -82,11 +84,51 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "versions": versions,
+        "commit": source_commit(),
         "platform": platform.platform(),
         "device": device,
         "cpu_count": os.cpu_count(),
         "torch_threads": torch.get_num_threads(),
     }
+
+
+def source_commit() -> str | None:
+    """The commit of this package's source: of the checkout it runs from, or the one that pip installed it from."""
+    if recorded := metadata.distribution("saelora").read_text("direct_url.json"):
+        commit = json.loads(recorded).get("vcs_info", {}).get("commit_id")
+        if commit:
+            return commit
+    here = Path(__file__).parent
+    if not (here.parents[1] / ".git").exists():
+        return None
+    try:
+        asked = ["git", "-C", str(here), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip() or None
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def part_file(folder: Path, part: str) -> Path:
+    """Where a part of an evaluation is written."""
+    return folder / f"{part}.json"
+
+
+def check_part_files(folder: Path, parts: Sequence[str], overwrite: bool) -> None:
+    """Raise InputError where a part's file is there already, or the folder's place is taken."""
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file: choose another --out (a folder, or a name that ends in .json)")
+    there = [part for part in parts if part_file(folder, part).exists()]
+    if there and not overwrite:
+        raise InputError(
+            f"{part_file(folder, there[0])} exists: leave {there[0]} out of --parts, choose another --out, or "
+            f"--overwrite"
+        )
+
+
+def write_part(folder: Path, part: str, result: dict[str, Any], provenance: dict[str, Any]) -> None:
+    """Write a part of an evaluation, with what it was measured on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(part_file(folder, part), {"part": part, **provenance, "result": result})
 
 
 def check_room(folder: Path, needed: int) -> None:

@@ -18,6 +18,7 @@ from saelora.core.kl_head import kl_heads
 from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
 from saelora.core.students import Shared, Student, Students
 from saelora.errors import InputError
+from saelora.evals.intervals import resampled
 from saelora.evals.mode import evaluating
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
@@ -25,7 +26,6 @@ from saelora.train.distributed import ALONE, Group
 
 ARMS = ("sae", "adapted", "adapted_clean", "zero")
 RATIOS = ("gap_closed", "loss_recovered_sae", "loss_recovered_adapted")
-BOOTSTRAP_SAMPLES = 2000
 
 
 @dataclass
@@ -64,11 +64,11 @@ class LossSums:
             )
         n = n[counted]
         sums = {name: np.array(values)[counted] for name, values in self.sums.items()}
-        resampled = np.random.default_rng(seed).integers(len(n), size=(BOOTSTRAP_SAMPLES, len(n)))
-        counts = n[resampled].sum(1)
+        drawn_rows = resampled(len(n), seed)
+        counts = n[drawn_rows].sum(1)
         point = _derive({k: v.sum() / n.sum() for k, v in sums.items()})
         point = {k: float(v) for k, v in point.items() if k not in RATIOS or np.isfinite(v)}
-        drawn = _derive({k: v[resampled].sum(1) / counts for k, v in sums.items()})
+        drawn = _derive({k: v[drawn_rows].sum(1) / counts for k, v in sums.items()})
         interval = {k: [float(q) for q in np.nanquantile(drawn[k], [0.025, 0.975])] for k in point}
         return {**point, "n_tokens_evaluated": int(n.sum()), "ci95": interval}
 

@@ -1,6 +1,5 @@
 """Sample continuations: the original model, the spliced one, and the adapted one on the same prompts."""
 
-from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -8,7 +7,7 @@ from torch import Tensor, nn
 
 from saelora.core import lora
 from saelora.core.splice import Splice
-from saelora.evals.mode import evaluating
+from saelora.evals.arms import arm
 
 
 def prompts_from(rows: Tensor, n_prompts: int, n_tokens: int = 32) -> Tensor:
@@ -18,7 +17,6 @@ def prompts_from(rows: Tensor, n_prompts: int, n_tokens: int = 32) -> Tensor:
     return rows[picks, : min(n_tokens, rows.shape[1])]
 
 
-@torch.no_grad()
 def continuations(
     model: Any, spliced: Splice, tokenizer: Any, prompts: Tensor, n_new_tokens: int = 40
 ) -> list[dict[str, str]]:
@@ -30,20 +28,16 @@ def continuations(
     Returns:
         One dict a prompt: prompt, original, spliced, adapted (the last only where the model has an adapter).
     """
-    arms = {"original": (False, False), "spliced": (True, False)}
+    arms = {"original": "base", "spliced": "sae"}
     if lora.adapted_layers(model):
-        arms["adapted"] = (True, True)
+        arms["adapted"] = "adapted"
     prompts = prompts.to(next(model.parameters()).device)
     out = [{"prompt": _text(tokenizer, row)} for row in prompts]
-    for arm, (with_sae, with_adapter) in arms.items():
-        with evaluating(model), ExitStack() as stack:
-            if not with_sae:
-                stack.enter_context(spliced.disabled())
-            if not with_adapter:
-                stack.enter_context(lora.disabled(model))
+    for name, variant in arms.items():
+        with arm(model, spliced, variant):
             ids = _generate(model, tokenizer, prompts, n_new_tokens)
         for sample, row in zip(out, ids, strict=True):
-            sample[arm] = _text(tokenizer, row[prompts.shape[1] :])
+            sample[name] = _text(tokenizer, row[prompts.shape[1] :])
     return out
 
 

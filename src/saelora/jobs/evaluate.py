@@ -1,8 +1,10 @@
 """saelora evaluate: what SAEs cost a model, and what an adapter buys back."""
 
+import time
 from dataclasses import dataclass, fields
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from torch import Tensor, nn
 
@@ -15,16 +17,29 @@ from saelora.assemble import (
     autocast_dtype,
     validation_rows,
 )
-from saelora.config import build, option
+from saelora.config import build, option, to_dict
 from saelora.console import Console
+from saelora.core.splice import splice
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
+from saelora.jobs.parts import Subject, capabilities, drift, faithfulness, saebench, steering, tokens
 from saelora.jobs.run import processes
-from saelora.manifest import MANIFEST, describe, read_json, write_json
+from saelora.manifest import MANIFEST, check_part_files, describe, environment, read_json, write_json, write_part
 from saelora.models.loading import pick_device
 from saelora.report.text import loss_table
 from saelora.train.distributed import ALONE, Group
 from saelora.train.shard import shard_layers
+
+Part = Literal["loss", "tokens", "drift", "faithfulness", "steering", "capabilities", "saebench", "all"]
+PARTS: dict[str, Any] = {
+    "tokens": tokens,
+    "drift": drift,
+    "faithfulness": faithfulness,
+    "steering": steering,
+    "capabilities": capabilities,
+    "saebench": saebench,
+}
+ALL = ("loss", "tokens", "drift", "faithfulness", "steering")  # what needs nothing beside the adapter's run
 
 
 @dataclass(kw_only=True)
@@ -32,11 +47,30 @@ class EvaluateOptions:
     """Evaluation"""
 
     adapter: str | None = option(None, "a saelora run's folder; model, SAEs and data default to those it was made with")
-    out: str | None = option(None, "JSON file to write the results to")
+    parts: tuple[Part, ...] = option(
+        ("loss",),
+        f"what to measure, any of loss {' '.join(PARTS)}; all stands for {' '.join(ALL)}",
+    )
+    out: str | None = option(
+        None,
+        "where the results go: one JSON file (NAME.json), or a folder with a file for each part; default: parts beyond "
+        "loss are written to ADAPTER/evals, where saelora report finds them",
+    )
+    overwrite: bool = option(False, "measure parts anew whose results are there already")
 
 
 @dataclass(kw_only=True)
-class Config(ModelOptions, SAEOptions, DataOptions, EvaluateOptions):
+class Config(
+    ModelOptions,
+    SAEOptions,
+    DataOptions,
+    EvaluateOptions,
+    tokens.Options,
+    faithfulness.Options,
+    steering.Options,
+    capabilities.Options,
+    saebench.Options,
+):
     """Options of evaluate"""
 
 
@@ -45,7 +79,8 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
 
     Returns:
         ce_base, ce_sae, kl_sae, loss_recovered_sae, and with an adapter ce_adapted, ce_adapted_clean, gap_closed, ...,
-        with intervals, the SAEs' fvu and l0, and what identifies model, SAEs and token policy.
+        with intervals, the SAEs' fvu and l0, and what identifies model, SAEs and token policy; each further part of
+        ``parts`` under its name.
 
     Raises:
         InputError: bad input, with its remedy.
@@ -53,16 +88,17 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     config = config or build(Config, options)
     group = processes(config)
     console = Console(quiet=config.quiet or not group.is_main)
-    if config.out and Path(config.out).exists():
-        raise InputError(f"{config.out} exists: choose another --out")
-    if config.out and not Path(config.out).absolute().parent.is_dir():
-        raise InputError(f"{config.out} cannot be written: there is no folder {Path(config.out).parent}")
+    parts = parts_of(config, group)
+    file, folder = _outputs(config, parts)
     recorded = _recorded(Path(config.adapter) / MANIFEST) if config.adapter else None
     own_model, own_sae = bool(config.model), bool(config.sae)
     if recorded is not None:
         config = _with_recorded(config, recorded["config"])
         if not own_model and config.revision is None:
             config.revision = recorded["model"]["revision"]  # the commit, where a branch may have moved on
+    for part in parts:
+        if hasattr(PARTS.get(part), "check"):
+            PARTS[part].check(config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     assembled = assemble(config)
     if recorded is not None and not own_model:
@@ -76,15 +112,82 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
         model = load_adapter(model, config.adapter)
     if config.shard:
         shard_layers(model, pick_device(config.device), group)
-    results = {**measure(console, assembled, model, rows, group), "about": describe(assembled)}
-    if config.out and group.is_main:
-        write_json(Path(config.out), results)
+    results: dict[str, Any] = {}
+    if "loss" in parts:
+        started = time.monotonic()
+        results |= measure(console, assembled, model, rows, group)
+        if folder is not None:
+            write_part(folder, "loss", dict(results), _provenance(config, assembled, started))
+    further = [part for part in parts if part != "loss"]
+    if further:
+        with splice(model, assembled.sae_modules, assembled.token_mask) as spliced:
+            subject = Subject(model, spliced, assembled, rows, console, str(config.adapter))
+            for part in further:
+                started = time.monotonic()
+                results[part] = PARTS[part].run(subject, config)
+                if folder is not None:
+                    write_part(folder, part, results[part], _provenance(config, assembled, started))
+    results["about"] = describe(assembled)
+    if file is not None and group.is_main:
+        write_json(file, results)
+    if folder is not None and further:
+        console.say(f"written to {folder}/; saelora report {config.adapter} makes one page of it")
     return results
 
 
 def render(results: dict[str, Any]) -> str:
     """The results as a person reads them."""
-    return loss_table(results)
+    pages = [loss_table(results)] if "ce_base" in results else []
+    for part in PARTS:
+        if part in results:
+            words = import_module(f"saelora.report.words.{part}")
+            pages.append("\n".join([part.upper(), *words.lines(results[part])]))
+    return "\n\n".join(pages)
+
+
+def parts_of(config: Config, group: Group = ALONE) -> list[str]:
+    """The parts that are asked for, in the order in which they are measured.
+
+    Raises:
+        InputError: a part beyond the losses without an adapter, or in several processes.
+    """
+    asked = set(config.parts) | (set(ALL) if "all" in config.parts else set())
+    parts = [part for part in ("loss", *PARTS) if part in asked]
+    further = [part for part in parts if part != "loss"]
+    if further and not config.adapter:
+        raise InputError(f"--parts {further[0]} compares an adapted model with the original: name one with --adapter")
+    if further and group.world > 1:
+        raise InputError(f"--parts {further[0]} runs in one process, this is one of {group.world}: leave out torchrun")
+    return parts
+
+
+def _outputs(config: Config, parts: list[str]) -> tuple[Path | None, Path | None]:
+    """The JSON file and the folder that the results go to, before anything is loaded.
+
+    Raises:
+        InputError: what is there already would be overwritten, or there is no place for it.
+    """
+    out = Path(config.out) if config.out else None
+    if out is not None and out.suffix == ".json":
+        if out.exists() and not config.overwrite:
+            raise InputError(f"{out} exists: choose another --out")
+        if not out.absolute().parent.is_dir():
+            raise InputError(f"{out} cannot be written: there is no folder {out.parent}")
+        return out, None
+    folder = out if out is not None else Path(str(config.adapter)) / "evals" if parts != ["loss"] else None
+    if folder is not None:
+        check_part_files(folder, parts, config.overwrite)
+    return None, folder
+
+
+def _provenance(config: Config, assembled: Assembled, started: float) -> dict[str, Any]:
+    """What stands beside a part's result."""
+    return {
+        "about": describe(assembled),
+        "options": to_dict(config),
+        "environment": environment(),
+        "seconds": round(time.monotonic() - started, 1),
+    }
 
 
 def measure(
@@ -122,7 +225,8 @@ def load_adapter(model: nn.Module, folder: str) -> nn.Module:
 def _with_recorded(config: Config, recorded: dict[str, Any]) -> Config:
     """Options that were left at their defaults are taken from the adapter's own run."""
     fresh = Config()
-    names = {f.name for f in fields(Config)} - {"adapter", "out", "quiet", "device", "dtype", "shard", "compile"}
+    own = {f.name for f in fields(EvaluateOptions)} | {"quiet", "device", "dtype", "shard", "compile"}
+    names = {f.name for f in fields(Config)} - own
     unset = {name for name in names if getattr(config, name) == getattr(fresh, name) and name in recorded}
     values = {f.name: getattr(config, f.name) for f in fields(Config)}
     return build(Config, {**values, **{name: recorded[name] for name in unset}}, "the adapter's recorded configuration")

@@ -1,0 +1,33 @@
+"""The variants of one model that an evaluation compares."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+import torch
+from torch import nn
+
+from saelora.core import lora
+from saelora.core.splice import Splice
+from saelora.evals.mode import evaluating
+
+# name -> whether the SAEs are spliced in, and whether the adapter is on
+ARMS = {"base": (False, False), "sae": (True, False), "adapted": (True, True), "adapted_clean": (False, True)}
+
+
+@contextmanager
+def arm(model: nn.Module, spliced: Splice, name: str, autocast: torch.dtype | None = None) -> Iterator[None]:
+    """The model as one of ARMS, in evaluation mode and without gradient, for as long as this context is open.
+
+    Args:
+        spliced: the model's open splice.
+        autocast: half precision to run in, as for ``evaluate_loss``.
+    """
+    with_sae, with_adapter = ARMS[name]
+    with ExitStack() as stack:
+        stack.enter_context(torch.no_grad())
+        stack.enter_context(evaluating(model))
+        stack.enter_context(spliced.switched(with_sae))
+        stack.enter_context(lora.only(model, lora.adapter_name(model) if with_adapter else None))
+        if autocast is not None:
+            stack.enter_context(torch.autocast(next(model.parameters()).device.type, autocast))
+        yield

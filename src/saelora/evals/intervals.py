@@ -1,0 +1,48 @@
+"""Estimates with their uncertainty, as plain data: {"value": ..., "low": ..., "high": ...}, None for what is undefined.
+
+Rows of text are what is drawn anew: tokens of one row are not independent of one another.
+"""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+BOOTSTRAP_SAMPLES = 2000
+Estimate = dict[str, float | None]
+UNDEFINED: Estimate = {"value": None, "low": None, "high": None}
+
+
+def resampled(n_rows: int, seed: int = 0) -> np.ndarray:
+    """Indices [BOOTSTRAP_SAMPLES, n_rows] of rows drawn with replacement; the same for every figure: paired."""
+    return np.random.default_rng(seed).integers(n_rows, size=(BOOTSTRAP_SAMPLES, n_rows))
+
+
+def ratio(numerator_R: Sequence[float], denominator_R: Sequence[float], seed: int = 0) -> Estimate:
+    """Sum over rows / sum over rows, with its 95 % interval by bootstrap over rows.
+
+    A mean over tokens is the ratio of each row's sum and its number of tokens. Undefined where every
+    denominator is 0.
+    """
+    top, bottom = np.asarray(numerator_R, float), np.asarray(denominator_R, float)
+    if not bottom.any():
+        return dict(UNDEFINED)
+    drawn = resampled(len(top), seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        ratios = top[drawn].sum(1) / bottom[drawn].sum(1)
+    low, high = np.quantile(ratios[np.isfinite(ratios)], [0.025, 0.975])
+    return {"value": float(top.sum() / bottom.sum()), "low": float(low), "high": float(high)}
+
+
+def t_interval(values: Sequence[float], level: float = 0.9) -> Estimate:
+    """Mean of independent values with Student's t interval; the interval of fewer than two is undefined."""
+    from scipy.stats import t
+
+    x = np.asarray(values, float)
+    if not len(x):
+        return dict(UNDEFINED)
+    mean = float(x.mean())
+    if len(x) < 2:
+        return {**UNDEFINED, "value": mean}
+    half = float(t.ppf(0.5 + level / 2, len(x) - 1) * x.std(ddof=1) / math.sqrt(len(x)))
+    return {"value": mean, "low": mean - half, "high": mean + half}

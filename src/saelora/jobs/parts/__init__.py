@@ -1,0 +1,39 @@
+"""The parts of ``saelora evaluate`` beyond the losses: each turns options into a call of its measurement.
+
+A part is a module with ``Options``, a dataclass of its options, and ``run(subject, config)``, which returns plain data.
+What its result says in words is in ``saelora.report.words``, in a module of the same name.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelora.assemble import Assembled, autocast_dtype
+from saelora.console import Console
+from saelora.core.splice import Splice, TokenMask
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An adapted model with its SAEs spliced in, and the held-out rows [n_rows, context] to measure it on."""
+
+    model: nn.Module
+    spliced: Splice
+    assembled: Assembled
+    rows: Tensor
+    console: Console
+    adapter: str  # the folder of the adapter's run
+
+    @property
+    def tokenizer(self) -> Any:
+        return self.assembled.loaded.tokenizer
+
+    @property
+    def token_mask(self) -> TokenMask:
+        return self.assembled.token_mask
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        return autocast_dtype(self.assembled.loaded)

@@ -1,0 +1,15 @@
+"""--parts capabilities."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from saelora.jobs.parts import Subject
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Capabilities"""
+
+
+def run(subject: Subject, config: Any) -> dict[str, Any]:
+    raise NotImplementedError

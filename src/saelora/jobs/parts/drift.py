@@ -1,0 +1,15 @@
+"""--parts drift."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from saelora.jobs.parts import Subject
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Drift"""
+
+
+def run(subject: Subject, config: Any) -> dict[str, Any]:
+    raise NotImplementedError

@@ -1,0 +1,15 @@
+"""--parts faithfulness."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from saelora.jobs.parts import Subject
+
+
+@dataclass(kw_only=True)
+class Options:
+    """Faithfulness"""
+
+
+def run(subject: Subject, config: Any) -> dict[str, Any]:
+    raise NotImplementedError

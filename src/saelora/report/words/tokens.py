@@ -1,0 +1,7 @@
+"""What --parts tokens found, in plain words."""
+
+from typing import Any
+
+
+def lines(result: dict[str, Any]) -> list[str]:
+    raise NotImplementedError
