@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-PLAIN_SECONDS = 15.0  # between progress lines where there is no terminal
+PLAIN_SECONDS = 60.0  # between progress lines where there is no terminal: a log wants a sign of life, not a film
 
 
 class Console:

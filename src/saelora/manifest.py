@@ -8,12 +8,12 @@ import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from saelora.assemble import Assembled
 from saelora.errors import InputError
+
+if TYPE_CHECKING:
+    from saelora.assemble import Assembled
 
 MANIFEST = "saelora.json"
 RESULTS = "results.json"
@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
-def describe(assembled: Assembled) -> dict[str, Any]:
+def describe(assembled: "Assembled") -> dict[str, Any]:
     """What identifies model, SAEs and token policy."""
     loaded = assembled.loaded
     return {
@@ -79,6 +79,8 @@ def describe(assembled: Assembled) -> dict[str, Any]:
 
 def environment() -> dict[str, Any]:
     """Versions and hardware."""
+    import torch  # here, because a report reads manifests and must not wait seconds for it
+
     versions = {name: metadata.version(name) for name in _VERSIONED}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return {
