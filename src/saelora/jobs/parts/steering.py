@@ -1,15 +1,244 @@
 """--parts steering."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from saelora.assemble import open_data
+from saelora.config import Count, option
+from saelora.core.splice import TokenMask
+from saelora.data.pack import WINDOW_CHARS, in_validation
+from saelora.errors import InputError
+from saelora.evals import steering
+from saelora.evals.samples import prompts_from
+from saelora.evals.steer import latents as find
+from saelora.evals.steer.given import Given, read_given
+from saelora.evals.steer.interventions import direction
+from saelora.evals.steer.texts import CHARS_PER_TOKEN, SHARES, Text, apart, tokenised
 from saelora.jobs.parts import Subject
+from saelora.models.hookpoints import Hookpoint, parse_hookpoint
+
+PROMPT_TOKENS, NEW_TOKENS = 16, 24
 
 
 @dataclass(kw_only=True)
 class Options:
     """Steering"""
 
+    steering_latents: tuple[int, ...] = option(
+        (), "latents to steer along, by number; default: the most selective ones on held-out text"
+    )
+    steering_n: int = option(8, "how many latents to choose, where none are given")
+    steering_hookpoint: str | None = option(None, "the SAE whose latents are taken, default: the lowest one's")
+    steering_positives: str | None = option(
+        None,
+        'JSONL of texts that steering should make likelier, {"text": ..., "set": "tuning" or "test", "latent": ...}, '
+        "set and latent optional; default: the held-out passages in which the latent fires most strongly",
+    )
+    steering_negatives: str | None = option(
+        None, "JSONL of texts that steering should leave alone; default: held-out passages in which it never fires"
+    )
+    steering_scale: tuple[float, ...] = option(
+        (0.25, 0.5, 1.0, 2.0, 4.0), "strengths alpha to choose from for h + alpha (h.d) d, d the latent's direction"
+    )
+    steering_add: tuple[float, ...] = option(
+        (0.1, 0.2, 0.4, 0.8), "strengths alpha to choose from for h + alpha s d, s the latent's peak activation"
+    )
+    steering_bos: bool = option(
+        False, "steer exempt positions (BOS) too, as the paper does; their norms can be hundreds of times larger"
+    )
+    steering_tokens: Count = option(Count(40_000), "tokens of held-out text to look for latents and passages in")
+    steering_window: int = option(32, "tokens of a passage")
+    steering_tuning_texts: int = option(8, "positives (and as many negatives) that choose alpha, at most")
+    steering_test_texts: int = option(24, "positives (and as many negatives) that are compared, at most")
+    steering_samples: int = option(1, "prompts to continue for each latent")
+
+
+def check(config: Any) -> None:
+    """Raise InputError for options that cannot be used, before anything is loaded."""
+    for name, least in {
+        "steering_n": 1,
+        "steering_tokens": 100,
+        "steering_window": 8,
+        "steering_tuning_texts": 1,
+        "steering_test_texts": 2,
+        "steering_samples": 0,
+    }.items():
+        if getattr(config, name) < least:
+            raise InputError(f"{name} is {getattr(config, name)}, expected {least} or more")
+    if not config.steering_scale and not config.steering_add:
+        raise InputError("steering_scale and steering_add are both empty: give strengths for one of them at least")
+    for alpha in (*config.steering_scale, *config.steering_add):
+        if not math.isfinite(alpha) or alpha == 0:
+            raise InputError(f"steering strength {alpha} steers nothing: expected finite numbers other than 0")
+    if config.steering_hookpoint:
+        parse_hookpoint(config.steering_hookpoint)
+    _given(config)
+
 
 def run(subject: Subject, config: Any) -> dict[str, Any]:
-    raise NotImplementedError
+    """Steer latents of one SAE in the original and in the adapted model.
+
+    Raises:
+        InputError: a latent or hookpoint that the SAEs lack, or too little text.
+    """
+    hookpoint = _hookpoint(config, list(subject.assembled.saes))
+    wanted = _wanted(config, subject.assembled.saes[hookpoint].d_sae)
+    reader = find.Reader(subject.model, subject.spliced, hookpoint, subject.token_mask, subject.autocast)
+    texts, divided = _held_out(config, subject.tokenizer)
+    with subject.console.progress("latents on held-out text", _n_tokens(*texts.values())) as bar:
+        fired = {name: find.firing(reader, own, bar.advance) for name, own in texts.items()}
+    cases, skipped = _cases(config, subject, reader, fired, wanted)
+    if not cases:
+        why = skipped[0]["why"] if skipped else "no latent fires in a moderate share of the passages"
+        raise InputError(
+            f"nothing to steer: {why}; give more held-out text (--steering-tokens, --validation-fraction), other "
+            f"--steering-latents, or texts of your own (--steering-positives)"
+        )
+    alphas = {"scale": config.steering_scale, "add": config.steering_add}
+    alphas = {method: grid for method, grid in alphas.items() if grid}
+    n_alphas = sum(map(len, alphas.values()))
+    prompts = prompts_from(subject.rows, config.steering_samples, PROMPT_TOKENS)
+    total = sum(case.n_tokens(n_alphas, len(alphas)) for case in cases) + len(prompts) * NEW_TOKENS * 2 * (
+        1 + len(cases)
+    )
+    with subject.console.progress(f"steering {len(cases)} latents", total) as bar:
+        mask = TokenMask() if config.steering_bos else subject.token_mask
+        bench = steering.Bench(subject.model, subject.spliced, hookpoint, mask, subject.autocast, bar.advance)
+        measured = steering.measure(bench, cases, alphas)
+        if len(prompts):
+            steering.samples(bench, subject.tokenizer, prompts, cases, measured["latents"], NEW_TOKENS)
+    corpora = {
+        "source": config.data,
+        "divided_by": divided,
+        "window_tokens": config.steering_window,
+        "passages": {name: len(own) for name, own in texts.items()},
+        "tokens": {name: _n_tokens(own) for name, own in texts.items()},
+        "positives": config.steering_positives or "found",
+        "negatives": config.steering_negatives or "found",
+    }
+    return {"hookpoint": str(hookpoint), "bos": config.steering_bos, "corpora": corpora, "skipped": skipped, **measured}
+
+
+def _hookpoint(config: Any, there: list[Hookpoint]) -> Hookpoint:
+    if not config.steering_hookpoint:
+        return min(there)
+    hookpoint = parse_hookpoint(config.steering_hookpoint)
+    if hookpoint not in there:
+        raise InputError(f"--steering-hookpoint {hookpoint} has no SAE: expected one of {', '.join(map(str, there))}")
+    return hookpoint
+
+
+def _wanted(config: Any, d_sae: int) -> list[int]:
+    """The latents that are asked for, by option or by texts that are for one latent each; empty: choose."""
+    named = [given.latent for texts in _given(config).values() for given in texts or [] if given.latent is not None]
+    wanted = list(dict.fromkeys([*config.steering_latents] or named))
+    for latent in (*wanted, *named):
+        if not 0 <= latent < d_sae:
+            raise InputError(f"steering latent {latent} is not there: this SAE has latents 0 to {d_sae - 1}")
+    return wanted
+
+
+def _given(config: Any) -> dict[str, list[Given] | None]:
+    """The user's own texts for each side; None where they are to be found.
+
+    Raises:
+        InputError: a file cannot be read, or a text is on both sides.
+    """
+    paths = {"positives": config.steering_positives, "negatives": config.steering_negatives}
+    given = {side: read_given(Path(path)) if path else None for side, path in paths.items()}
+    both = {g.text for g in given["positives"] or []} & {g.text for g in given["negatives"] or []}
+    if both:
+        raise InputError(f"{both.pop()[:60]!r} is among the positives and the negatives: leave it in one file only")
+    return given
+
+
+def _held_out(config: Any, tokenizer: Any) -> tuple[dict[str, list[Text]], str]:
+    """Passages of documents that training leaves out, in three sets, and what was divided between these."""
+    enough = 20 * config.steering_tokens * CHARS_PER_TOKEN  # far more than is used, so that all parts of it have a say
+    held_out: list[str] = []
+    n_chars = n_read = 0
+    for document in open_data(config).documents():
+        n_read += len(document.text)
+        if in_validation(document.text, config.validation_fraction):
+            held_out.append(document.text)
+            n_chars += len(document.text)
+        if n_chars >= enough or n_read >= WINDOW_CHARS:
+            break
+    strings, divided = apart(held_out, config.steering_window)
+    texts = {
+        name: tokenised(strings[name], tokenizer, config.steering_window, budget=round(share * config.steering_tokens))
+        for name, share in SHARES.items()
+    }
+    if not all(texts.values()):
+        raise InputError(
+            f"steering needs held-out text for three sets, {config.data} has {n_chars} characters of it: give more "
+            f"documents or a larger --validation-fraction (of the run that made the adapter)"
+        )
+    return texts, divided
+
+
+def _n_tokens(*sets: Sequence[Text]) -> int:
+    return sum(len(text.ids) for texts in sets for text in texts)
+
+
+def _cases(
+    config: Any, subject: Subject, reader: find.Reader, fired: dict[str, find.Firing], wanted: list[int]
+) -> tuple[list[steering.Case], list[dict[str, Any]]]:
+    """The latents that there are texts for, and those that there are not, with the reason."""
+    rates, selectivity = fired["selection"].rates(), fired["selection"].selectivity()
+    given = _given(config)
+    cases: list[steering.Case] = []
+    skipped: list[dict[str, Any]] = []
+    for latent in wanted or find.choose(fired["selection"], len(rates)):
+        if not wanted and len(cases) == config.steering_n:
+            break
+        peak = float(fired["selection"].peaks(latent).max())
+        sets = {
+            name: _sides(config, subject.tokenizer, given, fired[name], latent, name) for name in ("tuning", "test")
+        }
+        if why := _lacks(sets, peak):
+            skipped.append({"latent": latent, "why": f"latent {latent} {why}"})
+            continue
+        d, norm = direction(reader.sae, latent)
+        about = {
+            "how": "given" if wanted else "selected",
+            "selectivity": float(selectivity[latent]),
+            "rate": float(rates[latent]),
+            "max_activation": peak,
+            "unit": peak * norm,
+            "n": {side: len(sets["test"][side]) for side in steering.SIDES},
+            "n_tuning": {side: len(sets["tuning"][side]) for side in steering.SIDES},
+            "top_passages": find.passages(reader, fired["selection"], latent, subject.tokenizer),
+            "samples": [],
+        }
+        cases.append(steering.Case(latent, d, peak * norm, sets["tuning"], sets["test"], about))
+    return cases, skipped
+
+
+def _sides(
+    config: Any, tokenizer: Any, given: dict[str, list[Given] | None], fired: find.Firing, latent: int, name: str
+) -> dict[str, list[Text]]:
+    """A latent's positives and negatives of one set: the user's own, or those that are found."""
+    most = config.steering_tuning_texts if name == "tuning" else config.steering_test_texts
+    own: dict[str, list[Text]] = {}
+    for side, texts in given.items():
+        if texts is not None:
+            mine = [g.text for g in texts if g.set == name and g.latent in (None, latent)]
+            own[side] = tokenised(mine, tokenizer, config.context - 1, least=1 + (tokenizer.bos_token_id is None))
+    positives = own.get("positives", find.positives(fired, latent, most))
+    lengths = [len(text.ids) for text in positives][:most]
+    return {"positives": positives, "negatives": own.get("negatives", find.negatives(fired, latent, lengths))}
+
+
+def _lacks(sets: dict[str, dict[str, list[Text]]], peak: float) -> str | None:
+    """Why a latent cannot be steered, if so."""
+    if peak <= 0:
+        return "never fires on the selection texts"
+    for name, least in (("tuning", 1), ("test", steering.LEAST_TEST)):
+        for side in steering.SIDES:
+            if len(sets[name][side]) < least:
+                return f"has {len(sets[name][side])} {side} among the {name} texts, {least} or more are needed"
+    return None

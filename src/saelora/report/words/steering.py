@@ -1,7 +1,102 @@
 """What --parts steering found, in plain words."""
 
+from collections.abc import Mapping
 from typing import Any
+
+_METHODS = {"scale": "Scaling a latent's direction", "add": "Activation addition"}
+_TEXTS = {"positives": "texts about the latent", "negatives": "texts in which it never fires"}
 
 
 def lines(result: dict[str, Any]) -> list[str]:
-    raise NotImplementedError
+    """The comparison of each method over all latents first, then each latent, then how it was measured."""
+    out = [_finding(result, method) for method in result["methods"]]
+    out += [line for method in result["methods"] if (line := _weak(result, method))]
+    out += [_normalised(result), *(_latent(result, latent) for latent in result["latents"]), _how(result)]
+    if result.get("skipped"):
+        reasons = "; ".join(entry["why"] for entry in result["skipped"][:3])
+        more = len(result["skipped"]) - 3
+        out.append(f"Left out: {reasons}{f'; and {more} more' if more > 0 else ''}.")
+    return out
+
+
+def _finding(result: Mapping[str, Any], method: str) -> str:
+    told = []
+    for side, texts in _TEXTS.items():
+        found = result["pooled"][method][side]
+        difference = found["difference_raw"]
+        base, adapted = (_signed(found[name]["value"]) for name in ("base", "adapted"))
+        told.append(f"{texts} {base} in the original and {adapted} in the adapted model: {_verdict(difference)}")
+    return f"{_METHODS[method]} changes the log-probability (nats per token) of {told[0]}. Of {told[1]}."
+
+
+def _verdict(difference: Mapping[str, float | None]) -> str:
+    low, high = difference["low"], difference["high"]
+    if difference["value"] is None:
+        return "no difference could be measured"
+    if low is None or high is None:
+        return f"difference {_signed(difference['value'])}, without an interval, since one latent alone tells no spread"
+    interval = f"difference {_signed(difference['value'])} (90 % interval {_signed(low)} to {_signed(high)})"
+    if low > 0:
+        return f"the adapted model comes out higher, {interval}"
+    if high < 0:
+        return f"the adapted model comes out lower, {interval}"
+    return f"no difference between the two can be told, {interval}"
+
+
+def _weak(result: Mapping[str, Any], method: str) -> str | None:
+    """A warning where steering does not do what it is meant to in the original model either."""
+    n = len(result["latents"])
+    scores = [[tried["score"] for tried in latent["methods"][method]["tuning"]] for latent in result["latents"]]
+    useless = sum(max((s for s in own if s is not None), default=-1.0) <= 0 for own in scores)
+    if not useless:
+        return None
+    return (
+        f"{_METHODS[method]} helped none of its tuning texts' likelihood net of the harm to others for {useless} of "
+        f"{n} latents, at any strength tried: there it is the harm that is compared. Other strengths, also negative "
+        f"ones, can be given as --steering-{method}."
+    )
+
+
+def _normalised(result: Mapping[str, Any]) -> str:
+    told = []
+    for method in result["methods"]:
+        found = result["pooled"][method]["positives"]["difference_normalised"]
+        value = "undefined" if found["value"] is None else _signed(found["value"], 2) + _interval(found, 2)
+        told.append(f"{value} for {method}")
+    return (
+        f"On the paper's normalised scale (each model's un-steered values from 0 to 100) the positives' difference is "
+        f"{', '.join(told)}. That scale hangs on two texts a model, the likeliest and the least likely one: where it "
+        f"and the raw difference disagree, trust the raw one."
+    )
+
+
+def _latent(result: Mapping[str, Any], latent: Mapping[str, Any]) -> str:
+    told = []
+    for method in result["methods"]:
+        found = latent["methods"][method]
+        difference = found["positives"]["difference_raw"]
+        value = "undefined" if difference["value"] is None else _signed(difference["value"]) + _interval(difference)
+        told.append(f"{method} at alpha {found['alpha']:g}: {value}")
+    n = latent["n"]
+    return (
+        f"Latent {latent['latent']} (fires in {latent['rate']:.1%} of passages; {n['positives']} positives, "
+        f"{n['negatives']} negatives): adapted minus original on positives, {'; '.join(told)}."
+    )
+
+
+def _how(result: Mapping[str, Any]) -> str:
+    bos = "at every token, BOS included" if result.get("bos") else "at every token that the SAE is applied to"
+    return (
+        f"Steered at {result['hookpoint']} {bos}, the SAE itself taken out of both models. Strengths were chosen on "
+        f"tuning texts with the original model alone, and are the same for both; selection, tuning and test texts "
+        f"share no text. Intervals over all latents take a latent's mean as one observation, a latent's own a text."
+    )
+
+
+def _interval(found: Mapping[str, float | None], digits: int = 4) -> str:
+    low, high = found["low"], found["high"]
+    return "" if low is None or high is None else f" (90 % interval {_signed(low, digits)} to {_signed(high, digits)})"
+
+
+def _signed(value: float | None, digits: int = 4) -> str:
+    return "undefined" if value is None else f"{value:+.{digits}f}"
