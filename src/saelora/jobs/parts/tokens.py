@@ -1,8 +1,15 @@
-"""--parts tokens."""
+"""--parts tokens: losses token by token, and the text that they are of."""
 
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
+from saelora.assemble import VALIDATION_SEED, read_rows
+from saelora.config import Count, option
+from saelora.errors import InputError
+from saelora.evals.passages import extreme, show, vocabulary, whole_rows
+from saelora.evals.tokens import lowest, per_token, summarise
 from saelora.jobs.parts import Subject
 
 
@@ -10,6 +17,54 @@ from saelora.jobs.parts import Subject
 class Options:
     """Tokens"""
 
+    text_rows: int = option(20, "held-out rows that the tokens part shows in full, token by token")
+    passages: int = option(10, "passages that the tokens part shows of those the adapter helps most, and hurts most")
+    frequency_tokens: Count = option(
+        Count(500_000), "tokens of training text that the tokens part counts token frequencies on; 0: no frequencies"
+    )
+
+
+def check(config: Any) -> None:
+    """Raise InputError where a number is below 0."""
+    for name in ("text_rows", "passages"):
+        if getattr(config, name) < 0:
+            raise InputError(f"{name} is {getattr(config, name)}, expected 0 or more")
+
 
 def run(subject: Subject, config: Any) -> dict[str, Any]:
-    raise NotImplementedError
+    """Losses of every held-out prediction, their distribution, and passages; see saelora.evals.tokens, .passages."""
+    count_V, counted_on = _frequencies(subject, config)
+    with subject.console.progress("tokens", subject.rows.numel()) as bar:
+        found = per_token(
+            subject.model,
+            subject.spliced,
+            subject.token_mask,
+            subject.rows,
+            autocast=subject.autocast,
+            progress=bar.advance,
+        )
+    places = {
+        "most_helped": extreme(found, config.passages, helped=True),
+        "most_hurt": extreme(found, config.passages, helped=False),
+        "text": whole_rows(found, config.text_rows),
+    }
+    n_rows = len({row for some in places.values() for row, *_ in some})
+    with subject.console.progress("likeliest tokens", n_rows, "rows") as bar:
+        shown = show(subject.model, subject.spliced, found, places, autocast=subject.autocast, progress=bar.advance)
+    return {
+        **summarise(found, count_V),
+        "frequency_counted_on": counted_on,
+        "recon_error_of": str(lowest(subject.spliced)),
+        "vocab": vocabulary([passage for some in shown.values() for passage in some], subject.tokenizer),
+        "passages": {name: shown[name] for name in ("most_helped", "most_hurt")},
+        "text": shown["text"],
+    }
+
+
+def _frequencies(subject: Subject, config: Any) -> tuple[np.ndarray | None, str]:
+    """How often each token id occurs in training text [d_vocab], and what it was counted on."""
+    if config.frequency_tokens == 0:
+        return None, "nothing"
+    rows = read_rows(config, subject.assembled.loaded, config.frequency_tokens, "train", VALIDATION_SEED).input_ids
+    count_V = np.bincount(rows.flatten().numpy(), minlength=subject.assembled.anatomy.d_vocab)
+    return count_V, f"{rows.numel():,} tokens of the training part of {config.data}"
