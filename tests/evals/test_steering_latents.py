@@ -76,8 +76,8 @@ def test_chosen_latents_fire_moderately_and_are_about_whole_texts():
     first[:100, 2], second[:100, 2] = 1, 1  # everywhere
     first[:2, 3], second[:2, 3] = 1, 1  # hardly ever; latent 4 is dead
     first[:10, 5], second[:8, 5] = 1, 1
-    assert choose(made_up(first, second), 6) == [0, 5, 1]
-    assert choose(made_up(first, second), 2) == [0, 5]
+    assert choose(made_up(first, second), 6, 0.02, 0.15) == [0, 5, 1]
+    assert choose(made_up(first, second), 2, 0.02, 0.15) == [0, 5]
 
 
 def test_positives_fire_most_and_negatives_never_with_matching_lengths():

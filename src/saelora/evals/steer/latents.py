@@ -18,8 +18,7 @@ from saelora.evals.steer.likelihood import BATCH_TEXTS, padded
 from saelora.evals.steer.texts import Text
 from saelora.models.hookpoints import Hookpoint
 
-LEAST_RATE, MOST_RATE = 0.02, 0.15  # of passages in which a latent fires, to be chosen
-LEAST_PASSAGES = 8
+LEAST_PASSAGES = 8  # in which a latent has to fire, to be chosen
 
 
 @dataclass(frozen=True)
@@ -96,11 +95,11 @@ def firing(reader: Reader, texts: Sequence[Text], progress: Callable[[int], None
     return Firing(list(texts), first, second)
 
 
-def choose(found: Firing, n: int) -> list[int]:
-    """The n most selective latents among those that fire in LEAST_RATE to MOST_RATE of the texts; best first."""
+def choose(found: Firing, n: int, least_rate: float, most_rate: float) -> list[int]:
+    """The n most selective latents among those that fire in a moderate share of the texts; best first."""
     rates, selectivity = found.rates(), found.selectivity()
-    least = max(LEAST_RATE, LEAST_PASSAGES / max(1, len(found.texts)))
-    moderate = np.flatnonzero((rates >= least) & (rates <= MOST_RATE))
+    least = max(least_rate, LEAST_PASSAGES / max(1, len(found.texts)))
+    moderate = np.flatnonzero((rates >= least) & (rates <= most_rate))
     best = moderate[np.argsort(-selectivity[moderate], kind="stable")]
     return [int(i) for i in best[:n]]
 

@@ -31,6 +31,9 @@ class Options:
         (), "latents to steer along, by number; default: the most selective ones on held-out text"
     )
     steering_n: int = option(8, "how many latents to choose, where none are given")
+    steering_rates: tuple[float, ...] = option(
+        (0.02, 0.15), "least and greatest share of held-out passages in which a latent that is chosen fires"
+    )
     steering_hookpoint: str | None = option(None, "the SAE whose latents are taken, default: the lowest one's")
     steering_positives: str | None = option(
         None,
@@ -41,13 +44,15 @@ class Options:
         None, "JSONL of texts that steering should leave alone; default: held-out passages in which it never fires"
     )
     steering_scale: tuple[float, ...] = option(
-        (0.25, 0.5, 1.0, 2.0, 4.0), "strengths alpha to choose from for h + alpha (h.d) d, d the latent's direction"
+        (0.25, 0.5, 1.0, 2.0), "strengths alpha to choose from for h + alpha (h.d) d, d the latent's direction"
     )
     steering_add: tuple[float, ...] = option(
-        (0.1, 0.2, 0.4, 0.8), "strengths alpha to choose from for h + alpha s d, s the latent's peak activation"
+        (0.1, 0.3, 1.0, 3.0), "strengths alpha to choose from for h + alpha s d, s the latent's peak activation"
     )
     steering_bos: bool = option(
-        False, "steer exempt positions (BOS) too, as the paper does; their norms can be hundreds of times larger"
+        False,
+        "steer exempt positions (BOS) too, as the paper does: their norms can be hundreds of times larger, and scaling "
+        "them harms all texts alike (measured on the default model), so it is off",
     )
     steering_tokens: Count = option(Count(40_000), "tokens of held-out text to look for latents and passages in")
     steering_window: int = option(32, "tokens of a passage")
@@ -68,6 +73,9 @@ def check(config: Any) -> None:
     }.items():
         if getattr(config, name) < least:
             raise InputError(f"{name} is {getattr(config, name)}, expected {least} or more")
+    rates = config.steering_rates
+    if len(rates) != 2 or not 0 <= rates[0] <= rates[1] <= 1:
+        raise InputError(f"steering_rates is {' '.join(map(str, rates))}, expected two shares such as 0.02 0.15")
     if not config.steering_scale and not config.steering_add:
         raise InputError("steering_scale and steering_add are both empty: give strengths for one of them at least")
     for alpha in (*config.steering_scale, *config.steering_add):
@@ -92,7 +100,11 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
         fired = {name: find.firing(reader, own, bar.advance) for name, own in texts.items()}
     cases, skipped = _cases(config, subject, reader, fired, wanted)
     if not cases:
-        why = skipped[0]["why"] if skipped else "no latent fires in a moderate share of the passages"
+        why = (
+            skipped[0]["why"]
+            if skipped
+            else f"no latent fires in {' to '.join(map(str, config.steering_rates))} of the passages"
+        )
         raise InputError(
             f"nothing to steer: {why}; give more held-out text (--steering-tokens, --validation-fraction), other "
             f"--steering-latents, or texts of your own (--steering-positives)"
@@ -192,7 +204,7 @@ def _cases(
     given = _given(config)
     cases: list[steering.Case] = []
     skipped: list[dict[str, Any]] = []
-    for latent in wanted or find.choose(fired["selection"], len(rates)):
+    for latent in wanted or find.choose(fired["selection"], len(rates), *config.steering_rates):
         if not wanted and len(cases) == config.steering_n:
             break
         peak = float(fired["selection"].peaks(latent).max())

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 _METHODS = {"scale": "Scaling a latent's direction", "add": "Activation addition"}
-_TEXTS = {"positives": "texts about the latent", "negatives": "texts in which it never fires"}
+_TEXTS = {"positives": "on texts in which the latent fires", "negatives": "on texts in which it never does"}
 
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The comparison of each method over all latents first, then each latent, then how it was measured."""
-    out = [_finding(result, method) for method in result["methods"]]
+    out = [_finding(result, method, side) for side in _TEXTS for method in result["methods"]]
     out += [line for method in result["methods"] if (line := _weak(result, method))]
     out += [_normalised(result), *(_latent(result, latent) for latent in result["latents"]), _how(result)]
     if result.get("skipped"):
@@ -19,28 +19,27 @@ def lines(result: dict[str, Any]) -> list[str]:
     return out
 
 
-def _finding(result: Mapping[str, Any], method: str) -> str:
-    told = []
-    for side, texts in _TEXTS.items():
-        found = result["pooled"][method][side]
-        difference = found["difference_raw"]
-        base, adapted = (_signed(found[name]["value"]) for name in ("base", "adapted"))
-        told.append(f"{texts} {base} in the original and {adapted} in the adapted model: {_verdict(difference)}")
-    return f"{_METHODS[method]} changes the log-probability (nats per token) of {told[0]}. Of {told[1]}."
+def _finding(result: Mapping[str, Any], method: str, side: str) -> str:
+    found = result["pooled"][method][side]
+    base, adapted = (_signed(found[name]["value"]) for name in ("base", "adapted"))
+    return (
+        f"{_METHODS[method]}, {_TEXTS[side]}: {_verdict(found['difference_raw'])}. Steering changes their "
+        f"log-probability by {base} nats per token in the original and by {adapted} in the adapted model."
+    )
 
 
 def _verdict(difference: Mapping[str, float | None]) -> str:
-    low, high = difference["low"], difference["high"]
-    if difference["value"] is None:
-        return "no difference could be measured"
+    value, low, high = difference["value"], difference["low"], difference["high"]
+    if value is None:
+        return "no difference between the models could be measured"
     if low is None or high is None:
-        return f"difference {_signed(difference['value'])}, without an interval, since one latent alone tells no spread"
-    interval = f"difference {_signed(difference['value'])} (90 % interval {_signed(low)} to {_signed(high)})"
+        return f"adapted minus original {_signed(value)}, without an interval, since one latent alone tells no spread"
+    told = f"adapted minus original {_signed(value)} (90 % interval {_signed(low)} to {_signed(high)})"
     if low > 0:
-        return f"the adapted model comes out higher, {interval}"
+        return f"the adapted model comes out higher, {told}"
     if high < 0:
-        return f"the adapted model comes out lower, {interval}"
-    return f"no difference between the two can be told, {interval}"
+        return f"the adapted model comes out lower, {told}"
+    return f"no difference between the models can be told, {told}"
 
 
 def _weak(result: Mapping[str, Any], method: str) -> str | None:
@@ -51,9 +50,9 @@ def _weak(result: Mapping[str, Any], method: str) -> str | None:
     if not useless:
         return None
     return (
-        f"{_METHODS[method]} helped none of its tuning texts' likelihood net of the harm to others for {useless} of "
-        f"{n} latents, at any strength tried: there it is the harm that is compared. Other strengths, also negative "
-        f"ones, can be given as --steering-{method}."
+        f"{_METHODS[method]} does not do what it is meant to for {useless} of {n} latents: in the original model, on "
+        f"tuning texts, no strength that was tried gained the latent's texts more than it lost the others. There it is "
+        f"harm that is compared. Other strengths, negative ones too, can be given as --steering-{method}."
     )
 
 
