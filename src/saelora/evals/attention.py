@@ -1,0 +1,107 @@
+"""How much attention a model pays to the positions that its SAE leaves alone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saelora.core.splice import Splice, TokenMask
+from saelora.evals.arms import arm
+from saelora.evals.intervals import ratio
+from saelora.evals.loss import _wide
+from saelora.models.anatomy import Anatomy, anatomy_of, unwrap
+
+ARMS = ("base", "sae", "adapted")
+
+
+class NoWeightsError(Exception):
+    """A model that does not hand out its attention weights; the message says which."""
+
+
+def attention_to_exempt(
+    model: nn.Module,
+    spliced: Splice,
+    token_mask: TokenMask,
+    rows: Tensor,
+    *,
+    arms: Sequence[str] = ARMS,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int], None] = lambda n_tokens: None,
+) -> dict[str, Any]:
+    """The share of attention that counted (replaced) positions pay to exempt ones, a mean over heads and positions.
+
+    Rows [n_rows, context] run one at a time, and each layer's weights [n_heads, context, context] are reduced to a
+    number before the next layer runs.
+
+    Returns:
+        layers: a dict for each layer, its index and an estimate for each arm; mean: over layers; change: adapted minus
+        sae in the mean over layers, paired by row; n_rows.
+
+    Raises:
+        NoWeightsError: the model's attention does not hand out its weights.
+    """
+    n_layers = anatomy_of(model).n_layers
+    sums = {name: np.zeros((len(rows), n_layers)) for name in arms}
+    with _eager(model):
+        for i, row in enumerate(rows):
+            ids = row[None].to(next(model.parameters()).device)
+            mask_S = token_mask(ids)[0]
+            for name in arms:
+                with arm(model, spliced, name, autocast):
+                    sums[name][i] = _exempt_sums(model, ids, mask_S)
+            progress(ids.numel())
+    n = [float(token_mask(row[None]).sum()) for row in rows]
+    layers = [{"layer": i, **{name: ratio(sums[name][:, i].tolist(), n) for name in arms}} for i in range(n_layers)]
+    over = {name: sums[name].mean(1) for name in arms}
+    change = {"change": ratio((over["adapted"] - over["sae"]).tolist(), n)} if {"adapted", "sae"} <= set(arms) else {}
+    mean = {name: ratio(over[name].tolist(), n) for name in arms}
+    return {"layers": layers, "mean": mean, **change, "n_rows": len(rows)}
+
+
+def _exempt_sums(model: nn.Module, ids: Tensor, mask_S: Tensor) -> list[float]:
+    """Each layer's sum, over one row's counted queries, of the share of attention on exempt keys."""
+    anatomy, found = anatomy_of(model), {}
+
+    def hook(index: int) -> Any:
+        def keep(module: nn.Module, args: Any, output: Any) -> None:
+            weights = output[1] if isinstance(output, tuple) and len(output) > 1 else None
+            if not isinstance(weights, Tensor) or weights.dim() != 4:
+                raise NoWeightsError(f"the attention of layer {index} ({type(module).__name__}) gives no weights")
+            share_HS = weights[0][:, :, ~mask_S].sum(-1)
+            found[index] = float(_wide(share_HS[:, mask_S]).mean(0).sum())
+
+        return keep
+
+    handles = [module.register_forward_hook(hook(i)) for i, module in enumerate(_attentions(anatomy))]
+    try:
+        anatomy.body(input_ids=ids, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[i] for i in range(anatomy.n_layers)]
+
+
+def _attentions(anatomy: Anatomy) -> list[nn.Module]:
+    """Each layer's attention module: the parent of its output projection."""
+    name = anatomy.family.attn_proj.rpartition(".")[0]
+    return [layer.get_submodule(name) for layer in anatomy.layers]
+
+
+@contextmanager
+def _eager(model: nn.Module) -> Iterator[None]:
+    """Attention in plain operations, which alone yields weights, while the context is open.
+
+    An implementation whose name begins with "eager" is one already, and is left as it is.
+    """
+    configs = {id(m.config): m.config for m in unwrap(model).modules() if hasattr(m, "config")}.values()
+    before = [(c, c._attn_implementation) for c in configs if hasattr(c, "_attn_implementation")]
+    try:
+        for config, implementation in before:  # outer ones first: setting one sets those within it
+            config._attn_implementation = implementation if str(implementation).startswith("eager") else "eager"
+        yield
+    finally:
+        for config, implementation in before:
+            config._attn_implementation = implementation
