@@ -17,7 +17,7 @@ def test_help_explains_every_option_with_its_default(command: str, capsys: pytes
         main([command, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    own = () if command == "sweep" else ("--device", "(default: auto)")  # a sweep's points name theirs
+    own = () if command in ("sweep", "report") else ("--device", "(default: auto)")  # a sweep's points name theirs
     for shown in ("--config FILE", "--json", "(default: ", "--quiet", *own):
         assert shown in text
 
@@ -62,7 +62,7 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path, capsy
     assert "model ./from-the-flag does not exist" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["adapt", "evaluate", "train_sae", "demo"])
+@pytest.mark.parametrize("name", ["adapt", "evaluate", "train_sae", "demo", "write_report"])
 def test_python_calls_refuse_unknown_options(name: str) -> None:
     with pytest.raises(InputError, match="unknown key 'typo'"):
         getattr(saelora, name)(typo=1)
@@ -80,6 +80,12 @@ def test_importing_the_package_and_its_command_line_is_cheap() -> None:
     loaded = set(done.stdout.split())
     assert "saelora.cli" in loaded
     assert not loaded & {"torch", "transformers", "sae_lens", "peft", "datasets", "matplotlib"}
+
+
+def test_a_report_needs_neither_torch_nor_transformers() -> None:
+    code = "import sys, saelora.jobs.report, saelora.report.page; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not set(done.stdout.split()) & {"torch", "transformers", "sae_lens", "peft", "datasets"}
 
 
 def test_reading_end_closed_early_is_no_traceback() -> None:

@@ -100,6 +100,18 @@ def test_flags_take_every_kind() -> None:
     assert parse() == Options()
 
 
+def test_a_positional_list_takes_any_number_of_words() -> None:
+    @dataclass(kw_only=True)
+    class Folders:
+        dirs: list[str] = option([], "folders", positional=True)
+        quiet: bool = option(False, "say nothing")
+
+    for words, dirs in ((["a", "b", "--quiet"], ["a", "b"]), (["--quiet", "a"], ["a"]), (["--quiet"], [])):
+        parser = argparse.ArgumentParser()
+        add_options(parser, Folders)
+        assert build(Folders, vars(parser.parse_args(words))) == Folders(dirs=dirs, quiet=True)
+
+
 def test_help_states_every_default_and_no_flag_has_one_of_its_own() -> None:
     parser = argparse.ArgumentParser()
     add_options(parser, Options)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from saelora.jobs.adapt import adapt
     from saelora.jobs.demo import demo
     from saelora.jobs.evaluate import evaluate
+    from saelora.jobs.report import write_report
     from saelora.jobs.sweep import sweep
     from saelora.jobs.train_sae import train_sae
     from saelora.models.hookpoints import Hookpoint, parse_hookpoint
@@ -39,6 +40,7 @@ _HOMES = {
     "splice": "core.splice",
     "sweep": "jobs.sweep",
     "train_sae": "jobs.train_sae",
+    "write_report": "jobs.report",
 }
 
 __all__ = [
@@ -58,6 +60,7 @@ __all__ = [
     "splice",
     "sweep",
     "train_sae",
+    "write_report",
 ]
 
 

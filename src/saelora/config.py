@@ -146,7 +146,8 @@ def _add_option(group: Any, field: Any, hint: Any) -> None:
         shown = f" (default: {' '.join(map(str, default)) if isinstance(default, list | tuple) else default})"
     text = (field.metadata.get("help", "") + shown).replace("%", "%%")
     if field.metadata.get("positional"):
-        group.add_argument(field.name, nargs="?", default=argparse.SUPPRESS, metavar=field.name.upper(), help=text)
+        several = "*" if typing.get_origin(hint) is list else "?"
+        group.add_argument(field.name, nargs=several, default=argparse.SUPPRESS, metavar=field.name.upper(), help=text)
         return
     arms = [a for a in typing.get_args(hint) if a is not types.NoneType] if _is_union(hint) else [hint]
     flag, common = "--" + field.name.replace("_", "-"), {"dest": field.name, "default": argparse.SUPPRESS, "help": text}

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-_ARMS = {
+ARM_NAMES = {
     "base": "original model",
     "sae": "spliced (SAE in)",
     "adapted": "spliced + adapted",
@@ -17,7 +17,7 @@ _HEADER = ("", "cross entropy", "KL to original", "top-1 agreement", "loss recov
 def loss_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     """One row per model: name, cross entropy, KL, top-1 agreement, loss recovered."""
     rows: list[tuple[str, ...]] = []
-    for arm, name in _ARMS.items():
+    for arm, name in ARM_NAMES.items():
         if f"ce_{arm}" not in results:
             continue
         recovered = results.get(f"loss_recovered_{arm}")

@@ -1,0 +1,115 @@
+"""Benchmarks of others: the sections of --parts capabilities and --parts saebench."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from saelora.report.page import charts
+from saelora.report.page.charts import Series, style
+from saelora.report.page.read import Run
+from saelora.report.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
+from saelora.report.text import ARM_NAMES
+
+_DIFFERENCES = {
+    "adapted_minus_sae": "adapted − spliced",
+    "sae_minus_base": "spliced − original",
+    "adapted_clean_minus_base": "SAE taken out − original",
+}
+Found = Sequence[tuple[int, Run, dict[str, Any]]]
+
+
+def capabilities(runs: Sequence[Run]) -> Section:
+    """Tasks of lm-evaluation-harness."""
+    found = measured(runs, "capabilities")
+    figure, tables = (
+        _tasks(runs, found),
+        [table for table in (_scores(runs, found), _differences(runs, found)) if table.rows],
+    )
+    used = dict.fromkeys(f"lm-eval {r['lm_eval']}" for _, _, r in found if r.get("lm_eval"))
+    limits = dict.fromkeys(f"at most {r['limit']} documents a task" for _, _, r in found if r.get("limit"))
+    about = "Tasks that the model can do, measured by the language model evaluation harness"
+    about += f" ({', '.join([*used, *limits])})." if used or limits else "."
+    return Section(
+        "capabilities",
+        "Capabilities",
+        about,
+        notes(runs, "capabilities"),
+        [figure] if figure else [],
+        tables,
+        measured=bool(found),
+    )
+
+
+def _tasks(runs: Sequence[Run], found: Found) -> Figure | None:
+    names = list(dict.fromkeys(f"{t.get('task')} ({t.get('metric')})" for _, _, r in found for t in r.get("tasks", [])))
+    series, rows = [], []
+    for i, run, result in found:
+        tasks = result.get("tasks", [])
+        at = [names.index(f"{task.get('task')} ({task.get('metric')})") for task in tasks]
+        for j, (key, told) in enumerate(_DIFFERENCES.items()):
+            values = [(task.get("differences") or {}).get(key) for task in tasks]
+            look = style(i) | {"marker": "osD"[j]} if len(runs) > 1 else style(j)
+            series.append(Series(named(runs, run, told), at, *estimates(values), style=look))
+            rows += [row_of(runs, run, [names[a], told, value]) for a, value in zip(at, values, strict=True)]
+    if not names:
+        return None
+    told = "Differences between variants of the model, paired by document, with 95 % intervals."
+    svg = charts.dots(names, series, "capability-differences", "difference of the metric")
+    columns = [("task", "text"), ("variants", "text"), ("difference", "number")]
+    return Figure("capability-differences", told, svg, Table("Differences by task", by_run(runs, columns), rows))
+
+
+def _scores(runs: Sequence[Run], found: Found) -> Table:
+    arms = list(
+        dict.fromkeys(arm for _, _, r in found for task in r.get("tasks", []) for arm in task.get("scores", {}))
+    )
+    columns = [("task", "text"), ("metric", "text"), ("documents", "count"), ("shots", "count")]
+    columns += [(ARM_NAMES.get(arm, arm), "text") for arm in arms]
+    rows = []
+    for _, run, result in found:
+        for task in result.get("tasks", []):
+            scores = [_score(task.get("scores", {}).get(arm)) for arm in arms]
+            rows.append(row_of(runs, run, [*(task.get(key) for key in ("task", "metric", "n", "n_shot")), *scores]))
+    return Table("Scores, ± standard error", by_run(runs, columns), rows)
+
+
+def _score(score: Any) -> str | None:
+    if not score or score.get("value") is None:
+        return None
+    return f"{score['value']:.4f}" + (f" ± {score['stderr']:.4f}" if score.get("stderr") is not None else "")
+
+
+def _differences(runs: Sequence[Run], found: Found) -> Table:
+    columns = [("task", "text"), ("metric", "text"), *((told, "number") for told in _DIFFERENCES.values())]
+    rows = []
+    for _, run, result in found:
+        for task in result.get("tasks", []):
+            values = [(task.get("differences") or {}).get(key) for key in _DIFFERENCES]
+            rows.append(row_of(runs, run, [task.get("task"), task.get("metric"), *values]))
+    return Table("Differences, paired by document", by_run(runs, columns), rows, folded=True)
+
+
+def saebench(runs: Sequence[Run]) -> Section:
+    """SAEBench's evaluations, those that the adapter cannot change among them."""
+    found = measured(runs, "saebench")
+    columns = [("evaluation", "text"), ("metric", "text"), ("original model", "number"), ("adapted model", "number")]
+    columns += [("can change", "text")]
+    keys = ("eval", "metric", "base", "adapted", "can_change")
+    rows = [row_of(runs, run, [m.get(key) for key in keys]) for _, run, r in found for m in r.get("metrics", [])]
+    left_out = [row_of(runs, run, [s.get("eval"), s.get("why")]) for _, run, r in found for s in r.get("skipped", [])]
+    tables = [
+        Table("Metrics", by_run(runs, columns), rows),
+        Table("Left out", by_run(runs, [("evaluation", "text"), ("why", "text")]), left_out),
+    ]
+    facts = [("data", "data"), ("SAEBench", "sae_bench"), ("command", "command"), ("cannot change", "cannot_change")]
+    facts += [("why", "why")]
+    told = [row_of(runs, run, [name, r.get(key)]) for _, run, r in found for name, key in facts if r.get(key)]
+    tables.append(Table("How it was measured", by_run(runs, [("what", "text"), ("value", "text")]), told, folded=True))
+    about = "SAEBench judges the SAE by its latents on the original model and on the adapted one."
+    return Section(
+        "saebench",
+        "SAEBench",
+        about,
+        notes(runs, "saebench"),
+        tables=[table for table in tables if table.rows],
+        measured=bool(found),
+    )

@@ -1,0 +1,100 @@
+"""A run's folder -> what the page tells of it. Reads JSON only: no model, no torch."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saelora.errors import InputError
+from saelora.manifest import MANIFEST, RESULTS, part_file, read_json
+
+PARTS = ("tokens", "drift", "faithfulness", "steering", "capabilities", "saebench")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One finished ``saelora adapt`` with the parts of its evaluation so far."""
+
+    label: str
+    folder: Path
+    manifest: dict[str, Any]
+    results: dict[str, Any]
+    parts: dict[str, dict[str, Any]]  # name -> its file, "loss" (measured again) among them
+
+    def part(self, name: str) -> dict[str, Any] | None:
+        """A part's result, None where it was not measured."""
+        return self.parts[name]["result"] if name in self.parts else None
+
+
+def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+    """The runs in these folders, each with a name of its own.
+
+    Raises:
+        InputError: none is given, one is given twice, or one is no finished run.
+    """
+    paths = [Path(folder) for folder in folders]
+    if not paths:
+        raise InputError("no run given: name the folder of a saelora adapt run, as in saelora report DIR")
+    seen: set[Path] = set()
+    for path in paths:
+        if path.resolve() in seen:
+            raise InputError(f"{path} is named twice: name each run once")
+        seen.add(path.resolve())
+    return [read_run(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
+
+
+def read_run(folder: Path, label: str) -> Run:
+    """One run.
+
+    Raises:
+        InputError: a file is missing or damaged, or is of another kind of run.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder: name the output folder of a saelora adapt run")
+    manifest, results = _mapping(folder / MANIFEST), _mapping(folder / RESULTS)
+    missing = [key for key in ("model", "saes", "config") if key not in manifest]
+    if missing or "ce_base" not in results:
+        lack = f"{MANIFEST} lacks {', '.join(missing)}" if missing else f"{RESULTS} has no ce_base"
+        raise InputError(f"{folder} is a run of another kind ({lack}): name the output folder of a saelora adapt run")
+    parts = {}
+    for name in ("loss", *PARTS):
+        path = part_file(folder / "evals", name)
+        if path.exists():
+            parts[name] = _mapping(path)
+            if not isinstance(parts[name].get("result"), dict):
+                raise InputError(f"{path} has no result: measure it again with --parts {name} --overwrite")
+    return Run(label, folder, manifest, results, parts)
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds {type(found).__name__}, expected an object: is it a file of saelora?")
+    return found
+
+
+def _labels(paths: Sequence[Path]) -> list[str]:
+    """The folders' names, with as many parents as it takes to tell them apart."""
+    parts = [path.resolve().parts for path in paths]
+    for depth in range(1, max(map(len, parts)) + 1):
+        labels = ["/".join(each[-depth:]) for each in parts]
+        if len(set(labels)) == len(labels):
+            break
+    return labels
+
+
+def differences(run: Run, name: str) -> list[str]:
+    """What a part was measured on that is not what the run's manifest names, in words; empty where all is the same."""
+    about = run.parts[name].get("about") or {}
+    told = []
+    if "model" in about and about["model"].get("fingerprint") != run.manifest["model"].get("fingerprint"):
+        told.append(f"model {about['model'].get('ref')} ({about['model'].get('fingerprint')})")
+    if "saes" in about:
+        own = [(sae.get("hookpoint"), sae.get("fingerprint")) for sae in run.manifest["saes"]]
+        measured = [(sae.get("hookpoint"), sae.get("fingerprint")) for sae in about["saes"]]
+        if own != measured:
+            names = ", ".join(f"{sae.get('ref')} at {sae.get('hookpoint')}" for sae in about["saes"])
+            told.append(f"SAE {names}")
+    if "token_policy" in about and about["token_policy"] != run.manifest.get("token_policy"):
+        told.append("another token policy")
+    return told
