@@ -2,6 +2,85 @@
 
 from typing import Any
 
+Layer = dict[str, Any]
+
 
 def lines(result: dict[str, Any]) -> list[str]:
-    raise NotImplementedError
+    """Distances of the layers first, then what the latents see."""
+    layers = result["layers"]
+    return [
+        *_nearer(layers, result["n_positions"]),
+        *_last(layers[-1]),
+        *_untouched(layers),
+        *(_latents(hookpoint, found) for hookpoint, found in result["latents"].items()),
+    ]
+
+
+def _nearer(layers: list[Layer], n_positions: int) -> list[str]:
+    """At how many layers the adapter brings the spliced model's output nearer to the base's."""
+    touched = [each for each in layers if each["l2"]["sae"]["value"] or each["l2"]["adapted"]["value"]]
+    if not touched:
+        return [f"No layer's output differs from the clean base at any of {n_positions:,} replaced positions."]
+    nearer = [each["layer"] for each in touched if each["l2_difference"]["high"] < 0]
+    farther = [each["layer"] for each in touched if each["l2_difference"]["low"] > 0]
+    same = [each["layer"] for each in touched if each["l2_difference"]["low"] == each["l2_difference"]["high"] == 0]
+    unclear = len(touched) - len(nearer) - len(farther) - len(same)
+    told = f"Of the {len(touched)} layers whose output the splice changes, the adapter brings {len(nearer)} nearer to "
+    told += f"the clean base in L2 distance{_list(nearer)}, moves {len(farther)} farther off{_list(farther)}"
+    told += f", leaves {len(same)} exactly as the splice has {'it' if len(same) == 1 else 'them'}{_list(same)}"
+    told += f"; for {unclear} the data cannot tell" if unclear else ""
+    return [f"{told} ({n_positions:,} replaced positions)."]
+
+
+def _list(layers: list[int]) -> str:
+    """Layers as ranges, in brackets."""
+    if not layers:
+        return ""
+    ranges: list[list[int]] = []
+    for layer in layers:
+        if ranges and ranges[-1][1] == layer - 1:
+            ranges[-1][1] = layer
+        else:
+            ranges.append([layer, layer])
+    return f" ({', '.join(str(low) if low == high else f'{low}–{high}' for low, high in ranges)})"
+
+
+def _last(layer: Layer) -> list[str]:
+    sae, adapted, clean = (layer["relative_l2"][arm]["value"] for arm in ("sae", "adapted", "adapted_clean"))
+    l2, cosine = layer["l2_difference"], layer["cosine_difference"]
+    return [
+        f"At the last layer ({layer['layer']}) the output lies {sae:.1%} of its norm from the base's when spliced, "
+        f"{adapted:.1%} when adapted too: L2 changes by {_number(l2)}, cosine distance by {_number(cosine)}.",
+        f"With the SAE taken out, the adapter alone moves that output by {clean:.1%} of its norm.",
+    ]
+
+
+def _untouched(layers: list[Layer]) -> list[str]:
+    same = [each["layer"] for each in layers if not any(e["value"] for e in each["l2"].values())]
+    if not same:
+        return []
+    return [f"Unchanged bit for bit in every variant: the output of {len(same)} layers{_list(same)}."]
+
+
+def _latents(hookpoint: str, found: dict[str, Any]) -> str:
+    if found["identical"]:
+        return (
+            f"The SAE at {hookpoint} sees what it saw in the clean base: its latents are identical bit for bit "
+            f"(L0 {found['l0']['base']:.1f}, FVU {found['fvu']['base']['value']:.3f}), as they must be where neither "
+            f"an adapter nor another SAE lies below it."
+        )
+    rates, fvu, l0 = found["rate_correlation"], found["fvu"], found["l0"]
+    correlated = "" if rates["value"] is None else f", their firing rates correlate by {_plain(rates)}"
+    return (
+        f"The SAE at {hookpoint} sees something else than in the clean base (an adapter or another SAE lies below "
+        f"it): the sets of active latents overlap by {_plain(found['jaccard'])} (Jaccard){correlated}; L0 "
+        f"{l0['base']:.1f} → {l0['adapted']:.1f}, FVU {fvu['base']['value']:.3f} → {fvu['adapted']['value']:.3f}."
+    )
+
+
+def _plain(e: dict[str, Any]) -> str:
+    return f"{e['value']:.3f} ({e['low']:.3f} to {e['high']:.3f})"
+
+
+def _number(e: dict[str, Any]) -> str:
+    return f"{e['value']:+.3g} ({e['low']:+.3g} to {e['high']:+.3g})"

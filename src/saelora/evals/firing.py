@@ -1,0 +1,109 @@
+"""Whether an SAE's latents fire under one model as under another, at the same positions of the same text.
+
+Shapes: B rows of a batch, S tokens, D width, F latents, R all rows, K blocks of rows.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from saelora.evals.intervals import UNDEFINED, Estimate, ratio
+
+BLOCKS = 100  # groups of rows that are drawn anew for the rates' correlation: rows by themselves are too many counts
+DRAWS = 400
+_LATENTS_AT_ONCE = 8192
+Seen = tuple[Tensor, Tensor, Tensor]  # an SAE's input [batch, seq, d], latents [batch, seq, d_sae], reconstruction
+
+
+class Firing:
+    """One SAE under the base ("base") and under another model ("adapted")."""
+
+    def __init__(self, n_rows: int):
+        self.n_rows = n_rows
+        self.identical, self.max_abs_difference = True, 0.0
+        self.n_R, self.jaccard_R = np.zeros(n_rows), np.zeros(n_rows)
+        self.active = {"base": 0.0, "adapted": 0.0}
+        self.error_R = {"base": np.zeros(n_rows), "adapted": np.zeros(n_rows)}
+        self.square_R = {"base": np.zeros(n_rows), "adapted": np.zeros(n_rows)}  # sum of |x|^2
+        self.x_RD: dict[str, list[np.ndarray]] = {"base": [], "adapted": []}  # sums of x
+        self.fired_KF: dict[str, np.ndarray] = {}
+
+    def update(self, start: int, mask: Tensor, base: Seen, adapted: Seen) -> None:
+        """Add rows start, start + 1, ... of a batch; ``mask`` [batch, seq] says which positions count."""
+        kept_BSF = mask.unsqueeze(-1)
+        latents, others = base[1] * kept_BSF, adapted[1] * kept_BSF
+        self.identical &= torch.equal(latents, others)
+        self.max_abs_difference = max(self.max_abs_difference, float((latents - others).abs().max()))
+        rows = slice(start, start + len(mask))
+        self.n_R[rows] = _numbers(mask.sum(1))
+        on, other = latents != 0, others != 0
+        both, either = (on & other).sum(-1), (on | other).sum(-1)
+        jaccard = torch.where(either > 0, both / either.clamp(min=1), 1.0)  # two empty sets are the same set
+        self.jaccard_R[rows] = _numbers((jaccard * mask).sum(1))
+        for name, active, (x, _, recon) in (("base", on, base), ("adapted", other, adapted)):
+            x = x.masked_fill(~kept_BSF, 0)  # not a product: an exempt position's norm may have overflowed
+            self._add(name, rows, active, _wide(x), _wide(recon), mask)
+
+    def _add(self, name: str, rows: slice, active: Tensor, x_BSD: Tensor, recon_BSD: Tensor, mask: Tensor) -> None:
+        counts_BF = _numbers(active.sum(1))
+        self.active[name] += float(counts_BF.sum())
+        fired = self.fired_KF.setdefault(name, np.zeros((min(BLOCKS, self.n_rows), counts_BF.shape[1])))
+        for row, counts_F in enumerate(counts_BF, rows.start):
+            fired[row * len(fired) // self.n_rows] += counts_F
+        error_BS = (x_BSD - recon_BSD).square().sum(-1) * mask.to(x_BSD.device)
+        self.error_R[name][rows] = _numbers(error_BS.sum(1))
+        self.square_R[name][rows] = _numbers(x_BSD.square().sum((1, 2)))
+        self.x_RD[name] += list(_numbers(x_BSD.sum(1)))
+
+    def compute(self) -> dict[str, Any]:
+        """identical (bit for bit), max_abs_difference of latents, jaccard of the sets active at a position (mean),
+        rate_correlation (Pearson, over latents, of the share of positions at which each fires), l0 and fvu."""
+        n = self.n_R.sum()
+        return {
+            "identical": self.identical,
+            "max_abs_difference": self.max_abs_difference,
+            "jaccard": ratio(self.jaccard_R.tolist(), self.n_R.tolist()),
+            "rate_correlation": correlation(self.fired_KF["base"], self.fired_KF["adapted"]),
+            "l0": {name: float(active / n) for name, active in self.active.items()},
+            "fvu": {name: self._fvu(name) for name in self.active},
+        }
+
+    def _fvu(self, name: str) -> Estimate:
+        """Squared error over the variance about the mean of all rows; rows drawn anew keep that mean."""
+        x_RD = np.stack(self.x_RD[name])
+        mean_D = x_RD.sum(0) / self.n_R.sum()
+        variance_R = self.square_R[name] - 2 * x_RD @ mean_D + self.n_R * (mean_D @ mean_D)
+        return ratio(self.error_R[name].tolist(), variance_R.tolist())
+
+
+def correlation(a_KF: np.ndarray, b_KF: np.ndarray, seed: int = 0) -> Estimate:
+    """Pearson's correlation over latents of their counts, with its 95 % interval by bootstrap over blocks of rows.
+
+    Undefined where all latents of a model fire equally often.
+    """
+    n_blocks, n_latents = a_KF.shape
+    drawn = np.random.default_rng(seed).integers(n_blocks, size=(DRAWS, n_blocks))
+    times_SK = np.stack([np.ones(n_blocks), *(np.bincount(each, minlength=n_blocks) for each in drawn)])
+    sums = np.zeros((5, DRAWS + 1))
+    for start in range(0, n_latents, _LATENTS_AT_ONCE):
+        part = slice(start, start + _LATENTS_AT_ONCE)
+        a_SF, b_SF = times_SK @ a_KF[:, part], times_SK @ b_KF[:, part]
+        sums += np.stack([x.sum(1) for x in (a_SF, b_SF, a_SF * b_SF, a_SF**2, b_SF**2)])
+    a, b, ab, aa, bb = sums / n_latents
+    with np.errstate(divide="ignore", invalid="ignore"):
+        found = (ab - a * b) / np.sqrt((aa - a * a) * (bb - b * b))
+    if not np.isfinite(found[0]):
+        return dict(UNDEFINED)
+    low, high = np.quantile(found[1:][np.isfinite(found[1:])], [0.025, 0.975])
+    value, low, high = (float(np.clip(x, -1, 1)) for x in (found[0], low, high))
+    return {"value": value, "low": low, "high": high}
+
+
+def _numbers(x: Tensor) -> np.ndarray:
+    return x.double().cpu().numpy() if x.device.type != "mps" else x.cpu().double().numpy()
+
+
+def _wide(x: Tensor) -> Tensor:
+    return (x.cpu() if x.device.type == "mps" else x).double()
