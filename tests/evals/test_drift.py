@@ -131,6 +131,17 @@ def test_layers_below_splice_and_adapter_have_not_moved_at_all(fresh):
     assert layers[3]["l2"]["adapted_clean"]["value"] > 0
 
 
+def test_an_sae_with_another_way_to_reconstruct_is_run_the_same_way_in_every_variant(fresh):
+    class TwoWays(TinySAE):
+        def reconstruct(self, x):
+            return self.decode(self.encode(x)) + 1e-3
+
+    found = measured(
+        with_adapter(fresh("llama"), [2, 3]), {Hookpoint(1): TwoWays(D_MODEL)}, rows_of(families.tiny("llama"))
+    )
+    assert found["layers"][1]["l2_difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
 def test_what_happens_at_exempt_positions_does_not_count():
     """Their activations may be of any size, so that their squares overflow."""
     draw = torch.Generator().manual_seed(0)

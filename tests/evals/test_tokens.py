@@ -78,6 +78,23 @@ def test_the_number_of_rows_at_a_time_changes_nothing(fresh):
     assert np.allclose(one.recon_error, three.recon_error, equal_nan=True, rtol=1e-5)
 
 
+@pytest.mark.parametrize("layers", [[2, 3], [3], [0]])
+def test_an_adapter_of_zeros_changes_no_prediction_by_one_bit(fresh, layers):
+    """Not even where the SAE has another way to reconstruct when nobody watches it."""
+
+    class TwoWays(TinySAE):
+        def reconstruct(self, x):
+            return self.decode(self.encode(x)) + 1e-3
+
+    rows = rows_of(families.tiny("llama"))
+    found = measured(with_adapter(fresh("llama"), layers, size=0.0), {Hookpoint(1): TwoWays(D_MODEL)}, rows)
+    assert (found.change == 0).all()
+    result = summarise(found)
+    assert result["share_helped"]["value"] == result["share_hurt"]["value"] == 0
+    assert result["change"]["mean_helped"]["value"] is None
+    assert result["concentration"] == {"0.01": None, "0.1": None}
+
+
 def test_measuring_leaves_model_and_splice_as_they_were(fresh):
     model = with_adapter(fresh("llama"), [2, 3])
     model.train()

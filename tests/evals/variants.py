@@ -30,11 +30,11 @@ def replaced(rows: Tensor) -> Tensor:
     return torch.tensor([[token not in SPECIAL for token in row] for row in rows.tolist()])
 
 
-def with_adapter(model: nn.Module, layers: list[int]) -> nn.Module:
+def with_adapter(model: nn.Module, layers: list[int], size: float = 0.3) -> nn.Module:
     model = get_peft_model(model, lora_config(model, layers, rank=2, alpha=4.0)).double()
     for i, parameter in enumerate(p for n, p in model.named_parameters() if "lora_B" in n):
         generator = torch.Generator().manual_seed(i)
-        parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+        parameter.data += size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
     return model.eval()
 
 

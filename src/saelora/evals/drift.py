@@ -70,10 +70,11 @@ def measure_drift(
             before = {h: (x, *_encode(spliced, h, x, mask)) for h, x in clean.items()}
         distances.begin(base, mask)
         for name in AWAY:
+            # sae is observed too, though not looked at: an SAE may reconstruct by other steps where nobody watches
             after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]] = {}
-            with arm(model, spliced, name, autocast), distances.of(anatomy, name), observed(spliced, name, after):
+            with arm(model, spliced, name, autocast), distances.of(anatomy, name), observed(spliced, after):
                 run(anatomy, batch)
-            for hookpoint, seen in after.items():
+            for hookpoint, seen in after.items() if name == "adapted" else ():
                 firing[hookpoint].update(start, mask, before[hookpoint], seen)
         progress(batch.numel())
     return {
@@ -106,15 +107,13 @@ def watching(anatomy: Anatomy, see: Callable[[int, Tensor], None]) -> Iterator[N
 
 
 @contextmanager
-def observed(spliced: Splice, name: str, after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]]) -> Iterator[None]:
-    """Put x, latents and recon of every SAE of the adapted arm into ``after``."""
+def observed(spliced: Splice, after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]]) -> Iterator[None]:
+    """Put x, latents and recon of every SAE that runs while the context is open into ``after``."""
 
     def observer(hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
         after[hookpoint] = (x, latents, recon)
 
-    before = spliced.observer
-    if name == "adapted":
-        spliced.observer = observer
+    before, spliced.observer = spliced.observer, observer
     try:
         yield
     finally:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from saelora.core.kl_head import chunk_size
 from saelora.core.splice import Splice
-from saelora.evals.tokens import PerToken, Trio
+from saelora.evals.tokens import PerToken, Trio, unobserved
 
 WINDOW = 48  # tokens of a passage
 BEFORE = 36  # of which before the token that it is shown for, where the row has as many
@@ -81,7 +81,7 @@ def _likeliest_of_rows(
     top = {}
     with trio.running(autocast):
         for row in sorted(rows):
-            hidden = trio.hidden(torch.from_numpy(found.ids[row : row + 1]).to(device))
+            hidden = trio.hidden(torch.from_numpy(found.ids[row : row + 1]).to(device), unobserved)
             top[row] = {name: _likeliest(trio, h[0, :-1]) for name, h in hidden.items()}
             progress(1)
     return top

@@ -67,16 +67,26 @@ class Trio:
                 stack.enter_context(torch.autocast(next(self.model.parameters()).device.type, autocast))
             yield
 
-    def hidden(self, input_ids: Tensor, observer: Observer | None = None) -> dict[str, Tensor]:
-        """Final hidden states [batch, seq, d_model] of base, sae and adapted; ``observer`` watches sae alone."""
-        shared = self.students.teacher(input_ids)
-        before, self.spliced.observer = self.spliced.observer, observer or self.spliced.observer
+    def hidden(self, input_ids: Tensor, observer: Observer) -> dict[str, Tensor]:
+        """Final hidden states [batch, seq, d_model] of base, sae and adapted; ``observer`` watches sae alone.
+
+        The SAE runs with an observer in both, since it may reconstruct by other steps, to other bits, where nobody
+        watches: then even an adapter of zeros would seem to help here and hurt there.
+        """
+        before, self.spliced.observer = self.spliced.observer, unobserved
         try:
-            spliced = self.students.hidden(self.plan["sae"], shared)
+            shared = self.students.teacher(input_ids)
+            found = {"base": shared.clean.hidden}
+            for name, student in self.plan.items():
+                self.spliced.observer = observer if name == "sae" else unobserved
+                found[name] = self.students.hidden(student, shared)
         finally:
             self.spliced.observer = before
-        adapted = self.students.hidden(self.plan["adapted"], shared)
-        return {"base": shared.clean.hidden, "sae": spliced, "adapted": adapted}
+        return found
+
+
+def unobserved(hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
+    """An observer that looks away."""
 
 
 def per_token(

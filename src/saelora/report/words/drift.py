@@ -25,8 +25,8 @@ def _nearer(layers: list[Layer], n_positions: int) -> list[str]:
     farther = [each["layer"] for each in touched if each["l2_difference"]["low"] > 0]
     same = [each["layer"] for each in touched if each["l2_difference"]["low"] == each["l2_difference"]["high"] == 0]
     unclear = len(touched) - len(nearer) - len(farther) - len(same)
-    told = f"Of the {len(touched)} layers whose output the splice changes, the adapter brings {len(nearer)} nearer to "
-    told += f"the clean base in L2 distance{_list(nearer)}, moves {len(farther)} farther off{_list(farther)}"
+    told = f"Of the {len(touched)} layers whose output splice or adapter change, the adapter brings {len(nearer)} "
+    told += f"nearer to the clean base in L2 distance{_list(nearer)}, moves {len(farther)} farther off{_list(farther)}"
     told += f", leaves {len(same)} exactly as the splice has {'it' if len(same) == 1 else 'them'}{_list(same)}"
     told += f"; for {unclear} the data cannot tell" if unclear else ""
     return [f"{told} ({n_positions:,} replaced positions)."]
@@ -59,7 +59,8 @@ def _untouched(layers: list[Layer]) -> list[str]:
     same = [each["layer"] for each in layers if not any(e["value"] for e in each["l2"].values())]
     if not same:
         return []
-    return [f"Unchanged bit for bit in every variant: the output of {len(same)} layers{_list(same)}."]
+    number = "1 layer" if len(same) == 1 else f"{len(same)} layers"
+    return [f"Unchanged bit for bit in every variant: the output of {number}{_list(same)}."]
 
 
 def _latents(hookpoint: str, found: dict[str, Any]) -> str:

@@ -5,9 +5,9 @@ from typing import Any
 from saelora.report.text import one_line
 
 _BINS = {
-    "by_position": ("position in the row", "tokens before", "tokens before the predicted one"),
-    "by_frequency": ("frequency of the predicted token", "per million", "per million tokens of training text"),
-    "by_recon_error": ("the SAE's error on the token", "error", "relative squared error of the SAE"),
+    "by_position": ("position in the row", "tokens before"),
+    "by_frequency": ("the predicted token's frequency in training text", "per million"),
+    "by_recon_error": ("how badly the SAE reconstructs the token", "relative squared error"),
 }
 
 
@@ -56,7 +56,7 @@ def _where(result: dict[str, Any]) -> list[str]:
     return [line for name in _BINS if (line := _told(result[name], *_BINS[name])) is not None]
 
 
-def _told(bins: list[dict[str, Any]], of: str, unit: str, long_unit: str) -> str | None:
+def _told(bins: list[dict[str, Any]], of: str, unit: str) -> str | None:
     """Where the share of the gap that is closed differs, if the intervals of its extremes lie apart."""
     known = [b for b in bins if b["gap_closed"]["value"] is not None]
     if not bins:
@@ -68,9 +68,10 @@ def _told(bins: list[dict[str, Any]], of: str, unit: str, long_unit: str) -> str
     high = max(known, key=lambda b: b["gap_closed"]["value"])
     if low["gap_closed"]["high"] >= high["gap_closed"]["low"]:
         return f"By {of}: no difference in the share of the gap closed that these data can tell."
+    harm = "; the adapter does harm there" if low["gap_closed"]["high"] < 0 else ""
     return (
-        f"By {of}: the adapter closes most of the gap at {_group(high, unit)} ({_closed(high)}), least at "
-        f"{_group(low, unit)} ({_closed(low)}) [{long_unit}]."
+        f"By {of}: the largest share of the gap is closed at {_group(high, unit)} ({_closed(high)}), the smallest at "
+        f"{_group(low, unit)} ({_closed(low)}{harm})."
     )
 
 
