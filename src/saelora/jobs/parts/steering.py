@@ -21,6 +21,8 @@ from saelora.jobs.parts import Subject
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 
 PROMPT_TOKENS, NEW_TOKENS = 16, 24
+_LEAST = {"tuning": 1, "test": steering.LEAST_TEST}  # texts a side, for latents that are asked for
+_ENOUGH = {"tuning": 4, "test": 8}  # for latents to be chosen, where as many are taken
 
 
 @dataclass(kw_only=True)
@@ -30,7 +32,7 @@ class Options:
     steering_latents: tuple[int, ...] = option(
         (), "latents to steer along, by number; default: the most selective ones on held-out text"
     )
-    steering_n: int = option(8, "how many latents to choose, where none are given")
+    steering_n: int = option(10, "how many latents to choose, where none are given")
     steering_rates: tuple[float, ...] = option(
         (0.02, 0.15), "least and greatest share of held-out passages in which a latent that is chosen fires"
     )
@@ -47,14 +49,14 @@ class Options:
         (0.25, 0.5, 1.0, 2.0), "strengths alpha to choose from for h + alpha (h.d) d, d the latent's direction"
     )
     steering_add: tuple[float, ...] = option(
-        (0.1, 0.3, 1.0, 3.0), "strengths alpha to choose from for h + alpha s d, s the latent's peak activation"
+        (0.03, 0.1, 0.3, 1.0), "strengths alpha to choose from for h + alpha s d, s the latent's peak activation"
     )
     steering_bos: bool = option(
         False,
         "steer exempt positions (BOS) too, as the paper does: their norms can be hundreds of times larger, and scaling "
         "them harms all texts alike (measured on the default model), so it is off",
     )
-    steering_tokens: Count = option(Count(40_000), "tokens of held-out text to look for latents and passages in")
+    steering_tokens: Count = option(Count(60_000), "tokens of held-out text to look for latents and passages in")
     steering_window: int = option(32, "tokens of a passage")
     steering_tuning_texts: int = option(8, "positives (and as many negatives) that choose alpha, at most")
     steering_test_texts: int = option(24, "positives (and as many negatives) that are compared, at most")
@@ -122,7 +124,15 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
         measured = steering.measure(bench, cases, alphas)
         if len(prompts):
             steering.samples(bench, subject.tokenizer, prompts, cases, measured["latents"], NEW_TOKENS)
-    corpora = {
+    corpora = _corpora(config, texts, divided)
+    if not wanted:  # a chosen latent that lacks texts has given way to the next
+        corpora["n_latents_passed_over"], skipped = len(skipped), []
+    return {"hookpoint": str(hookpoint), "bos": config.steering_bos, "corpora": corpora, "skipped": skipped, **measured}
+
+
+def _corpora(config: Any, texts: dict[str, list[Text]], divided: str) -> dict[str, Any]:
+    """Where the texts come from and how many there are."""
+    return {
         "source": config.data,
         "divided_by": divided,
         "window_tokens": config.steering_window,
@@ -131,7 +141,6 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
         "positives": config.steering_positives or "found",
         "negatives": config.steering_negatives or "found",
     }
-    return {"hookpoint": str(hookpoint), "bos": config.steering_bos, "corpora": corpora, "skipped": skipped, **measured}
 
 
 def _hookpoint(config: Any, there: list[Hookpoint]) -> Hookpoint:
@@ -211,7 +220,9 @@ def _cases(
         sets = {
             name: _sides(config, subject.tokenizer, given, fired[name], latent, name) for name in ("tuning", "test")
         }
-        if why := _lacks(sets, peak):
+        own = wanted or any(texts is not None for texts in given.values())
+        least = _LEAST if own else {n: min(most, _ENOUGH[n]) for n, most in _most(config).items()}
+        if why := _lacks(sets, peak, least):
             skipped.append({"latent": latent, "why": f"latent {latent} {why}"})
             continue
         d, norm = direction(reader.sae, latent)
@@ -234,7 +245,7 @@ def _sides(
     config: Any, tokenizer: Any, given: dict[str, list[Given] | None], fired: find.Firing, latent: int, name: str
 ) -> dict[str, list[Text]]:
     """A latent's positives and negatives of one set: the user's own, or those that are found."""
-    most = config.steering_tuning_texts if name == "tuning" else config.steering_test_texts
+    most = _most(config)[name]
     own: dict[str, list[Text]] = {}
     for side, texts in given.items():
         if texts is not None:
@@ -245,12 +256,17 @@ def _sides(
     return {"positives": positives, "negatives": own.get("negatives", find.negatives(fired, latent, lengths))}
 
 
-def _lacks(sets: dict[str, dict[str, list[Text]]], peak: float) -> str | None:
+def _most(config: Any) -> dict[str, int]:
+    """How many positives a set has at most."""
+    return {"tuning": config.steering_tuning_texts, "test": config.steering_test_texts}
+
+
+def _lacks(sets: dict[str, dict[str, list[Text]]], peak: float, least: dict[str, int]) -> str | None:
     """Why a latent cannot be steered, if so."""
     if peak <= 0:
         return "never fires on the selection texts"
-    for name, least in (("tuning", 1), ("test", steering.LEAST_TEST)):
+    for name, enough in least.items():
         for side in steering.SIDES:
-            if len(sets[name][side]) < least:
-                return f"has {len(sets[name][side])} {side} among the {name} texts, {least} or more are needed"
+            if len(sets[name][side]) < enough:
+                return f"has {len(sets[name][side])} {side} among the {name} texts, {enough} or more are needed"
     return None

@@ -50,9 +50,9 @@ def _weak(result: Mapping[str, Any], method: str) -> str | None:
     if not useless:
         return None
     return (
-        f"{_METHODS[method]} does not do what it is meant to for {useless} of {n} latents: in the original model, on "
-        f"tuning texts, no strength that was tried gained the latent's texts more than it lost the others. There it is "
-        f"harm that is compared. Other strengths, negative ones too, can be given as --steering-{method}."
+        f"{_METHODS[method]} only does harm for {useless} of {n} latents: on the tuning texts, in the original model, "
+        f"no strength that was tried gained the latent's texts more than it lost the others. There it is harm that is "
+        f"compared; other strengths, negative ones too, can be given as --steering-{method}."
     )
 
 
