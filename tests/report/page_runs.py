@@ -334,7 +334,7 @@ def steering(draw: random.Random, hostile: bool = False) -> dict[str, Any]:
         own |= {"top_passages": passages, "n": {"positives": 24, "negatives": 24}}
         latents.append({**own, "methods": {"scale": effect(), "add": effect()}, "samples": [sample]})
     effects = {"base": estimate(0.3), "adapted": estimate(0.32), "difference_raw": estimate(0.02)}
-    pooled = dict.fromkeys(("positives", "negatives"), {**effects, "difference_normalised": estimate(0.04)})
+    pooled = {key: {**effects, "difference_normalised": estimate(0.04)} for key in ("positives", "negatives")}
     return {
         "hookpoint": "layers.12.resid_post",
         "level": 0.9,

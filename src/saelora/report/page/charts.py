@@ -176,6 +176,7 @@ def dots(categories: Sequence[str], series: Sequence[Series], name: str, x: str)
             look = {**each.style, "linestyle": "none"}
             axes.errorbar(values, [a + shift for a in at], xerr=sides, capsize=2, label=_entry(each.label), **look)
         axes.axvline(0, color=GREY, linewidth=0.8, zorder=0)
+        axes.xaxis.get_major_locator().set_params(nbins=6)
         axes.set_yticks(range(len(categories)), [short(each) for each in categories])
         axes.set_ylim(len(categories) - 0.5, -0.5)
         axes.tick_params(axis="y", length=0)

@@ -94,17 +94,23 @@ def written(value: Any, form: str) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, int | float):
-        if form == "share":
-            return f"{value:.1%}"
-        if form == "nats":
-            return f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
-        if form == "count" or (form == "number" and isinstance(value, int)):
-            return f"{value:,}" if isinstance(value, int) else f"{value:,.4g}"
-        if form == "number":
-            return f"{value:.3g}"
-        return f"{value:g}" if isinstance(value, float) else str(value)
+        return _number(value, form).replace("-", "−")
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "–"
+    return str(value)
+
+
+def _number(value: float, form: str) -> str:
+    if form == "share":
+        return f"{value:.1%}"
+    if form == "nats":
+        return f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+    if form in ("count", "number") and isinstance(value, int):
+        return f"{value:,}"
+    if form == "count":
+        return f"{value:,.4g}"
+    if form == "number":
+        return f"{value:.3g}"
     return str(value)
 
 
