@@ -20,15 +20,18 @@ RESULTS = "results.json"
 _VERSIONED = ("saelora", "torch", "transformers", "peft", "sae-lens", "safetensors", "datasets")
 
 
-def write_json(path: Path, value: Any) -> None:
+def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Write JSON atomically: the file is whole or as it was before.
+
+    Args:
+        indent: None writes one line, a quarter of the size where there are many short lists.
 
     Raises:
         InputError: the disk is full or not writable.
     """
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        part.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -130,7 +133,7 @@ def check_part_files(folder: Path, parts: Sequence[str], overwrite: bool) -> Non
 def write_part(folder: Path, part: str, result: dict[str, Any], provenance: dict[str, Any]) -> None:
     """Write a part of an evaluation, with what it was measured on."""
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(part_file(folder, part), {"part": part, **provenance, "result": result})
+    write_json(part_file(folder, part), {"part": part, **provenance, "result": result}, indent=None)
 
 
 def check_room(folder: Path, needed: int) -> None:
