@@ -1,0 +1,75 @@
+"""What SAEBench reads: merged models as transformers folders, SAEs in SAELens' format.
+
+TransformerLens leaves an unmerged LoRA out without a word, so an adapter is merged before anything of its world sees
+the model.
+"""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelora.core import lora
+from saelora.evals.bos import with_bos
+from saelora.models.hookpoints import Hookpoint
+from saelora.models.loading import quiet_transformers
+
+
+def export_model(model: Any, tokenizer: Any, folder: Path, *, merged: bool) -> Path:
+    """Write a model as a transformers folder, on the CPU; the model itself is left as it is.
+
+    Args:
+        model: a transformers decoder, PEFT-wrapped or not, with hooks or without.
+        tokenizer: written beside it, changed to begin every text with BOS.
+        merged: with its adapter merged into the weights, in their own precision; else without the adapter.
+    """
+    plain = _unwrapped(_copy_on_cpu(model), merged and bool(lora.adapted_layers(model)))
+    # transformers refuses to save what was read from a GGUF file, though the weights are plain floats by now
+    plain.hf_quantizer, plain.is_quantized = None, False
+    if hasattr(plain.config, "quantization_config"):
+        del plain.config.quantization_config
+    with quiet_transformers():
+        plain.save_pretrained(folder)
+        with_bos(tokenizer).save_pretrained(folder)
+    return folder
+
+
+def _unwrapped(model: Any, merged: bool) -> Any:
+    if not hasattr(model, "merge_and_unload"):
+        return model
+    return model.merge_and_unload() if merged else model.unload()
+
+
+def _copy_on_cpu(model: nn.Module) -> Any:
+    """A copy whose tensors are on the CPU and which carries no hooks: those belong to whoever opened a splice."""
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for hooks in ("_forward_hooks", "_forward_pre_hooks"):
+            memo[id(getattr(module, hooks))] = type(getattr(module, hooks))()
+    for tensor in [*model.parameters(), *model.buffers()]:
+        memo[id(tensor)] = _on_cpu(tensor)
+    return copy.deepcopy(model, memo)
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    copied = tensor.detach().to("cpu", copy=True)
+    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
+
+
+def export_sae(sae: Any, hookpoint: Hookpoint, folder: Path) -> Path:
+    """Write a SAELens SAE in its own format, with TransformerLens' name of its hookpoint.
+
+    One of attn_z takes and gives [..., heads, d_head] there, as TransformerLens has it.
+    """
+    plain = copy.deepcopy(getattr(sae, "sae", sae)).to("cpu")
+    metadata = plain.cfg.metadata
+    metadata.hook_name, metadata.model_name, metadata.prepend_bos = hookpoint.tl_name, "model", True
+    if metadata.context_size is None:
+        metadata.context_size = 128  # SAEBench's; the store of activations only asks that there be one
+    if hookpoint.site == "attn_z":
+        plain.cfg.reshape_activations = "hook_z"
+    with torch.no_grad():
+        plain.save_model(folder)
+    return folder
