@@ -76,7 +76,7 @@ def test_another_sae_of_another_width_is_refused(
     [
         ({"ablation_draws": 0}, "ablation_draws is 0"),
         ({"ablation_tokens": 0}, "ablation_tokens is 0"),
-        ({"other_sae": "no/such/place"}, "no/such/place"),
+        ({"other_sae": "no/such/place"}, "no/such"),
     ],
 )
 def test_bad_options_are_refused(
