@@ -4,12 +4,10 @@ lm-eval (the extra ``capabilities``) asks and scores; the model it asks is the o
 and SAEs. It does not know that there are any.
 """
 
-import logging
 import math
 import random
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ from saelora.core.splice import Splice
 from saelora.evals.arms import arm
 from saelora.evals.bos import with_bos
 from saelora.evals.intervals import UNDEFINED, Estimate, t_interval
-from saelora.evals.lm_tasks import Loaded
+from saelora.evals.lm_tasks import Loaded, quietly
 
 ARMS = ("base", "sae", "adapted", "adapted_clean")
 DIFFERENCES = {
@@ -98,19 +96,6 @@ def _ask(model: Any, tokenizer: Any, loaded: Loaded, limit: int | None, batch: i
     results = evaluate(lm=lm, task_dict=loaded.tasks, limit=limit, bootstrap_iters=0, log_samples=True)
     assert results is not None
     return results
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """lm-eval's remarks stay off the screen, and what it prints off stdout, where results go."""
-    logger = logging.getLogger("lm_eval")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with redirect_stdout(sys.stderr):
-            yield
-    finally:
-        logger.setLevel(before)
 
 
 @contextmanager

@@ -1,8 +1,12 @@
 """lm-evaluation-harness's tasks: found, loaded once, and asked the same way however often they are run."""
 
 import difflib
-from collections.abc import Sequence
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +24,24 @@ def check_installed() -> None:
         raise InputError(
             f"--parts capabilities runs lm-evaluation-harness, which is not installed: {INSTALL}"
         ) from None
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """lm-eval's remarks and bars stay off the screen, and what it prints off stdout, where results go."""
+    from lm_eval.api import task
+    from tqdm import tqdm
+
+    logger = logging.getLogger("lm_eval")
+    level, bar = logger.level, task.tqdm
+    logger.setLevel(logging.ERROR)
+    task.tqdm = partial(tqdm, disable=True)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        logger.setLevel(level)
+        task.tqdm = bar
 
 
 @dataclass(frozen=True)
@@ -41,9 +63,10 @@ class Loaded:
         """What one run of all tasks asks of a model."""
         self.reset()
         total = 0
-        for task in self.tasks["tasks"].values():
-            task.build_all_requests(limit=limit, rank=0, world_size=1)
-            total += sum(instance.repeats for instance in task.instances)
+        with quietly():
+            for task in self.tasks["tasks"].values():
+                task.build_all_requests(limit=limit, rank=0, world_size=1)
+                total += sum(instance.repeats for instance in task.instances)
         return total
 
     def children(self, name: str) -> list[str]:
@@ -112,7 +135,8 @@ def load(names: Sequence[str], manager: Any, fewshot: int | None) -> Loaded:
     """
     matched = [name for given in names for name in manager.match_tasks([given])]
     try:
-        tasks = manager.load(list(dict.fromkeys(matched)))
+        with quietly():
+            tasks = manager.load(list(dict.fromkeys(matched)))
     except Exception as error:  # the hub, its client, the readers and lm-eval's own checks share no base class
         said = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
