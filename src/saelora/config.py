@@ -140,7 +140,7 @@ def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
 
 def _add_option(group: Any, field: Any, hint: Any) -> None:
     default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    if default is None or default == [] or field.metadata.get("positional"):
+    if default is None or default in ([], ()) or field.metadata.get("positional"):
         shown = ""
     else:
         shown = f" (default: {' '.join(map(str, default)) if isinstance(default, list | tuple) else default})"

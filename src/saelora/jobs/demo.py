@@ -6,8 +6,12 @@ from typing import Any
 from saelora.config import Count, build, option
 from saelora.console import Console
 from saelora.jobs import adapt as adapt_job
+from saelora.jobs import evaluate as evaluate_job
+from saelora.jobs import report as report_job
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
 from saelora.report.text import loss_table, samples_text
+
+PAGE_TOKENS = Count(6144)  # of held-out text, for what the page shows beside the losses
 
 
 @dataclass(kw_only=True)
@@ -28,7 +32,7 @@ def demo(config: Config | None = None, **options: Any) -> dict[str, Any]:
     """Adapt SmolLM2-135M-Instruct around its shipped SAE on State of the Union addresses.
 
     Returns:
-        As ``saelora.adapt`` does, with three sample continuations.
+        As ``saelora.adapt`` does, with three sample continuations and the path of the page about it.
     """
     config = config or build(Config, options)
     console = Console(quiet=config.quiet)
@@ -46,7 +50,19 @@ def demo(config: Config | None = None, **options: Any) -> dict[str, Any]:
         **vars(config),
     )
     results = adapt_job.adapt(adapt_config)
-    return {**results, "out": config.out}
+    console.say("looking at single tokens and layers, for the page")
+    evaluate_job.evaluate(
+        evaluate_job.Config(
+            adapter=config.out,
+            parts=("tokens", "drift"),
+            eval_tokens=PAGE_TOKENS,
+            overwrite=True,  # a resumed demo measures them anew
+            device=config.device,
+            quiet=config.quiet,
+        )
+    )
+    page = report_job.report(report_job.Config(dirs=[config.out], quiet=config.quiet))
+    return {**results, "out": config.out, "page": page["report"]}
 
 
 def render(results: dict[str, Any]) -> str:
@@ -57,6 +73,7 @@ def render(results: dict[str, Any]) -> str:
             loss_table(results),
             samples_text(results["samples"]),
             "",
+            f"The page about it, with every token's loss: {results['page']}",
             f"Adapter, results.json, metrics.jsonl and learning_curve.png are in {out}/",
             f"Measure it again: saelora evaluate --adapter {out}",
         ]
