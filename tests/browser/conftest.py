@@ -10,9 +10,9 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 
-from page_runs import write_run  # noqa: E402
+from page_runs import write_run
 
-from saelora.report.page import page, read_runs  # noqa: E402
+from saelora.report.page import page, read_runs
 
 ARGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
 ARGS += "--disable-component-update --disable-sync"

@@ -45,7 +45,8 @@ def test_everything_has_a_name_and_headings_are_in_order(opened: Opened, name: s
         figures: all("figure").every((node) => node.querySelector("figcaption") && node.querySelector("[role=img]")
           && node.querySelector("details table tbody tr")),
         bare: all("svg").filter((node) => !node.closest("[role=img]")).length,
-        headers: all("main table").every((node) => node.querySelector("th[scope=col]") && node.querySelector("th[scope=row]")),
+        headers: all("main table").every((node) => node.querySelector("th[scope=col]")
+          && node.querySelector("th[scope=row]")),
         landmarks: ["header", "nav", "main", "footer"].map((tag) => all(`body > ${tag}`).length),
         lang: document.documentElement.lang,
       };

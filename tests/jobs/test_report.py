@@ -8,11 +8,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 
-from page_runs import write_run  # noqa: E402
+from page_runs import write_run
 
-from saelora.cli import main  # noqa: E402
-from saelora.errors import InputError  # noqa: E402
-from saelora.jobs.report import report  # noqa: E402
+from saelora.cli import main
+from saelora.errors import InputError
+from saelora.jobs.report import report
 
 
 def test_one_run_s_page_lies_in_its_folder_and_several_runs_here(

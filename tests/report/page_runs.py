@@ -32,7 +32,13 @@ def estimate(value: float, half: float = 0.01) -> dict[str, float]:
 
 
 def write_run(
-    folder: Path, *, seed: int = 0, parts: bool = True, hostile: bool = False, rows: int = 3, context: int = 96
+    folder: Path,
+    *,
+    seed: int = 0,
+    parts: bool | tuple[str, ...] = True,
+    hostile: bool = False,
+    rows: int = 3,
+    context: int = 96,
 ) -> Path:
     """A run with every part of its evaluation; ``hostile``: names and texts that try to break out."""
     draw = random.Random(seed)
@@ -51,10 +57,10 @@ def write_run(
             "capabilities": capabilities(draw),
             "saebench": saebench(draw),
         }
-        for name, result in made.items():
+        for name in made if parts is True else parts:
             options = {**manifest["config"], "eval_tokens": 4096, "parts": [name]}
             file = {"part": name, "about": about, "options": options, "environment": manifest["environment"]}
-            dump(folder / "evals" / f"{name}.json", {**file, "seconds": 12.3, "result": result})
+            dump(folder / "evals" / f"{name}.json", {**file, "seconds": 12.3, "result": made[name]})
     return folder
 
 
@@ -360,9 +366,8 @@ def capabilities(draw: random.Random) -> dict[str, Any]:
             "adapted_clean_minus_base": estimate(-0.002, 0.006),
             "sae_minus_base": estimate(-0.03, 0.012),
         }
-        tasks.append(
-            {"task": task, "metric": metric, "n": 200, "n_shot": 0, "scores": scores, "differences": differences}
-        )
+        row = {"task": task, "group": None, "metric": metric, "higher_is_better": True, "chance": 0.25}
+        tasks.append({**row, "n": 200, "n_shot": 0, "scores": scores, "differences": differences})
     return {"arms": list(ARMS), "tasks": tasks, "limit": 200, "lm_eval": "0.4.9"}
 
 

@@ -60,7 +60,7 @@ def test_the_same_numbers_give_the_same_bytes() -> None:
 
 
 def test_a_name_is_text_whatever_it_holds() -> None:
-    name = '</svg><script>x</script>&"$\\alpha$'
+    name = '</svg><script>&"$\\alpha$'
     assert name in texts(line(label=name))
     assert texts(line(label="_hidden")).count(" _hidden") == 1
     assert any(told.endswith("…") and len(told) <= 30 for told in texts(line(label="long " * 30)))

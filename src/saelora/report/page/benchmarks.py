@@ -40,10 +40,10 @@ def capabilities(runs: Sequence[Run]) -> Section:
 
 
 def _tasks(runs: Sequence[Run], found: Found) -> Figure | None:
-    names = list(dict.fromkeys(f"{t.get('task')} ({t.get('metric')})" for _, _, r in found for t in r.get("tasks", [])))
+    names = list(dict.fromkeys(f"{t.get('task')} ({t.get('metric')})" for _, _, r in found for t in _outermost(r)))
     series, rows = [], []
     for i, run, result in found:
-        tasks = result.get("tasks", [])
+        tasks = _outermost(result)
         at = [names.index(f"{task.get('task')} ({task.get('metric')})") for task in tasks]
         for j, (key, told) in enumerate(_DIFFERENCES.items()):
             values = [(task.get("differences") or {}).get(key) for task in tasks]
@@ -58,17 +58,25 @@ def _tasks(runs: Sequence[Run], found: Found) -> Figure | None:
     return Figure("capability-differences", told, svg, Table("Differences by task", by_run(runs, columns), rows))
 
 
+def _outermost(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """Groups and single tasks: what the parts of a group are is in the tables."""
+    return [task for task in result.get("tasks", []) if task.get("group") is None]
+
+
 def _scores(runs: Sequence[Run], found: Found) -> Table:
     arms = list(
         dict.fromkeys(arm for _, _, r in found for task in r.get("tasks", []) for arm in task.get("scores", {}))
     )
     columns = [("task", "text"), ("metric", "text"), ("documents", "count"), ("shots", "count")]
+    columns += [("guessing gives", "number")]
     columns += [(ARM_NAMES.get(arm, arm), "text") for arm in arms]
     rows = []
     for _, run, result in found:
         for task in result.get("tasks", []):
             scores = [_score(task.get("scores", {}).get(arm)) for arm in arms]
-            rows.append(row_of(runs, run, [*(task.get(key) for key in ("task", "metric", "n", "n_shot")), *scores]))
+            rows.append(
+                row_of(runs, run, [*(task.get(key) for key in ("task", "metric", "n", "n_shot", "chance")), *scores])
+            )
     return Table("Scores, ± standard error", by_run(runs, columns), rows)
 
 
@@ -91,9 +99,15 @@ def _differences(runs: Sequence[Run], found: Found) -> Table:
 def saebench(runs: Sequence[Run]) -> Section:
     """SAEBench's evaluations, those that the adapter cannot change among them."""
     found = measured(runs, "saebench")
-    columns = [("evaluation", "text"), ("metric", "text"), ("original model", "number"), ("adapted model", "number")]
+    columns = [
+        ("evaluation", "text"),
+        ("hookpoint", "text"),
+        ("metric", "text"),
+        ("original model", "number"),
+        ("adapted model", "number"),
+    ]
     columns += [("can change", "text")]
-    keys = ("eval", "metric", "base", "adapted", "can_change")
+    keys = ("eval", "hookpoint", "metric", "base", "adapted", "can_change")
     rows = [row_of(runs, run, [m.get(key) for key in keys]) for _, run, r in found for m in r.get("metrics", [])]
     left_out = [row_of(runs, run, [s.get("eval"), s.get("why")]) for _, run, r in found for s in r.get("skipped", [])]
     tables = [

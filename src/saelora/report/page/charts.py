@@ -102,7 +102,7 @@ def gap_bars(bars: Sequence[dict[str, Any]], name: str) -> str:
             axes.plot([left, left], [i - 0.36, i + 0.36], color=INK, linewidth=2)
             if bar.get("interval"):
                 side = [[max(0.0, left - bar["interval"][0])], [max(0.0, bar["interval"][1] - left)]]
-                axes.errorbar([left], [i], xerr=side, fmt="none", ecolor=INK, capsize=4, linewidth=1.4)
+                axes.errorbar([left], [i], xerr=side, fmt="none", ecolor=INK, color=INK, capsize=4, linewidth=1.4)
         axes.set_yticks(range(len(bars)), [short(bar["label"]) for bar in bars])
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.axvline(0, color=GREY, linewidth=0.8)
@@ -200,7 +200,7 @@ def histogram(edges: Sequence[float], groups: Sequence[tuple[str, Sequence[float
             below = [-value for value in down]
             if len(groups) == 1:
                 axes.stairs(up, edges, fill=True, color=BLUE, label="helped (upwards)")
-                axes.stairs(below, edges, fill=True, facecolor="none", edgecolor=ORANGE, hatch="////")
+                axes.stairs(below, edges, fill=True, facecolor="none", edgecolor=ORANGE, hatch="////", linewidth=0)
                 axes.stairs(below, edges, color=ORANGE, label="hurt (downwards)")
             else:
                 look = {"color": style(i)["color"], "linestyle": _LINES[i % 4], "linewidth": 1.5}
