@@ -216,13 +216,12 @@ def test_print_shows_what_is_folded_and_no_navigation(opened: Opened) -> None:
     table = shown.locator("#figure-gap details table")
     assert not table.is_visible()
     shown.emulate_media(media="print")
-    shown.wait_for_timeout(300)
-    assert shown.locator("details:not([open])").count() == 0
+    folded = shown.locator("details:not([open])")
+    folded.first.wait_for(state="detached")
     assert table.is_visible()
     assert not shown.locator("nav").is_visible()
     shown.emulate_media(media="screen")
-    shown.wait_for_timeout(300)
-    assert shown.locator("details:not([open])").count() > 0
+    folded.first.wait_for(state="attached")
 
 
 def test_skip_link_leads_to_the_results(opened: Opened) -> None:

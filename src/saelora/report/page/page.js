@@ -46,7 +46,8 @@
   }
   addEventListener("beforeprint", unfold);
   addEventListener("afterprint", fold);
-  matchMedia("print").addEventListener("change", (event) => (event.matches ? unfold() : fold()));
+  const printed = matchMedia("print");
+  printed.addEventListener("change", (event) => (event.matches ? unfold() : fold()));
 
   // ---- where in the page one is
 
