@@ -34,6 +34,8 @@ def make(texts, n_documents=N_DOCUMENTS, seed=0):
         if len(starts) < 2 * N_CHOICES:
             continue
         for start in starts:
+            if not words[start + CONTEXT + CONTINUATION - 1].isalpha():
+                continue  # a number's perplexity would drown all others'
             others = draw.sample([s for s in starts if s != start], N_CHOICES - 1)
             choices = [" ".join(words[s + CONTEXT : s + CONTEXT + CONTINUATION]) for s in (start, *others)]
             order = draw.sample(range(N_CHOICES), N_CHOICES)

@@ -171,11 +171,12 @@ def test_limit_and_progress_count_what_is_asked(adapted, tokenizer, folder) -> N
 
 def test_nothing_is_printed_and_random_states_and_modes_stay(adapted, tokenizer, folder, capfd) -> None:
     adapted.train()
+    tasks = loaded(folder, "tiny_choice")
     random.seed(5)
     torch.manual_seed(5)
     expected = (random.Random(5).random(), torch.rand(1, generator=torch.Generator().manual_seed(5)).item())
     with spliced_in(adapted) as spliced:
-        evaluate_tasks(adapted, spliced, tokenizer, loaded(folder, "tiny_choice"), limit=2, arms=("sae",))
+        evaluate_tasks(adapted, spliced, tokenizer, tasks, limit=2, arms=("sae",))
     assert capfd.readouterr().out == ""
     assert (random.random(), torch.rand(1).item()) == expected
     assert adapted.training

@@ -127,6 +127,8 @@ def core(job, model, sae, out, name):
         n_eval_reconstruction_batches=sizes["core_batches"],
         n_eval_sparsity_variance_batches=sizes["core_variance_batches"],
         eval_batch_size_prompts=sizes["core_batch"],
+        compute_featurewise_density_statistics=True,  # without both of these it cannot write its result file
+        compute_featurewise_weight_based_metrics=True,
         exclude_special_tokens_from_reconstruction=job["exclude_special"],
         context_size=sizes["context"],
         output_folder=str(out),

@@ -6,7 +6,7 @@ from typing import Any
 from saelora.config import option
 from saelora.errors import InputError
 from saelora.evals import lm_tasks
-from saelora.evals.capabilities import ARMS, evaluate_tasks
+from saelora.evals.capabilities import ARMS, evaluate_tasks, same_draws
 from saelora.jobs.parts import Subject
 
 
@@ -45,8 +45,9 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
     from lm_eval import __version__ as version
 
     names = lm_tasks.task_names(config.tasks)
-    loaded = lm_tasks.load(names, lm_tasks.find(names, config.task_folder), config.fewshot)
-    total = len(ARMS) * loaded.n_requests(config.limit)
+    with same_draws():
+        loaded = lm_tasks.load(names, lm_tasks.find(names, config.task_folder), config.fewshot)
+        total = len(ARMS) * loaded.n_requests(config.limit)
     with subject.console.progress("capabilities", total, "requests") as bar:
         rows = evaluate_tasks(
             subject.model,

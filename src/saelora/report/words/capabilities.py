@@ -2,6 +2,7 @@
 
 from typing import Any
 
+_PREFERRED = {"acc_norm": 2, "acc": 1}
 SHOWN = 12  # tasks; a table of all is in the result
 
 
@@ -24,11 +25,11 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 
 def main_rows(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row for each task that is in no group, and each outermost group: by acc_norm where there is one."""
+    """One row for each task that is in no group, and each outermost group: by acc_norm or acc where there is one."""
     chosen: dict[str, dict[str, Any]] = {}
     for row in tasks:
-        if row["group"] is None and (row["task"] not in chosen or row["metric"] == "acc_norm"):
-            chosen[row["task"]] = row
+        if row["group"] is None:
+            chosen[row["task"]] = max(chosen.get(row["task"], row), row, key=lambda r: _PREFERRED.get(r["metric"], 0))
     return list(chosen.values())
 
 
