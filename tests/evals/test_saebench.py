@@ -129,7 +129,7 @@ def test_only_core_can_change_with_adapters_above_every_sae() -> None:
 
 def write(folder: Path, name: str, metrics: dict) -> None:
     """A result file as SAEBench 0.6 writes it, as far as it is read."""
-    where = folder / str(HERE) / name
+    where = folder / str(HERE) / name / (name if name in ("scr", "tpp") else "")
     where.mkdir(parents=True)
     text = {"eval_type_id": name, "eval_config": {"random_seed": 42}, "eval_result_metrics": metrics}
     (where / "saelora_custom_sae_eval_results.json").write_text(json.dumps(text))
@@ -216,15 +216,29 @@ def test_saebench_runs_on_exported_models(fresh, tmp_path) -> None:
     rows = torch.randint(3, families.VOCAB, (8, 16), generator=torch.Generator().manual_seed(0))
     rows[:, 0] = families.BOS
     sizes = {"train": 8, "test": 4, "context": 16, "batch": 4, "core_batch": 4}
-    plan = Plan(["core"], {**sizes, "core_batches": 2, "core_variance_batches": 2}, tmp_path, "float32", "cpu", True)
-    (tmp_path / "probing.jsonl").write_text('{"text": "w5", "label": 1}\n')
+    sizes |= {"core_batches": 2, "core_variance_batches": 2}
+    evals = ["core", "sparse_probing", "scr", "tpp"]
+    plan = Plan(evals, sizes, tmp_path, "float32", "cpu", True, twice=True)
+    words = {("a", "x"): "w5 w6", ("a", "y"): "w5 w9", ("b", "x"): "w20 w6", ("b", "y"): "w20 w9"}
+    texts = [
+        {"text": f"{text} w{30 + i}", "label": label, "attribute": attribute}
+        for i in range(30)
+        for (label, attribute), text in words.items()
+    ]
+    for name in ("probing", "scr"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in texts))
     found = run_saebench(
         model, {HERE: sae}, _words(), rows, plan, Path(os.environ["SAEBENCH_PYTHON"]), _made(tmp_path / "work")
     )
     assert found["skipped"] == []
+    assert {row["eval"] for row in found["metrics"]} == set(evals)
     values = {row["metric"]: (row["base"], row["adapted"]) for row in found["metrics"]}
     assert values["l0"] == pytest.approx((4.0, 4.0))
     assert values["ce_loss_with_sae"][0] != values["ce_loss_with_sae"][1]
+    for row in found["metrics"]:  # all were measured on both models: what is said to be fixed must be equal
+        if not row["can_change"]:
+            assert row["base"] == pytest.approx(row["adapted"], abs=1e-6), row
+    assert not list((tmp_path / "work").glob("model-*/*.safetensors"))
 
 
 def _made(folder: Path) -> Path:

@@ -43,7 +43,7 @@ def read_metrics(folder: Path) -> dict[str, dict[str, float | None]]:
     Raises:
         InputError: the file is damaged, or not what SAEBench writes.
     """
-    found = sorted(folder.glob("*_eval_results.json"))
+    found = sorted(folder.rglob("*_eval_results.json"))  # SCR and TPP have a folder more
     if not found:
         return {}
     metrics = read_json(found[0]).get("eval_result_metrics")

@@ -89,7 +89,7 @@ def run(name, job, model, sae, out):
         )
     finally:
         logging.getLogger().removeHandler(complaints)
-    if why is None and not list(out.glob("*_eval_results.json")):
+    if why is None and not list(out.rglob("*_eval_results.json")):
         why = complaints.last or "SAEBench wrote no result; see the log"
     return why
 
@@ -215,7 +215,7 @@ def absorption(job, model, sae, out, name):
     config = AbsorptionEvalConfig(model_name="model", llm_dtype=job["dtype"], llm_batch_size=job["sizes"]["batch"])
     config.precalc_k_sparse_probe_sae_acts = True
     module.run_eval(config, [("saelora", sae)], job["device"], str(out), force_rerun=True)
-    if not list(out.glob("*_eval_results.json")):
+    if not list(out.rglob("*_eval_results.json")):
         return (
             f"SAEBench found first-letter features for fewer than {config.min_feats_for_eval} letters in this model "
             f"(it recommends 2B parameters or more)"
@@ -333,7 +333,11 @@ def use_local_pairs(rows, module, config):
     info.dataset_metadata[name]["column2_mapping"] = {attribute: attribute for attribute in attributes}
     frames = [pd.DataFrame(part).astype({"label": str, "attribute": str}) for part in split_rows(rows)]
 
+    by_classes = creation.get_train_test_data
+
     def read(dataset_name, spurious_corr, n_train, n_test, seed, column1_vals=None, column2_vals=None):
+        if not spurious_corr:
+            return by_classes(dataset_name, False, n_train, n_test, seed)
         made = (
             creation.get_spurious_corr_data(frame, column1_vals, column2_vals, name, n // 4, seed)
             for frame, n in zip(frames, (n_train, n_test), strict=True)
