@@ -210,8 +210,7 @@ def absorption(job, model, sae, out, name):
     model.cfg.model_name = "model"
     for function in (common.load_or_train_probe, common.load_probe, common.load_probe_data_split_or_train,
                      common.load_probe_data_split):  # fmt: skip
-        if "probes_dir" in function.__code__.co_varnames[: function.__code__.co_argcount]:
-            rebind(function, "probes_dir", common.PROBES_DIR)
+        rebind(function, "probes_dir", common.PROBES_DIR)
     config = AbsorptionEvalConfig(model_name="model", llm_dtype=job["dtype"], llm_batch_size=job["sizes"]["batch"])
     config.precalc_k_sparse_probe_sae_acts = True
     module.run_eval(config, [("saelora", sae)], job["device"], str(out), force_rerun=True)
@@ -324,13 +323,10 @@ def use_local_pairs(rows, module, config):
     name = "scr"
     labels, attributes = (sorted({str(row[key]) for row in rows}) for key in ("label", "attribute"))
     config.train_set_size, config.test_set_size = pair_sizes(rows, config.train_set_size, config.test_set_size)
-    info.dataset_metadata[name] = {
-        "text_column_name": "text",
-        "column1_name": "label",
-        "column2_name": "attribute",
-        "column1_mapping": {label: label for label in labels},
-    }
-    info.dataset_metadata[name]["column2_mapping"] = {attribute: attribute for attribute in attributes}
+    columns = {"text_column_name": "text", "column1_name": "label", "column2_name": "attribute"}
+    mappings = {"column1_mapping": dict(zip(labels, labels, strict=True))}
+    mappings["column2_mapping"] = dict(zip(attributes, attributes, strict=True))
+    info.dataset_metadata[name] = columns | mappings
     frames = [pd.DataFrame(part).astype({"label": str, "attribute": str}) for part in split_rows(rows)]
 
     by_classes = creation.get_train_test_data
