@@ -18,7 +18,7 @@ from saelora.core.kl_head import chunk_size
 from saelora.core.splice import SAE, Observer, Splice, TokenMask
 from saelora.core.students import Shared, Student, Students
 from saelora.evals.intervals import UNDEFINED, Estimate, ratio
-from saelora.evals.loss import _wide
+from saelora.evals.loss import wide
 from saelora.evals.mode import evaluating
 from saelora.models.anatomy import Head, anatomy_of
 from saelora.models.hookpoints import Hookpoint
@@ -81,7 +81,7 @@ class LatentMass:
 
     def __call__(self, hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
         """The observer of a splice."""
-        new = _wide(latents[mask].abs().sum(0)).cpu()
+        new = wide(latents[mask].abs().sum(0)).cpu()
         self.sums[hookpoint] = self.sums.get(hookpoint, 0) + new * decoder_norms(self.saes[hookpoint], len(new))
 
 
@@ -90,7 +90,7 @@ def decoder_norms(sae: Any, d_sae: int) -> Tensor:
     weight = getattr(sae, "W_dec", None)
     if weight is None or getattr(getattr(sae, "cfg", None), "rescale_acts_by_decoder_norm", False):
         return torch.ones(d_sae, dtype=torch.float64)  # rescaled activations hold the norm already
-    return _wide(weight.detach().norm(dim=-1)).cpu()
+    return wide(weight.detach().norm(dim=-1)).cpu()
 
 
 def top_latents(mass_S: Tensor, k: int) -> Tensor:
@@ -192,5 +192,5 @@ def _row_sums(hidden_BSD: Tensor, ids_BS: Tensor, mask_BS: Tensor, head: Head) -
     for h_CD, label_C, row_C in zip(h_ND.split(chunk), label_N.split(chunk), row_N.split(chunk), strict=True):
         logits_CV = head.logits(h_CD)
         ce_C = logits_CV.logsumexp(-1) - logits_CV.gather(-1, label_C[:, None])[:, 0]
-        sums.index_add_(0, row_C, _wide(ce_C).cpu())
+        sums.index_add_(0, row_C, wide(ce_C).cpu())
     return sums.tolist()

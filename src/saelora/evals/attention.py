@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from saelora.core.splice import Splice, TokenMask
 from saelora.evals.arms import arm
 from saelora.evals.intervals import ratio
-from saelora.evals.loss import _wide
+from saelora.evals.loss import wide
 from saelora.models.anatomy import Anatomy, anatomy_of, unwrap
 
 ARMS = ("base", "sae", "adapted")
@@ -71,7 +71,7 @@ def _exempt_sums(model: nn.Module, ids: Tensor, mask_S: Tensor) -> list[float]:
             if not isinstance(weights, Tensor) or weights.dim() != 4:
                 raise NoWeightsError(f"the attention of layer {index} ({type(module).__name__}) gives no weights")
             share_HS = weights[0][:, :, ~mask_S].sum(-1)
-            found[index] = float(_wide(share_HS[:, mask_S]).mean(0).sum())
+            found[index] = float(wide(share_HS[:, mask_S]).mean(0).sum())
 
         return keep
 

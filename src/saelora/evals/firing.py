@@ -44,7 +44,7 @@ class Firing:
         self.jaccard_R[rows] = _numbers((jaccard * mask).sum(1))
         for name, active, (x, _, recon) in (("base", on, base), ("adapted", other, adapted)):
             x = x.masked_fill(~kept_BSF, 0)  # not a product: an exempt position's norm may have overflowed
-            self._add(name, rows, active, _wide(x), _wide(recon), mask)
+            self._add(name, rows, active, wide(x), wide(recon), mask)
 
     def _add(self, name: str, rows: slice, active: Tensor, x_BSD: Tensor, recon_BSD: Tensor, mask: Tensor) -> None:
         counts_BF = _numbers(active.sum(1))
@@ -105,5 +105,5 @@ def _numbers(x: Tensor) -> np.ndarray:
     return x.double().cpu().numpy() if x.device.type != "mps" else x.cpu().double().numpy()
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     return (x.cpu() if x.device.type == "mps" else x).double()

@@ -37,9 +37,9 @@ class LossSums:
 
     def update(self, weight_BS: Tensor, values: dict[str, Tensor]) -> None:
         """Add rows: weights and per-token values [batch, seq]."""
-        self.n += _wide(weight_BS).sum(1).tolist()
+        self.n += wide(weight_BS).sum(1).tolist()
         for name, value in values.items():
-            self.sums.setdefault(name, []).extend(_wide(value * weight_BS).sum(1).tolist())
+            self.sums.setdefault(name, []).extend(wide(value * weight_BS).sum(1).tolist())
 
     def extend(self, more: "LossSums") -> None:
         """Add the rows of another."""
@@ -89,8 +89,8 @@ def _derive(means: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _wide(x: Tensor) -> Tensor:
-    """In float64, which Apple's GPUs lack: from there it comes to the CPU first."""
+def wide(x: Tensor) -> Tensor:
+    """A tensor in float64, which Apple's GPUs lack: from there it comes to the CPU first."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
 
@@ -102,14 +102,14 @@ class SAESums:
 
     def __call__(self, hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
         """The observer of a splice."""
-        x, recon, active = _wide(x[mask]), _wide(recon[mask]), latents[mask] != 0
+        x, recon, active = wide(x[mask]), wide(recon[mask]), latents[mask] != 0
         new = {
             "n": torch.tensor(float(len(x))),
             "x": x.sum(0),
             "xx": x.square().sum(),
             "error": (x - recon).square().sum(),
-            "active": _wide(active.sum()),
-            "fired": _wide(active.sum(0)),
+            "active": wide(active.sum()),
+            "fired": wide(active.sum(0)),
         }
         self._add(hookpoint, new)
 

@@ -32,16 +32,17 @@ def continuations(
     if lora.adapted_layers(model):
         arms["adapted"] = "adapted"
     prompts = prompts.to(next(model.parameters()).device)
-    out = [{"prompt": _text(tokenizer, row)} for row in prompts]
+    out = [{"prompt": text_of(tokenizer, row)} for row in prompts]
     for name, variant in arms.items():
         with arm(model, spliced, variant):
-            ids = _generate(model, tokenizer, prompts, n_new_tokens)
+            ids = generate(model, tokenizer, prompts, n_new_tokens)
         for sample, row in zip(out, ids, strict=True):
-            sample[name] = _text(tokenizer, row[prompts.shape[1] :])
+            sample[name] = text_of(tokenizer, row[prompts.shape[1] :])
     return out
 
 
-def _generate(model: nn.Module, tokenizer: Any, prompts: Tensor, n_new_tokens: int) -> Tensor:
+def generate(model: nn.Module, tokenizer: Any, prompts: Tensor, n_new_tokens: int) -> Tensor:
+    """Prompts [n_prompts, n_tokens] with their greedy continuations, of n_new_tokens at most."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     return model.generate(  # type: ignore[operator]
         input_ids=prompts,
@@ -52,5 +53,6 @@ def _generate(model: nn.Module, tokenizer: Any, prompts: Tensor, n_new_tokens: i
     )
 
 
-def _text(tokenizer: Any, ids: Tensor) -> str:
+def text_of(tokenizer: Any, ids: Tensor) -> str:
+    """Token ids [n_tokens] as text, special tokens left out."""
     return tokenizer.decode(ids.tolist(), skip_special_tokens=True)

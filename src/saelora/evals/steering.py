@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from saelora.core.splice import Splice, TokenMask, splice
 from saelora.evals.arms import arm
 from saelora.evals.intervals import Estimate, t_interval
-from saelora.evals.samples import _generate, _text
+from saelora.evals.samples import generate, text_of
 from saelora.evals.steer.interventions import intervention
 from saelora.evals.steer.likelihood import log_likelihoods
 from saelora.evals.steer.texts import Text
@@ -192,7 +192,7 @@ def samples(
             steered = {name: _continued(bench, tokenizer, prompts, arm_name, n_new) for name, arm_name in ARMS.items()}
         entry["samples"] = [
             {
-                "prompt": _text(tokenizer, prompt),
+                "prompt": text_of(tokenizer, prompt),
                 "method": method,
                 "alpha": alpha,
                 **{name: plain[name][i] for name in ARMS},
@@ -204,6 +204,6 @@ def samples(
 
 def _continued(bench: Bench, tokenizer: Any, prompts: Tensor, arm_name: str, n_new: int) -> list[str]:
     with arm(bench.model, bench.spliced, arm_name, bench.autocast):
-        ids = _generate(bench.model, tokenizer, prompts, n_new)
+        ids = generate(bench.model, tokenizer, prompts, n_new)
     bench.progress(len(prompts) * n_new)
-    return [_text(tokenizer, row[prompts.shape[1] :]) for row in ids]
+    return [text_of(tokenizer, row[prompts.shape[1] :]) for row in ids]

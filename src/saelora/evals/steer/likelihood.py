@@ -12,7 +12,7 @@ from saelora.core.kl_head import chunk_size
 from saelora.core.replay import clean_forward, entry_layer, replay
 from saelora.core.splice import Splice, TokenMask, splice
 from saelora.evals.arms import arm
-from saelora.evals.loss import _wide
+from saelora.evals.loss import wide
 from saelora.evals.steer.interventions import Intervention
 from saelora.evals.steer.texts import Text
 from saelora.models.anatomy import Head, anatomy_of
@@ -43,7 +43,7 @@ def mean_log_probs(hidden_BSD: Tensor, ids_BS: Tensor, attention_BS: Tensor, hea
     for start in range(0, len(hidden_ND), chunk):
         logits_CV = head.logits(hidden_ND[start : start + chunk])
         label_C1 = label_N1[start : start + chunk]
-        parts.append(_wide(logits_CV.gather(1, label_C1)[:, 0] - logits_CV.logsumexp(-1)))
+        parts.append(wide(logits_CV.gather(1, label_C1)[:, 0] - logits_CV.logsumexp(-1)))
     log_probs_N = torch.cat(parts).cpu()
     real = real.cpu()
     sums = torch.zeros(real.shape, dtype=torch.float64)

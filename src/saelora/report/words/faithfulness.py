@@ -67,7 +67,7 @@ def _exempt(found: dict[str, Any]) -> Iterator[str]:
     if found["after_first"]:
         after = found["after_first"]
         yield (
-            f"Only those after a row's first can have seen any text ({found['n_after_first']:,} positions): with these "
+            f"Only those after a row's first can have seen any text (here {found['n_after_first']:,}): with these "
             f"spliced too it rises by {_two(after)}, a difference of {_nats(after['excess']['value'])} nats "
             f"({_interval(after['excess'], _nats)})."
         )
