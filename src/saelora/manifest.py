@@ -29,9 +29,18 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     Raises:
         InputError: the disk is full or not writable.
     """
+    write_whole(path, (json.dumps(value, indent=indent) + "\n").encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file atomically: it is whole or as it was before.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_text(json.dumps(value, indent=indent) + "\n", encoding="utf-8")
+        part.write_bytes(content)
         part.replace(path)
     except OSError as error:
         part.unlink(missing_ok=True)

@@ -7,6 +7,7 @@ from typing import Any
 from saelora.config import build, option
 from saelora.console import Console
 from saelora.errors import InputError
+from saelora.manifest import write_whole
 from saelora.report.page import MARKER, page, read_runs
 
 
@@ -39,7 +40,7 @@ def report(config: Config | None = None, **options: Any) -> dict[str, Any]:
     _check_out(out)
     console.say(f"drawing {', '.join(run.label for run in runs)}")
     html = page(runs).encode("utf-8")
-    _write(out, html)
+    write_whole(out, html)
     return {"report": str(out), "runs": [str(run.folder) for run in runs], "bytes": len(html)}
 
 
@@ -65,13 +66,3 @@ def _check_out(out: Path) -> None:
             raise InputError(f"{out} cannot be read: {error.strerror}; choose another --out") from error
         if not ours:
             raise InputError(f"{out} exists and is no saelora report, so it is left alone: choose another --out")
-
-
-def _write(out: Path, html: bytes) -> None:
-    part = out.with_name(f".{out.name}.part")
-    try:
-        part.write_bytes(html)
-        part.replace(out)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{out} cannot be written: {error.strerror}; free some disk space or choose --out") from error
