@@ -24,7 +24,7 @@ class Options:
     )
     ablation_draws: int = option(3, "draws of random latents to ablate, for each number of latents")
     ablation_tokens: Count = option(
-        Count(8192), "tokens of the held-out text on which latents are ablated, the dearest of these measurements"
+        Count(8192), "tokens of the held-out text on which latents are ablated, the costliest of these measurements"
     )
 
 
