@@ -90,7 +90,7 @@ def test_every_measurement_is_told_with_numbers_and_intervals():
         "Without 256 random latents (5.5% of all activation",
         "makes it 0.020 nats worse than the original (0.010 to 0.030)",
         "With the exempt positions spliced too, cross entropy rises by 6.000 nats",
-        "(40 positions)",
+        "have seen any text (here 40)",
         "41.0% of their attention to exempt ones in the spliced model and 42.0% in the adapted one",
         "+1.00 points, +0.80 to +1.20",
         "20,000 held-out predictions",
