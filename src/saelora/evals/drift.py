@@ -20,6 +20,7 @@ from saelora.errors import InputError
 from saelora.evals.arms import arm
 from saelora.evals.firing import Firing
 from saelora.evals.intervals import ratios
+from saelora.evals.loss import wide
 from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.hookpoints import Hookpoint
 
@@ -180,8 +181,3 @@ def distances(x_BSD: Tensor, base_BSD: Tensor) -> dict[str, Tensor]:
     # half the squared distance of the unit vectors is 1 - cos, and exactly 0 where nothing differs
     apart = nn.functional.normalize(x, dim=-1) - nn.functional.normalize(base, dim=-1)
     return {"l2": l2, "relative_l2": l2 / norm.clamp(min=1e-30), "cosine_distance": apart.square().sum(-1) / 2}
-
-
-def wide(x: Tensor) -> Tensor:
-    """In float64, which Apple's GPUs lack: from there it comes to the CPU first."""
-    return (x.cpu() if x.device.type == "mps" else x).double()

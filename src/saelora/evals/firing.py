@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from saelora.evals.intervals import UNDEFINED, Estimate, ratio
+from saelora.evals.loss import wide
 
 BLOCKS = 100  # groups of rows that are drawn anew for the rates' correlation: rows by themselves are too many counts
 DRAWS = 400
@@ -102,8 +103,4 @@ def correlation(a_KF: np.ndarray, b_KF: np.ndarray, seed: int = 0) -> Estimate:
 
 
 def _numbers(x: Tensor) -> np.ndarray:
-    return x.double().cpu().numpy() if x.device.type != "mps" else x.cpu().double().numpy()
-
-
-def wide(x: Tensor) -> Tensor:
-    return (x.cpu() if x.device.type == "mps" else x).double()
+    return wide(x).cpu().numpy()
