@@ -43,8 +43,9 @@ def _core(metrics: list[dict[str, Any]]) -> list[str]:
         return []
     return [
         f"Through the SAE, cross entropy is {with_sae['base']:.4f} nats without the adapter and "
-        f"{with_sae['adapted']:.4f} with it; the original model has {without['base']:.4f} (few texts, no interval: the loss part has the share of the gap "
-        f"closed). ce_loss_score each model with itself without the SAE, the adapted one too, and not with the original."
+        f"{with_sae['adapted']:.4f} with it; the original model has {without['base']:.4f}. These are few texts without "
+        f"an interval: the share of the gap closed is in the loss part. ce_loss_score compares each model with itself "
+        f"without the SAE, the adapted one too, and not with the original."
     ]
 
 
