@@ -152,6 +152,23 @@ def test_a_score_that_is_no_mean_differs_between_clean_and_spliced_but_has_no_in
     assert row["differences"]["adapted_minus_sae"] == {"value": None, "low": None, "high": None}
 
 
+def test_tasks_on_one_text_score_together_as_they_do_alone(adapted, tokenizer, folder) -> None:
+    """The same tokens, split into context and continuation at another place: lm-eval would mix up their logits."""
+    end = TASK.format(
+        name="tiny_end",
+        kind="loglikelihood",
+        target='"{{choices[0].split()[-1]}}"',
+        metrics=MEAN.format("perplexity", "perplexity"),
+    ).replace('doc_to_choice: "{{choices}}"\n', "")
+    end = end.replace('"{{text}}"', "\"{{text}} {{choices[0].split()[:-1] | join(' ')}}\"")
+    (folder / "end.yaml").write_text(end)
+    with spliced_in(adapted) as spliced:
+        [alone] = evaluate_tasks(adapted, spliced, tokenizer, loaded(folder, "tiny_end"), arms=["base"])
+        both = evaluate_tasks(adapted, spliced, tokenizer, loaded(folder, "tiny_choice", "tiny_end"), arms=["base"])
+    together = next(row for row in both if row["task"] == "tiny_end")
+    assert together["scores"]["base"]["value"] == pytest.approx(alone["scores"]["base"]["value"], rel=1e-9)
+
+
 def test_a_group_comes_before_its_tasks_with_its_own_score(adapted, tokenizer, folder) -> None:
     with spliced_in(adapted) as spliced:
         rows = evaluate_tasks(adapted, spliced, tokenizer, loaded(folder, "tiny_group"), arms=("base", "sae"))

@@ -70,10 +70,19 @@ def _ask(model: Any, tokenizer: Any, loaded: Loaded, limit: int | None, batch: i
     from lm_eval.models.huggingface import HFLM
 
     class Model(HFLM):
-        """Without progress bars of its own."""
+        """Without progress bars of its own, and one task at a time.
+
+        lm-eval lets requests of the same tokens share their logits, wherever each is split into context and
+        continuation; two tasks on one text then get each other's.
+        """
 
         def loglikelihood(self, requests: Any, disable_tqdm: bool = False) -> Any:
-            return super().loglikelihood(requests, disable_tqdm=True)
+            answers: dict[int, Any] = {}
+            for name in dict.fromkeys(request.task_name for request in requests):
+                own = [i for i, request in enumerate(requests) if request.task_name == name]
+                asked = super().loglikelihood([requests[i] for i in own], disable_tqdm=True)
+                answers |= dict(zip(own, asked, strict=True))
+            return [answers[i] for i in range(len(requests))]
 
         def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> Any:
             return super().loglikelihood_rolling(requests, disable_tqdm=True)
