@@ -157,7 +157,7 @@ def test_tasks_on_one_text_score_together_as_they_do_alone(adapted, tokenizer, f
     end = TASK.format(
         name="tiny_end",
         kind="loglikelihood",
-        target='"{{choices[0].split()[-1]}}"',
+        target='" {{choices[0].split()[-1]}}"',
         metrics=MEAN.format("perplexity", "perplexity"),
     ).replace('doc_to_choice: "{{choices}}"\n', "")
     end = end.replace('"{{text}}"', "\"{{text}} {{choices[0].split()[:-1] | join(' ')}}\"")
