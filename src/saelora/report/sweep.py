@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from saelora.manifest import write_whole
 from saelora.report.figures import BLUE, GREEN, GREY, ORANGE
 
 Row = dict[str, Any]
@@ -39,9 +40,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
     writer = csv.DictWriter(text, columns, restval="")
     writer.writeheader()
     writer.writerows(flat)
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text.getvalue(), encoding="utf-8")
-    part.replace(path)
+    write_whole(path, text.getvalue().encode())
 
 
 def _flat(row: Row) -> Row:
