@@ -69,5 +69,6 @@ def saes_at(anatomy: Anatomy, hookpoints: list[Hookpoint]) -> dict[Hookpoint, Ti
 
 
 def hooks_in(model: nn.Module) -> int:
-    """How many hooks the model's modules carry."""
+    """How many hooks the model's modules carry. Compare before and after: transformers leaves some of its own on a
+    model that was once asked for hidden states or attentions, and on its copies."""
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.modules())

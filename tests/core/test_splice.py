@@ -87,7 +87,8 @@ def test_splice_leaves_exempt_activations_bit_for_bit_unchanged(model, batch):
     assert (spliced != clean)[batch.replaced].any(-1).all()
 
 
-def test_sites_are_the_tensors_of_the_residual_stream(model, batch):
+def test_sites_are_the_tensors_of_the_residual_stream(model, fresh, batch):
+    model = fresh(model)  # asked for hidden states, transformers leaves hooks on it
     anatomy = anatomy_of(model)
     every = [Hookpoint(layer, site) for layer in range(N_LAYERS) for site in SITES]
     found = activations(model, batch.ids, batch.attention, every)

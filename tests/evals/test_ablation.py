@@ -97,6 +97,7 @@ def test_every_variant_equals_plain_forwards(fresh, family, layers):
             expected["base"] = model(input_ids=rows).logits
             with replaced(model, ablated):
                 expected["sae"] = model(input_ids=rows).logits
+    hooks = hooks_in(model)
     with splice(model, {HOOKPOINT: sae}, SPARE_SPECIAL) as other:
         with splice(model, {HOOKPOINT: Ablated(sae, gone)}, SPARE_SPECIAL) as opened:
             variants = {"base": Student(), "adapted_clean": Student(None, "default")}
@@ -104,7 +105,7 @@ def test_every_variant_equals_plain_forwards(fresh, family, layers):
             found = cross_entropies(model, variants, SPARE_SPECIAL, rows, others=[other], batch_rows=2)
         assert other.enabled
         assert opened.enabled
-    assert hooks_in(model) == 0
+    assert hooks_in(model) == hooks
     assert found.n == [sum(counted(row)[:-1]) for row in rows.tolist()]
     for name, logits in expected.items():
         assert found.ce[name] == pytest.approx(naive_sums(logits, rows), **CLOSE)
