@@ -115,6 +115,15 @@ class Splice:
         finally:
             self.enabled = before
 
+    @contextmanager
+    def observed_by(self, observer: Observer | None) -> Iterator[None]:
+        """Let another observer watch the SAEs (None: nobody) for as long as this context is open."""
+        before, self.observer = self.observer, observer
+        try:
+            yield
+        finally:
+            self.observer = before
+
     def _read_tokens(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the token mask of the forward pass that begins."""
         if not self.enabled:

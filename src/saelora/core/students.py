@@ -37,14 +37,28 @@ class Shared:
 class Students:
     """Runs teacher and students of one model. Build it once all splices are open and all adapters are in."""
 
-    def __init__(self, model: nn.Module, students: Sequence[Student], others: Sequence[Splice] = ()):
-        """``others``: further splices that are open on the model, to be kept out of it."""
+    def __init__(
+        self,
+        model: nn.Module,
+        students: Sequence[Student],
+        others: Sequence[Splice] = (),
+        without_stem: Sequence[Student] = (),
+    ):
+        """Args:
+        others: further splices that are open on the model, to be kept out of it.
+        without_stem: students whose SAEs are to run in ``hidden``, because they train there or are watched.
+        """
         self.model, self.students = model, list(students)
         own = [s.splice for s in students if s.splice is not None]
         self.splices = list({id(spliced): spliced for spliced in (*own, *others)}.values())
         # below the splice's entry all is clean; between it and the adapter's all is spliced but not adapted
         self._clean_entry = {s: entry_layer(s.splice.saes if s.splice else (), self._adapted(s)) for s in students}
         self._entry = {s: entry_layer((), self._adapted(s)) if s.adapter else self._clean_entry[s] for s in students}
+        self._entry.update({s: self._clean_entry[s] for s in without_stem})
+
+    def enters(self, student: Student) -> int:
+        """The layer whose clean output a student goes on from, or NO_PREFIX."""
+        return self._clean_entry[student]
 
     def _adapted(self, student: Student) -> list[int]:
         return lora.adapted_layers(self.model, student.adapter) if student.adapter else []
@@ -53,6 +67,10 @@ class Students:
         """The clean pass and the stems, without gradient."""
         with self.only(Student()):
             clean = clean_forward(self.model, input_ids, attention_mask, list(self._clean_entry.values()))
+        return self.share(input_ids, attention_mask, clean)
+
+    def share(self, input_ids: Tensor, attention_mask: Tensor | None, clean: Clean) -> Shared:
+        """``teacher`` from a clean pass that was made before; it must hold the entries that ``enters`` names."""
         shared = Shared(input_ids, attention_mask, clean)
         for spliced in self.splices:
             entries = {self._entry[s] for s in self.students if s.splice is spliced and self._has_stem(s)}

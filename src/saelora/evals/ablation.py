@@ -174,12 +174,8 @@ def cross_entropies(
 def _hidden(students: Students, variant: Student, shared: Shared, observer: Observer | None) -> Tensor:
     if variant.splice is None:
         return students.hidden(variant, shared) if variant.adapter else shared.clean.hidden
-    before = variant.splice.observer
-    variant.splice.observer = observer or before
-    try:
+    with variant.splice.observed_by(observer or variant.splice.observer):
         return students.hidden(variant, shared)
-    finally:
-        variant.splice.observer = before
 
 
 def _row_sums(hidden_BSD: Tensor, ids_BS: Tensor, mask_BS: Tensor, head: Head) -> list[float]:

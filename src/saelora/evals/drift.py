@@ -68,7 +68,7 @@ def measure_drift(
             with watching(anatomy, base.__setitem__):
                 run(anatomy, batch)
             clean = activations(model, batch, None, list(spliced.saes))
-            before = {h: (x, *_encode(spliced, h, x, mask)) for h, x in clean.items()}
+            before = {h: (x, *clean_latents(spliced, h, x, mask)) for h, x in clean.items()}
         distances.begin(base, mask)
         for name in AWAY:
             # sae is observed too, though not looked at: an SAE may reconstruct by other steps where nobody watches
@@ -114,14 +114,11 @@ def observed(spliced: Splice, after: dict[Hookpoint, tuple[Tensor, Tensor, Tenso
     def observer(hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
         after[hookpoint] = (x, latents, recon)
 
-    before, spliced.observer = spliced.observer, observer
-    try:
+    with spliced.observed_by(observer):
         yield
-    finally:
-        spliced.observer = before
 
 
-def _encode(spliced: Splice, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+def clean_latents(spliced: Splice, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Latents and reconstruction of a clean activation, by the very steps of a splice, so that bits compare."""
     sae = spliced.saes[hookpoint]
     dtype = next((p.dtype for p in sae.parameters()), x.dtype) if isinstance(sae, nn.Module) else x.dtype

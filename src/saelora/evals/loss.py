@@ -149,24 +149,30 @@ def evaluate_loss(
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
     group: Group = ALONE,
+    reference: dict[Hookpoint, SAE] | None = None,
 ) -> dict[str, Any]:
     """Evaluate the clean model against its variants on packed rows [n_rows, context].
 
     Args:
+        saes: of the adapted model, and without ``reference`` of the spliced one too.
         arms: of "sae" (spliced), "adapted" (spliced + adapter), "adapted_clean" (adapter, SAE taken out), "zero"
             (zeros instead of reconstructions); default all that the model has.
         progress: told of the tokens of each finished batch.
         group: the processes that divide the batches between them; each returns the same.
+        reference: the SAEs as they were, where ``saes`` were trained in the model.
 
     Returns:
         Plain data: ce_base and ce_<arm> in nats per predicted token, kl_<arm>, top1_<arm> (share of predictions
         whose likeliest token is the clean model's), ce_gap, gap_closed, loss_recovered_*, ci95 of each, the SAEs'
-        fvu, l0 and dead_frac, n_tokens_evaluated. gap_closed is left out where ce_gap is not above 0.
+        fvu, l0 and dead_frac, n_tokens_evaluated. gap_closed is left out where ce_gap is not above 0. With
+        ``reference``, "saes" are its figures and "saes_adapted" those of ``saes`` in the adapted model.
 
     Raises:
         InputError: no position of the rows is replaced by the SAE.
     """
-    with splice(model, saes, token_mask) as spliced:
+    with ExitStack() as stack:
+        spliced = stack.enter_context(splice(model, saes, token_mask))
+        before = None if reference is None else stack.enter_context(splice(model, reference, token_mask))
         branches = {"": Student(spliced, lora.adapter_name(model))}
         found = evaluate_branches(
             model,
@@ -178,6 +184,7 @@ def evaluate_loss(
             autocast=autocast,
             progress=progress,
             group=group,
+            reference=before,
         )
     return found[""]
 
@@ -193,15 +200,17 @@ def evaluate_branches(
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
     group: Group = ALONE,
+    reference: Splice | None = None,
 ) -> dict[str, dict[str, Any]]:
     """``evaluate_loss`` for several students of one model, whose splices are open: name -> what that returns.
 
-    All share the clean pass, and the students of one splice its spliced arm.
+    All share the clean pass, and the students of one splice its spliced arm. ``reference``: the open splice that is the
+    spliced arm of all of them, where their own SAEs were trained; the adapted arm then needs no adapter.
     """
     device = next(model.parameters()).device
     done: list[LossSums] = []
     with evaluating(model), ExitStack() as stack:
-        runs = _Arms(model, branches, token_mask, arms or ARMS, stack)
+        runs = _Arms(model, branches, token_mask, arms or ARMS, stack, reference)
         for turn, counts in group.turns(-(-len(rows) // batch_rows)):
             batch = rows[turn * batch_rows : (turn + 1) * batch_rows].to(device)
             with torch.autocast(device.type, autocast) if autocast else ExitStack():
@@ -227,6 +236,7 @@ class _Arms:
         token_mask: TokenMask,
         arms: Sequence[str],
         stack: ExitStack,
+        reference: Splice | None = None,
     ):
         made: dict[Any, Student] = {}
         zeros: dict[frozenset[Hookpoint], Splice] = {}
@@ -238,7 +248,8 @@ class _Arms:
             plan: dict[str, Student] = {}
             for arm in arms:
                 if arm == "sae":
-                    plan[arm] = made.setdefault((arm, branch.splice), Student(branch.splice))
+                    before = reference or branch.splice
+                    plan[arm] = made.setdefault((arm, before), Student(before))
                     self.sae_sums.setdefault(plan[arm], SAESums())
                 elif arm == "zero":
                     if where not in zeros:
@@ -246,12 +257,17 @@ class _Arms:
                             splice(model, dict.fromkeys(where, ZeroAblation()), token_mask)
                         )
                     plan[arm] = made.setdefault((arm, where), Student(zeros[where]))
-                elif branch.adapter is not None:
+                elif branch.adapter is not None or (arm == "adapted" and reference is not None):
                     plan[arm] = Student(branch.splice if arm == "adapted" else None, branch.adapter)
+                    if arm == "adapted" and reference is not None:
+                        self.sae_sums[plan[arm]] = SAESums()
             self.plan[name] = plan
         every = {student: None for plan in self.plan.values() for student in plan.values()}
         self.number = {student: i for i, student in enumerate(every)}
-        self.students = Students(model, list(every), [b.splice for b in branches.values() if b.splice is not None])
+        own = [b.splice for b in branches.values()] + [reference]
+        others = [spliced for spliced in own if spliced is not None]
+        watched = [s for s in every if s.adapter is not None and s in self.sae_sums]
+        self.students = Students(model, list(every), others, without_stem=watched)
         self.head = anatomy_of(model).head
 
     def batch(
@@ -282,11 +298,8 @@ class _Arms:
         observer = self.sae_sums.get(student) if observe else None
         if student.splice is None or observer is None:
             return self.students.hidden(student, shared)
-        before, student.splice.observer = student.splice.observer, observer
-        try:
+        with student.splice.observed_by(observer):
             return self.students.hidden(student, shared)
-        finally:
-            student.splice.observer = before
 
     def results(self, name: str, losses: LossSums) -> dict[str, Any]:
         """One branch's figures, from the sums of its arms."""
@@ -294,6 +307,13 @@ class _Arms:
         for arm, student in self.plan[name].items():
             for figure in ("ce", "kl", "top1"):
                 sums[f"{figure}_{arm}"] = losses.sums[f"{figure}_{self.number[student]}"]
-        spliced = self.plan[name].get("sae")
-        saes = self.sae_sums[spliced].compute() if spliced is not None else {}
-        return {**LossSums(losses.n, sums).compute(), "saes": saes}
+        return {**LossSums(losses.n, sums).compute(), **self._saes(name)}
+
+    def _saes(self, name: str) -> dict[str, Any]:
+        """The SAEs' own figures: as spliced, and where they were trained, as adapted."""
+        figures: dict[str, Any] = {"saes": {}}
+        for arm, key in (("sae", "saes"), ("adapted", "saes_adapted")):
+            student = self.plan[name].get(arm)
+            if student in self.sae_sums:
+                figures[key] = self.sae_sums[student].compute()
+        return figures

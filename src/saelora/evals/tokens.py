@@ -73,15 +73,12 @@ class Trio:
         The SAE runs with an observer in both, since it may reconstruct by other steps, to other bits, where nobody
         watches: then even an adapter of zeros would seem to help here and hurt there.
         """
-        before, self.spliced.observer = self.spliced.observer, unobserved
-        try:
+        with self.spliced.observed_by(unobserved):
             shared = self.students.teacher(input_ids)
             found = {"base": shared.clean.hidden}
             for name, student in self.plan.items():
-                self.spliced.observer = observer if name == "sae" else unobserved
-                found[name] = self.students.hidden(student, shared)
-        finally:
-            self.spliced.observer = before
+                with self.spliced.observed_by(observer if name == "sae" else unobserved):
+                    found[name] = self.students.hidden(student, shared)
         return found
 
 
