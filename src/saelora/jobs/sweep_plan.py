@@ -1,19 +1,16 @@
 """A sweep's recipe -> points -> groups of points that can share passes of the model. Pure but for reading the file."""
 
-import difflib
-import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from saelora.config import build, read_yaml, to_dict
+from saelora.config import build, read_yaml
 from saelora.errors import InputError
 from saelora.jobs import adapt, train_sae
+from saelora.jobs.recipe_file import check_keys, compared, digest, options, override, with_underscores
 from saelora.jobs.run import NOT_COMPARED
 from saelora.report.sweep import AXES, SERIES
 
@@ -60,16 +57,12 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         InputError: the file or a key of it cannot be used.
     """
     loaded = read_yaml(path)
-    for key in loaded:
-        if key not in _OWN:
-            near = difflib.get_close_matches(key, _OWN, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"expected one of {', '.join(_OWN)}"
-            raise InputError(f"unknown key {key!r} in {path}; {hint}")
-    base, grid = _mapping(loaded, "base", path), _mapping(loaded, "grid", path)
+    check_keys(loaded, _OWN, path)
+    base, grid = options(loaded, "base", path), options(loaded, "grid", path)
     points = loaded.get("points", [{}])
     if not isinstance(points, list) or not points or not all(isinstance(p, dict) for p in points):
         raise InputError(f"points of {path}: expected a list of mappings, each with options of saelora adapt")
-    points = [_keys(point) for point in points]
+    points = [with_underscores(point) for point in points]
     for text in overrides:
         _override(text, base, grid, points)
     for key, values in grid.items():
@@ -114,15 +107,14 @@ def expand(recipe: Recipe, source: str) -> list[Point]:
 
 def point_id(config: Any) -> str:
     """12 hex digits over all options that bear on a run's result."""
-    values = {key: value for key, value in to_dict(config).items() if key not in NOT_COMPARED}
-    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+    return digest(compared(config))
 
 
 def group_points(points: Sequence[Point]) -> list[list[Point]]:
     """Points that can share their teacher's passes, together; groups of one model follow one another."""
     groups: dict[str, list[Point]] = {}
     for point in points:
-        values = {k: v for k, v in to_dict(point.config).items() if k not in BRANCH_KEYS and k not in NOT_COMPARED}
+        values = {key: value for key, value in compared(point.config).items() if key not in BRANCH_KEYS}
         groups.setdefault(json.dumps(values, sort_keys=True), []).append(point)
     order = list(dict.fromkeys(str(point.config.model) for point in points))
     return sorted(groups.values(), key=lambda group: order.index(str(group[0].config.model)))
@@ -135,31 +127,14 @@ def split(points: Sequence[Point], limit: int) -> list[list[Point]]:
     return [list(points[a:b]) for a, b in itertools.pairwise(bounds)]
 
 
-def _mapping(loaded: Mapping[str, Any], key: str, path: Path) -> dict[str, Any]:
-    value = loaded.get(key) or {}
-    if not isinstance(value, dict):
-        raise InputError(f"{key} of {path} is {type(value).__name__}, expected option: value lines")
-    return _keys(value)
-
-
-def _keys(mapping: dict[Any, Any]) -> dict[str, Any]:
-    return {str(key).replace("-", "_"): value for key, value in mapping.items()}
-
-
 def _override(text: str, base: dict[str, Any], grid: dict[str, Any], points: list[dict[str, Any]]) -> None:
     """An option set from outside holds for all points, whatever the recipe says of it."""
-    key, equals, value = text.partition("=")
-    key = key.strip().replace("-", "_")
-    if not equals:
-        raise InputError(f"--set {text!r}: expected KEY=VALUE, such as --set tokens=10k or --set grid.rank=[4,64]")
-    try:
-        parsed = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise InputError(f"--set {text!r}: {value!r} is no YAML value") from None
-    name = key.removeprefix("grid.")
+    where, name, value = override(text, "--set tokens=10k or --set grid.rank=[4,64]")
+    if where not in ("", "grid"):
+        name = f"{where}.{name}"  # no option's name: the check of all options says so
     for mapping in (base, grid, *points):
         mapping.pop(name, None)
-    (grid if key.startswith("grid.") else base)[name] = parsed
+    (grid if where == "grid" else base)[name] = value
 
 
 def _train_sae(value: Any, path: Path) -> dict[str, Any] | None:
@@ -170,7 +145,7 @@ def _train_sae(value: Any, path: Path) -> dict[str, Any] | None:
         value = read_yaml(path.parent / value)
     if not isinstance(value, dict):
         raise InputError(f"train_sae of {path}: expected a YAML file beside it, or options of saelora train-sae")
-    values = _keys(value)
+    values = with_underscores(value)
     build(train_sae.Config, values, f"train_sae of {path}")
     own = [f.name for f in fields(train_sae.Config) if f.name in NOT_COMPARED and f.name in values]
     if own:
