@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from saelora.report import sweep
-from saelora.report.sweep import figures, markdown, text_table, write_csv
+from saelora.report.sweep import figures, markdown, text_table
+from saelora.report.tables import write_csv
 
 
 def row(x: float, y: float, *, key: str = "rank", seed: int = 0, **more: Any) -> dict[str, Any]:

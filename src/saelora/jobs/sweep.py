@@ -27,7 +27,8 @@ from saelora.models.anatomy import anatomy_of
 from saelora.models.assets import cache_dir
 from saelora.models.loading import LoadedModel
 from saelora.objectives.distill import Branch, Distill
-from saelora.report.sweep import figures, markdown, text_table, write_csv
+from saelora.report.sweep import figures, markdown, text_table
+from saelora.report.tables import write_csv
 from saelora.train.distributed import Group
 from saelora.train.interrupt import Interrupted
 from saelora.train.loop import Loop, LoopConfig, within_reach

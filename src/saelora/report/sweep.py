@@ -1,16 +1,14 @@
-"""A sweep's table -> CSV, Markdown, plain text, figures. Pure: it sees rows, never a model."""
+"""A sweep's table -> Markdown, plain text, figures. Pure: it sees rows, never a model."""
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saelora.manifest import write_whole
+from saelora.report import tables
 from saelora.report.figures import BLUE, GREEN, GREY, ORANGE
+from saelora.report.tables import Row
 
-Row = dict[str, Any]
 AXES = {  # column -> its label, and whether equal steps on the axis are equal factors
     "rank": ("LoRA rank", True),
     "l0": ("L0 (active latents per token)", True),
@@ -30,30 +28,6 @@ _COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
 _MARKERS = "osD^vPX"
 _FIRST = ("model", "sae", "layer", "n_saes", "d_sae", "l0", "fvu", "rank", "placement", "lr", "seed")
 _FIGURES = ("ce_base", "ce_sae", "ce_adapted", "ce_adapted_clean", "kl_adapted", "ce_gain", "gap_closed")
-
-
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """All rows with their scalar columns, lists joined by spaces and intervals in two columns; written whole."""
-    flat = [_flat(row) for row in rows]
-    columns = list(dict.fromkeys(key for row in flat for key in row))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, restval="")
-    writer.writeheader()
-    writer.writerows(flat)
-    write_whole(path, text.getvalue().encode())
-
-
-def _flat(row: Row) -> Row:
-    out: Row = {}
-    for key, value in row.items():
-        if key == "ci95":
-            for name, (low, high) in value.items():
-                out |= {f"{name}_low": low, f"{name}_high": high}
-        elif isinstance(value, list):
-            out[key] = " ".join(map(str, value))
-        elif not isinstance(value, dict):
-            out[key] = value
-    return out
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
@@ -94,16 +68,12 @@ def _cell(column: str, value: Any) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """The table in Markdown."""
-    header, *lines = [[cell.replace("|", "\\|") for cell in line] for line in table(rows)]
-    rule = ["---"] * len(header)
-    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *lines))
+    return tables.markdown(table(rows))
 
 
 def text_table(rows: Sequence[Row]) -> str:
     """The table in aligned plain text."""
-    lines = table(rows)
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in lines)
+    return tables.aligned(table(rows))
 
 
 def figures(rows: Sequence[Row], x: str, series: str | None, title: str, folder: Path) -> list[Path]:
