@@ -20,6 +20,7 @@ from saelora.config import Count, build, coerce, read_yaml
 from saelora.core.splice import splice
 from saelora.evals.loss import evaluate_loss
 from saelora.jobs import adapt
+from saelora.jobs.tuning import add_adapter, recipe_of
 from saelora.manifest import environment, write_json
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
 from saelora.objectives.distill import Branch, Distill
@@ -64,10 +65,10 @@ def main() -> None:
 def run(config: adapt.Config, assembled: Any, heldout: torch.Tensor, before: dict[str, Any]) -> dict[str, Any]:
     """Adapt once, measure, take the adapter off again."""
     rows = read_rows(config, assembled.loaded, coerce(Count, config.tokens, "tokens"), "train", config.seed).input_ids
-    model: Any = adapt.adapted_model(config, assembled)
+    model: Any = add_adapter(None, config, assembled)
     n_steps = -(-len(rows) // config.batch_rows)
     with splice(model, assembled.sae_modules, assembled.token_mask) as spliced:
-        objective = Distill(model, [Branch("default", spliced, adapt.recipe_of(config))], n_rows=len(rows))
+        objective = Distill(model, [Branch("default", spliced, recipe_of(config))], n_rows=len(rows))
         started = time.perf_counter()
         for first in range(0, len(rows), config.batch_rows):
             objective.step(rows[first : first + config.batch_rows], first / len(rows))

@@ -152,7 +152,7 @@ def test_there_are_recipes() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_is_understood(recipe: Path) -> None:
-    from saelora.jobs import adapt
+    from saelora.jobs import adapt, tuning
 
     config = build(adapt.Config, read_yaml(recipe), recipe.name)
-    assert adapt.recipe_of(config).lr == config.lr
+    assert tuning.recipe_of(config).lr == config.lr

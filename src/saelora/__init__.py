@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from saelora.jobs.adapt import adapt
     from saelora.jobs.demo import demo
     from saelora.jobs.evaluate import evaluate
+    from saelora.jobs.finetune_sae import finetune_sae
     from saelora.jobs.report import write_report
     from saelora.jobs.sweep import sweep
     from saelora.jobs.train_sae import train_sae
@@ -31,6 +32,7 @@ _HOMES = {
     "demo": "jobs.demo",
     "evaluate": "jobs.evaluate",
     "evaluate_loss": "evals.loss",
+    "finetune_sae": "jobs.finetune_sae",
     "kl_head": "core.kl_head",
     "load_model": "models.loading",
     "load_sae": "saes.loading",
@@ -51,6 +53,7 @@ __all__ = [
     "demo",
     "evaluate",
     "evaluate_loss",
+    "finetune_sae",
     "kl_head",
     "load_model",
     "load_sae",

@@ -19,7 +19,8 @@ from saelora.errors import InputError
 
 JOBS = {
     "demo": "the whole job on a real model, in minutes, without account or GPU",
-    "adapt": "low-rank adapt a model around its frozen SAEs",
+    "adapt": "low-rank adapt a model around its SAEs; or a linear map, or adapter and SAE together",
+    "finetune-sae": "train SAEs further inside the frozen model, against its own predictions",
     "evaluate": "measure what SAEs cost a model, and what an adapter buys back",
     "train-sae": "train SAEs on a model's activations",
     "sweep": "adapters over a grid of ranks, SAEs, layers, models; what can share a pass does",

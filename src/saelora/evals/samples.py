@@ -1,5 +1,6 @@
 """Sample continuations: the original model, the spliced one, and the adapted one on the same prompts."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -18,23 +19,31 @@ def prompts_from(rows: Tensor, n_prompts: int, n_tokens: int = 32) -> Tensor:
 
 
 def continuations(
-    model: Any, spliced: Splice, tokenizer: Any, prompts: Tensor, n_new_tokens: int = 40
+    model: Any,
+    spliced: Splice,
+    tokenizer: Any,
+    prompts: Tensor,
+    n_new_tokens: int = 40,
+    *,
+    adapted: Splice | None = None,
 ) -> list[dict[str, str]]:
     """Greedy continuations of prompts [n_prompts, n_tokens] by each model.
 
     Args:
         spliced: the model's open splice.
+        adapted: the adapted model's open splice, where that has SAEs of its own.
 
     Returns:
-        One dict a prompt: prompt, original, spliced, adapted (the last only where the model has an adapter).
+        One dict a prompt: prompt, original, spliced, adapted (the last only where there is an adapted model).
     """
     arms = {"original": "base", "spliced": "sae"}
-    if lora.adapted_layers(model):
+    if lora.adapted_layers(model) or adapted is not None:
         arms["adapted"] = "adapted"
     prompts = prompts.to(next(model.parameters()).device)
     out = [{"prompt": text_of(tokenizer, row)} for row in prompts]
     for name, variant in arms.items():
-        with arm(model, spliced, variant):
+        own, other = (adapted, spliced) if adapted is not None and name == "adapted" else (spliced, adapted)
+        with other.disabled() if other is not None else nullcontext(), arm(model, own, variant):
             ids = generate(model, tokenizer, prompts, n_new_tokens)
         for sample, row in zip(out, ids, strict=True):
             sample[name] = text_of(tokenizer, row[prompts.shape[1] :])

@@ -24,7 +24,10 @@ from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
 from saelora.jobs.parts import Subject, capabilities, drift, faithfulness, saebench, steering, tokens
 from saelora.jobs.run import processes
+from saelora.jobs.tuned_folder import load_tuned_saes
+from saelora.jobs.tuning import ADAPTED
 from saelora.manifest import MANIFEST, check_part_files, describe, environment, read_json, write_json, write_part
+from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device
 from saelora.report.text import loss_table
 from saelora.train.distributed import ALONE, Group
@@ -93,6 +96,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     recorded = _recorded(Path(config.adapter) / MANIFEST) if config.adapter else None
     own_model, own_sae = bool(config.model), bool(config.sae)
     if recorded is not None:
+        _check_parts(parts, recorded, config)
         config = _with_recorded(config, recorded["config"])
         if not own_model and config.revision is None:
             config.revision = recorded["model"]["revision"]  # the commit, where a branch may have moved on
@@ -108,14 +112,18 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
             _check_same(now, then, "SAE", "with --sae")
     rows = group.on_main(lambda: validation_rows(config, assembled.loaded))
     model: nn.Module = assembled.loaded.model
-    if config.adapter:
-        model = load_adapter(model, config.adapter)
+    tuned: dict[Hookpoint, Any] = {}
+    if config.adapter and recorded is not None:
+        if recorded.get("method", "lora") in ADAPTED:
+            model = load_adapter(model, config.adapter)
+        tuned = load_tuned_saes(Path(config.adapter), recorded, pick_device(config.device))
     if config.shard:
         shard_layers(model, pick_device(config.device), group)
     results: dict[str, Any] = {}
     if "loss" in parts:
         started = time.monotonic()
-        results |= measure(console, assembled, model, rows, group)
+        results |= measure(console, assembled, model, rows, group, tuned)
+        results |= {"method": recorded["method"]} if tuned and recorded else {}
         if folder is not None:
             write_part(folder, "loss", dict(results), _provenance(config, assembled, started))
     further = [part for part in parts if part != "loss"]
@@ -191,18 +199,27 @@ def _provenance(config: Config, assembled: Assembled, started: float) -> dict[st
 
 
 def measure(
-    console: Console, assembled: Assembled, model: nn.Module, rows: Tensor, group: Group = ALONE
+    console: Console,
+    assembled: Assembled,
+    model: nn.Module,
+    rows: Tensor,
+    group: Group = ALONE,
+    tuned: dict[Hookpoint, Any] | None = None,
 ) -> dict[str, Any]:
-    """``evaluate_loss`` of an assembled model on held-out rows [n_rows, context], with progress."""
+    """``evaluate_loss`` of an assembled model on held-out rows [n_rows, context], with progress.
+
+    ``tuned``: the adapted model's own SAEs, where they were trained.
+    """
     with console.progress("evaluating", rows.numel()) as bar:
         return evaluate_loss(
             model,
-            assembled.sae_modules,
+            {**assembled.sae_modules, **(tuned or {})},
             assembled.token_mask,
             rows,
             autocast=autocast_dtype(assembled.loaded),
             progress=bar.advance,
             group=group,
+            reference=assembled.sae_modules if tuned else None,
         )
 
 
@@ -238,6 +255,16 @@ def _recorded(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not {"config", "model", "saes"} <= found.keys():
         raise InputError(f"{path} is no manifest of an adapter: is {path.parent} the output folder of saelora adapt?")
     return found
+
+
+def _check_parts(parts: list[str], recorded: dict[str, Any], config: Config) -> None:
+    """Raise InputError where a part beyond the losses is asked of a run that trained its SAE."""
+    further = [part for part in parts if part != "loss"]
+    if further and recorded.get("tuned_saes"):
+        raise InputError(
+            f"--parts {further[0]} compares an adapter around one frozen SAE, {config.adapter} trained its SAE (method "
+            f"{recorded['method']}): expected --parts loss"
+        )
 
 
 def _check_same(now: dict[str, Any], then: dict[str, Any], kind: str, how: str) -> None:

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from saelora.assemble import Assembled, SAECache, assemble, autocast_dtype, load_frozen, read_rows, validation_rows
 from saelora.config import build, option, to_dict
 from saelora.console import Console
+from saelora.core.lora import layers_of
 from saelora.core.splice import Splice, splice
 from saelora.core.students import Student
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_branches
 from saelora.jobs import adapt, train_sae
 from saelora.jobs.sweep_plan import SAES, Point, Recipe, expand, group_points, read_recipe, split
+from saelora.jobs.tuning import add_adapter, recipe_of
 from saelora.manifest import check_room, environment, read_json, write_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.assets import cache_dir
@@ -73,6 +75,9 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
     points = expand(recipe, config.recipe)
     if any(point.config.shard for point in points):
         raise InputError("shard divides one run over the processes, a sweep gives each its own runs: leave it out")
+    other = next((point.config.method for point in points if point.config.method != "lora"), None)
+    if other:
+        raise InputError(f"method {other} is not for sweeps, whose runs are adapters alone: use saelora compare")
     processes = Group.current(points[0].config.device)
     console = Console(quiet=config.quiet or not processes.is_main)
     folder = processes.on_main(lambda: _open_folder(config))
@@ -193,11 +198,11 @@ class _Runner:
         assembled = {point.id: assemble(self._with_saes(point), self.loaded, self.cache) for point in points}
         try:
             for point in points:
-                model = adapt.add_adapter(model, point.config, assembled[point.id], f"p{point.id}")
+                model = add_adapter(model, point.config, assembled[point.id], f"p{point.id}")
             with ExitStack() as stack:
                 splices = list(_splices(model, points, assembled, stack))
                 branches = [
-                    Branch(f"p{point.id}", spliced, adapt.recipe_of(point.config))
+                    Branch(f"p{point.id}", spliced, recipe_of(point.config))
                     for point, spliced in zip(points, splices, strict=True)
                 ]
                 autocast = autocast_dtype(self.loaded)
@@ -303,7 +308,7 @@ def _save_adapter(model: Any, point: Point, folder: Path) -> None:
 def _row(point: Point, assembled: Assembled, found: dict[str, Any], failed: bool) -> dict[str, Any]:
     """One row of the table: what the point is, and what was measured."""
     config, saes = point.config, found.pop("saes")
-    layers = sorted(adapt.layers_of(config.placement, assembled.saes, assembled.anatomy.n_layers))
+    layers = sorted(layers_of(config.placement, assembled.saes, assembled.anatomy.n_layers))
     mean = {k: sum(s[k] for s in saes.values()) / len(saes) for k in ("fvu", "l0", "dead_frac")}
     interval = found.pop("ci95")
     frozen = [p for name, p in assembled.loaded.model.named_parameters() if "lora_" not in name]

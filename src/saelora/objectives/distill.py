@@ -1,7 +1,7 @@
-"""The objective of the method: low-rank adapt the model around its frozen SAEs, against its own clean predictions."""
+"""The objective of every method: train adapters, SAEs in the model or both, against the model's clean predictions."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from math import inf
@@ -16,6 +16,8 @@ from saelora.core.splice import Splice
 from saelora.core.students import Shared, Student, Students
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
+from saelora.objectives.balance import BatchErrors, balanced
+from saelora.objectives.tuned_sae import TunedSAE
 from saelora.train.distributed import ALONE, Group
 from saelora.train.loop import NonFiniteLoss
 from saelora.train.memory import saved_bytes
@@ -24,7 +26,7 @@ from saelora.train.optim import Schedule, lr_factor
 
 @dataclass(frozen=True)
 class DistillRecipe:
-    """How the adapter is optimised. Source of the paper's values: arXiv 2501.19406 and its published code."""
+    """How a branch is optimised. Source of the paper's values: arXiv 2501.19406 and its published code."""
 
     lr: float = 1.5e-3  # for a small model and short runs; larger models and longer runs may want less
     schedule: Schedule = "linear"
@@ -33,11 +35,13 @@ class DistillRecipe:
     betas: tuple[float, ...] = (0.9, 0.99)
     clip: float = 1.0  # largest gradient norm; 0 turns clipping off
     loss: Literal["token_mean", "sequence_sum"] = "token_mean"
+    objective: Literal["kl", "kl+mse"] = "kl"  # see saelora.objectives.balance
+    sae_lr: float | None = None  # peak, of SAE weights; None: as lr
 
     def __post_init__(self) -> None:
-        for name, top in (("lr", inf), ("warmup", 1), ("weight_decay", inf), ("clip", inf)):
+        for name, top in (("lr", inf), ("sae_lr", inf), ("warmup", 1), ("weight_decay", inf), ("clip", inf)):
             value = getattr(self, name)
-            if not 0 <= value <= top or value == inf:
+            if value is not None and (not 0 <= value <= top or value == inf):
                 raise InputError(f"{name} is {value}, expected 0 or more" + (f", at most {top}" if top < inf else ""))
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             shown = " ".join(map(str, self.betas))
@@ -50,7 +54,11 @@ class DistillRecipe:
 
 @dataclass(frozen=True)
 class Branch:
-    """One student in training: ``name`` is its adapter's in the PEFT model, "default" where there is one alone."""
+    """One student in training: ``name`` is its adapter's in the PEFT model, "default" where there is one alone.
+
+    It trains the adapter's weights, if the model has an adapter of that name, and what each TunedSAE of its splice
+    trains.
+    """
 
     name: str
     spliced: Splice
@@ -58,7 +66,9 @@ class Branch:
 
 
 class Distill:
-    """KL(clean || spliced + adapted) over the full vocabulary, by AdamW on the adapters alone.
+    """KL(clean || student) over the full vocabulary, by AdamW on adapters and SAEs in training alone.
+
+    With ``objective="kl+mse"`` a branch's loss is 1/2 (FVU + KL * sg[FVU / KL]), see ``saelora.objectives.balance``.
 
     The model is PEFT-wrapped and its splices are open. Branches share the teacher's pass and their prefixes, as far as
     the lowest splice and the lowest adapted layer allow; each has its own optimiser and clipping, and ends up exactly
@@ -85,6 +95,9 @@ class Distill:
             at_once: students whose activations are held at the same time; more need memory, fewer form the teacher's
                 logits again for each lot. Default: all. It changes no result.
             group: the processes that divide each batch of rows between them.
+
+        Raises:
+            InputError: a branch has nothing to train, or the objective "kl+mse" and no SAE that it trains.
         """
         self.model, self.n_rows, self.group = model, n_rows, group
         self.device, self._autocast_dtype = next(model.parameters()).device, autocast
@@ -95,15 +108,17 @@ class Distill:
             if "lora_dropout" in name:
                 module.train()
         self.runs = [_Run(model, branch, self.device) for branch in branches]
-        self.students = Students(model, [run.student for run in self.runs])
+        training_saes = [run.student for run in self.runs if run.tuned]  # a stem is made without gradient
+        self.students = Students(model, [run.student for run in self.runs], without_stem=training_saes)
         self.at_once = at_once or len(branches)
 
     def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
         """One optimiser step of every branch.
 
         Returns:
-            0-d tensors ``loss`` (KL per token) and ``grad_norm`` (before clipping); of several branches the means, and
-            each one's own under "loss/name" and "grad_norm/name".
+            0-d tensors ``loss`` (KL per token, whatever the objective), ``grad_norm`` (before clipping) and, where a
+            branch's objective has it, ``fvu``; of several branches the means, and each one's own under "loss/name",
+            "grad_norm/name", "fvu/name".
 
         Raises:
             NonFiniteLoss: of the only branch, or of all; one that alone is not finite is left as it was, for good.
@@ -114,10 +129,15 @@ class Distill:
             run.optimizer.zero_grad(set_to_none=True)
         shared = self._teacher(mine.to(self.device, non_blocking=True))
         kls: list[Tensor] = []
+        fvus: dict[str, Tensor] = {}
         for start in range(0, len(live), self.at_once):
             part = live[start : start + self.at_once]
-            found = self._losses(part, shared)
+            with _watched(part, weight) as errors:
+                found = self._losses(part, shared)
             scaled = [weight * kl / run.recipe.normaliser(rows) for run, kl in zip(part, found, strict=True)]
+            for i, run in enumerate(part):
+                if run.branch.name in errors:
+                    scaled[i], fvus[run.branch.name] = self._balanced(scaled[i], errors[run.branch.name])
             torch.stack(scaled).sum().backward()
             kls += [weight * kl.detach() for kl in found]
         self.group.sum_(kls + [p.grad for run in live for p in run.trainable.values() if p.grad is not None])
@@ -128,13 +148,14 @@ class Distill:
         for run in live:
             if not run.failed:
                 run.update(progress, share)
-        return _metrics(live, [kl / rows.numel() for kl in kls], norms)
+        return _metrics(live, [kl / rows.numel() for kl in kls], norms, fvus)
 
     def fit(self, rows: Tensor, n_bytes: int) -> int:
         """Hold as many students at once as ``n_bytes`` allow on batches like ``rows``; returns how many."""
         shared = self._teacher(rows.to(self.device))
         weights = [*self.model.parameters(), *self.model.buffers()]
-        with self._autocast():
+        weights += [p for run in self.runs for sae in run.saes.values() for p in sae.parameters()]
+        with self._autocast(), _watched(self.runs, 1.0):
             sizes = [saved_bytes(partial(self.students.hidden, run.student, shared), weights) for run in self.runs]
         self.at_once = min(len(self.runs), max(1, n_bytes // max(1, *sizes)))
         return self.at_once
@@ -152,6 +173,13 @@ class Distill:
             hidden = [self.students.hidden(run.student, shared).flatten(0, 1) for run in runs]
         return [found.kl for found in kl_heads(hidden, shared.clean.hidden.flatten(0, 1), self.head)]
 
+    def _balanced(self, kl: Tensor, errors: BatchErrors) -> tuple[Tensor, Tensor]:
+        """The loss of "kl+mse" on this process's rows, and the whole batch's FVU."""
+        kl_whole = kl.detach().clone()
+        self.group.sum_([kl_whole, *errors.sums.values()])
+        fvu, fvu_whole = errors.fvu()
+        return balanced(kl, fvu, kl_whole, fvu_whole), fvu_whole
+
     def _check_finite(self, live: list["_Run"], kls: list[Tensor], norms: list[Tensor]) -> None:
         whole = [bool(torch.isfinite(kl) and torch.isfinite(norm)) for kl, norm in zip(kls, norms, strict=True)]
         if not any(whole):
@@ -163,7 +191,7 @@ class Distill:
         return nullcontext() if self._autocast_dtype is None else torch.autocast(self.device.type, self._autocast_dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        """Adapters and optimisers by branch: tensors and plain values only."""
+        """Adapters, SAEs in training and optimisers by branch: tensors and plain values only."""
         return {run.branch.name: run.state_dict() for run in self.runs}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -176,18 +204,33 @@ class _Run:
 
     def __init__(self, model: nn.Module, branch: Branch, device: torch.device):
         self.branch, self.recipe = branch, branch.recipe
-        self.student = Student(branch.spliced, branch.name)
-        self.trainable = lora.parameters_of(model, branch.name)
+        self.adapter = lora.parameters_of(model, branch.name)
+        self.student = Student(branch.spliced, branch.name if self.adapter else None)
+        self.saes = {str(h): sae for h, sae in branch.spliced.saes.items() if isinstance(sae, TunedSAE)}
+        self.tuned = {f"{h}.{name}": p for h, sae in self.saes.items() for name, p in sae.tuned_parameters().items()}
+        self.trainable = {**self.adapter, **self.tuned}
         self.failed = False
-        for parameter in self.trainable.values():
+        if not self.trainable:
+            raise InputError(
+                f"branch {branch.name!r} has nothing to train: give the model an adapter of that name, or the splice a "
+                "TunedSAE"
+            )
+        if self.recipe.objective == "kl+mse" and not self.tuned:
+            raise InputError(
+                "objective kl+mse weighs the SAE's own error, and this SAE is frozen: use kl, or a method that trains "
+                "the SAE"
+            )
+        for parameter in self.adapter.values():
             parameter.requires_grad_(True)  # PEFT lets only the active adapter train
+        sae_lr = self.recipe.lr if self.recipe.sae_lr is None else self.recipe.sae_lr
+        weights = [(self.adapter, self.recipe.lr), (self.tuned, sae_lr)]
         self.optimizer = torch.optim.AdamW(
-            list(self.trainable.values()),
-            lr=self.recipe.lr,
+            [{"params": list(part.values()), "lr": lr} for part, lr in weights if part],
             betas=(self.recipe.betas[0], self.recipe.betas[1]),
             weight_decay=self.recipe.weight_decay,
             fused=device.type in ("cuda", "cpu"),
         )
+        self.peaks = [lr for part, lr in weights if part]
 
     def clip(self) -> Tensor:
         """Clip the gradient; returns its norm before."""
@@ -195,26 +238,49 @@ class _Run:
 
     def update(self, progress: float, share: float) -> None:
         factor = lr_factor(progress, share, schedule=self.recipe.schedule, warmup=self.recipe.warmup)
-        for group in self.optimizer.param_groups:
-            group["lr"] = self.recipe.lr * factor
+        for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
+            group["lr"] = peak * factor
         self.optimizer.step()
 
     def state_dict(self) -> dict[str, Any]:
-        adapter = {name: p.detach() for name, p in self.trainable.items()}
-        return {"adapter": adapter, "optimizer": self.optimizer.state_dict(), "failed": self.failed}
+        """A branch without SAEs in training has no "sae": as in checkpoints from before there were any."""
+        parts = {"adapter": self.adapter, "sae": self.tuned} if self.tuned else {"adapter": self.adapter}
+        weights = {part: {name: p.detach() for name, p in named.items()} for part, named in parts.items()}
+        return {**weights, "optimizer": self.optimizer.state_dict(), "failed": self.failed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         with torch.no_grad():
-            for name, parameter in self.trainable.items():
+            for name, parameter in self.adapter.items():
                 parameter.copy_(state["adapter"][name])
+            for name, parameter in self.tuned.items():
+                parameter.copy_(state["sae"][name])
         self.optimizer.load_state_dict(state["optimizer"])
         self.failed = state["failed"]
 
 
-def _metrics(runs: Sequence[_Run], losses: list[Tensor], norms: list[Tensor]) -> dict[str, Tensor]:
+@contextmanager
+def _watched(runs: Sequence[_Run], weight: float) -> Iterator[dict[str, BatchErrors]]:
+    """The errors that the SAEs of branches make whose loss has them, while the context is open; by branch.
+
+    Only those splices are watched: a splice that nobody watches may skip its latents.
+    """
+    watched = [run for run in runs if run.recipe.objective == "kl+mse"]
+    errors = {run.branch.name: BatchErrors(weight) for run in watched}
+    with ExitStack() as stack:
+        for run in watched:
+            stack.enter_context(run.branch.spliced.observed_by(errors[run.branch.name]))
+        yield errors
+
+
+def _metrics(
+    runs: Sequence[_Run], losses: list[Tensor], norms: list[Tensor], fvus: dict[str, Tensor]
+) -> dict[str, Tensor]:
     norms = [norm.detach() for norm in norms]
     out = {"loss": torch.stack(losses).nanmean(), "grad_norm": torch.stack(norms).nanmean()}
+    if fvus:
+        out["fvu"] = torch.stack(list(fvus.values())).nanmean()
     if len(runs) > 1:
         for run, loss, norm in zip(runs, losses, norms, strict=True):
             out |= {f"loss/{run.branch.name}": loss, f"grad_norm/{run.branch.name}": norm}
+        out |= {f"fvu/{name}": fvu for name, fvu in fvus.items()}
     return out

@@ -1,4 +1,4 @@
-"""The README card that stands beside an adapter."""
+"""The README card that stands beside what a run trained."""
 
 import json
 import re
@@ -7,13 +7,18 @@ from typing import Any
 from saelora.report.text import cost, headline, markdown_table, one_line
 
 
+def card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
+    """The card of a run of any method. Pure function of manifest and results."""
+    if manifest.get("method", "lora") in ("lora", "lora+sae"):
+        return adapter_card(manifest, results)
+    return sae_card(manifest, results)
+
+
 def adapter_card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
     """A model card: what it is, what it did, how to load it. Pure function of manifest and results."""
-    model, saes, config = manifest["model"], manifest["saes"], manifest["config"]
-    sae_lines = "\n".join(
-        f"- {_code(s['ref'])} at {_code(s['hookpoint'])}: {s['architecture']}, {s['d_sae']} latents, {s['fingerprint']}"
-        for s in saes
-    )
+    model, config = manifest["model"], manifest["config"]
+    tuned = manifest.get("tuned_saes", [])
+    also = " It belongs to SAEs that were trained with it and lie here too." if tuned else ""
     return f"""---
 library_name: peft
 base_model: {json.dumps(one_line(model["ref"]), ensure_ascii=False)}
@@ -24,15 +29,9 @@ tags: [lora, saelora, sparse-autoencoder]
 A LoRA adapter (rank {config["rank"]}, placement {_code(config["placement"])}) that makes the model work through these
 sparse autoencoders. It means little without them:
 
-{sae_lines}
+{_sae_lines(manifest)}
 
-{headline(results)} {cost(results)}
-
-{markdown_table(results)}
-
-Positions left alone by the SAE: token ids {manifest["token_policy"]["exempt_ids"]}\
-{", position 0" if manifest["token_policy"]["first"] else ""}\
-{", padding" if manifest["token_policy"]["padding"] else ""}.
+{_measured(manifest, results)}
 
 ## Load it
 
@@ -42,10 +41,70 @@ from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("BASE MODEL")  # {one_line(model["ref"])}
 model = PeftModel.from_pretrained(model, "THIS FOLDER")     # the adapter alone; splice the SAE in with saelora.splice
-```
+{_loading(tuned)}```
 
-`saelora evaluate --adapter THIS_FOLDER` measures it again. Method: Chen, Engels, Tegmark, arXiv 2501.19406.
+`saelora evaluate --adapter THIS_FOLDER` measures it again.{also} Method: Chen, Engels, Tegmark, arXiv 2501.19406.
 """
+
+
+def sae_card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
+    """The card of SAEs that were trained inside a frozen model. Pure function of manifest and results."""
+    model, config = manifest["model"], manifest["config"]
+    if manifest["method"] == "linear":
+        what = f"""A low-rank affine map of each reconstruction (rank {config["rank"]}), folded into the decoder of"""
+    else:
+        what = "SAEs trained further inside the model, against its own predictions, from"
+    return f"""---
+library_name: saelens
+base_model: {json.dumps(one_line(model["ref"]), ensure_ascii=False)}
+tags: [saelora, sparse-autoencoder]
+---
+# SAE of {_code(model["ref"])}, trained inside it
+
+{what}
+
+{_sae_lines(manifest)}
+
+The model itself is as it was. In the table, "adapted" is the model with the SAE that lies here.
+
+{_measured(manifest, results)}
+
+## Load it
+
+```python
+{_loading(manifest["tuned_saes"])}```
+
+`--sae THIS_FOLDER/...` names it to any command of saelora, `saelora evaluate --adapter THIS_FOLDER` measures it again.
+"""
+
+
+def _sae_lines(manifest: dict[str, Any]) -> str:
+    return "\n".join(
+        f"- {_code(s['ref'])} at {_code(s['hookpoint'])}: {s['architecture']}, {s['d_sae']} latents, {s['fingerprint']}"
+        for s in manifest["saes"]
+    )
+
+
+def _measured(manifest: dict[str, Any], results: dict[str, Any]) -> str:
+    policy = manifest["token_policy"]
+    return f"""{headline(results)} {cost(results)}
+
+{markdown_table(results)}
+
+Positions left alone by the SAE: token ids {policy["exempt_ids"]}\
+{", position 0" if policy["first"] else ""}\
+{", padding" if policy["padding"] else ""}."""
+
+
+def _loading(tuned: list[dict[str, Any]]) -> str:
+    """Lines of Python that load a run's own SAEs."""
+    if not tuned:
+        return ""
+    lines = [
+        f'sae = SAE.load_from_disk("THIS FOLDER/{entry["folder"]}")  # {one_line(entry["hookpoint"])}'
+        for entry in tuned
+    ]
+    return "\n".join(["from sae_lens import SAE", "", *lines, ""])
 
 
 def _code(text: str) -> str:

@@ -11,6 +11,12 @@ ARM_NAMES = {
     "adapted": "spliced + adapted",
     "adapted_clean": "adapted, SAE taken out",
 }
+# method -> what to call its outcome, and what made it
+_NAMES = {
+    "linear": ("spliced + linear map", "linear map"),
+    "lora+sae": ("adapted, SAE trained", "adapter, with the SAE trained,"),
+    "sae": ("spliced, SAE finetuned", "finetuning"),
+}
 _HEADER = ("", "cross entropy", "KL to original", "top-1 agreement", "loss recovered")
 
 
@@ -20,6 +26,8 @@ def loss_rows(results: dict[str, Any]) -> list[tuple[str, ...]]:
     for arm, name in ARM_NAMES.items():
         if f"ce_{arm}" not in results:
             continue
+        if arm == "adapted":
+            name = _NAMES.get(results.get("method", "lora"), (name, ""))[0]
         recovered = results.get(f"loss_recovered_{arm}")
         kl, top1 = (results[f"{key}_{arm}"] if arm != "base" else None for key in ("kl", "top1"))
         rows.append(
@@ -42,6 +50,7 @@ def has_gap(results: dict[str, Any]) -> bool:
 
 def headline(results: dict[str, Any]) -> str:
     """The result in one sentence; a gap that the data cannot tell from zero is not given a share."""
+    what = _NAMES.get(results.get("method", "lora"), ("", "adapter"))[1]
     if "ce_gap" not in results:
         return f"The original model's cross entropy is {results['ce_base']:.4f} nats per token."
     gap = results["ce_gap"]
@@ -51,14 +60,14 @@ def headline(results: dict[str, Any]) -> str:
         if "ce_adapted" not in results:
             return f"{told}."
         change = results["ce_adapted"] - results["ce_sae"]
-        return f"{told}; there is no gap to close. The adapter changes the cross entropy by {_nats(change)} nats."
+        return f"{told}; there is no gap to close. The {what} changes the cross entropy by {_nats(change)} nats."
     told = f"The SAE costs {_nats(gap)} nats per token"
     if "gap_closed" not in results:
         return f"{told}{_interval(results, 'ce_gap', _nats)}."
     closed, interval = results["gap_closed"], _interval(results, "gap_closed", "{:.1%}".format)
     if closed < 0:
-        return f"{told}; the adapter makes it worse: gap closed {closed:.1%}{interval}."
-    return f"{told}; the adapter wins back {closed:.1%} of that{interval}."
+        return f"{told}; the {what} makes it worse: gap closed {closed:.1%}{interval}."
+    return f"{told}; the {what} wins back {closed:.1%} of that{interval}."
 
 
 def _nats(value: float) -> str:
@@ -83,6 +92,8 @@ def loss_table(results: dict[str, Any]) -> str:
     lines += ["", headline(results), cost(results)]
     for hookpoint, sae in results.get("saes", {}).items():
         lines.append(f"SAE at {hookpoint}: FVU {sae['fvu']:.3f}, L0 {sae['l0']:.1f} (active latents per token).")
+    for hookpoint, sae in results.get("saes_adapted", {}).items():
+        lines.append(f"As trained, at {hookpoint}: FVU {sae['fvu']:.3f}, L0 {sae['l0']:.1f}.")
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -91,7 +102,8 @@ def cost(results: dict[str, Any]) -> str:
     evaluated = f"Evaluated on {results['n_tokens_evaluated']:,} held-out predictions (nats per predicted token)."
     if "n_tokens_trained" not in results:
         return evaluated
-    trained = f"Adapted on {results['n_tokens_trained']:,} tokens in {results['seconds_training']:.0f} s"
+    verb = "Adapted" if results.get("method", "lora") in ("lora", "lora+sae") else "Trained"
+    trained = f"{verb} on {results['n_tokens_trained']:,} tokens in {results['seconds_training']:.0f} s"
     return f"{trained} ({results['tokens_per_second']:.0f} tokens/s). {evaluated}"
 
 

@@ -1,0 +1,46 @@
+"""saelora finetune-sae: train SAEs further, inside the frozen model, so that it predicts what it did without them."""
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from saelora.assemble import DataOptions, ModelOptions, SAEOptions
+from saelora.config import Count, build, option
+from saelora.jobs.run import RunOptions
+from saelora.jobs.tuning import TrainingOptions
+from saelora.jobs.tuning_run import tune
+from saelora.report.text import loss_table
+
+
+@dataclass(kw_only=True)
+class Config(ModelOptions, SAEOptions, DataOptions, TrainingOptions, RunOptions):
+    """Finetuning"""
+
+    method = "sae"  # no option: of the methods in saelora.jobs.tuning this command is one
+
+    part: Literal["sae", "decoder"] = option("sae", "what trains: the whole SAE, or its decoder and output bias alone")
+    objective: Literal["kl", "kl+mse"] = option(
+        "kl+mse", "half of KL and half of the SAE's own error, kept in balance; or KL alone"
+    )
+    tokens: Count = option(Count(1_000_000), "tokens to train on; fewer where the data holds fewer")
+    lr: float = option(5e-5, "peak learning rate of AdamW")
+
+
+def finetune_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
+    """Train SAEs inside the frozen model and measure what that bought.
+
+    Writes to ``out``: the SAE in SAELens's native format (several: one in a folder of each hookpoint's name),
+    saelora.json, results.json, metrics.jsonl, a card and the learning curve.
+
+    Returns:
+        What results.json holds, as for ``adapt``: ce_sae is the SAE as it came, ce_adapted the finetuned one.
+
+    Raises:
+        InputError: bad input, with its remedy.
+        Interrupted: stopped by a signal after saving a checkpoint.
+    """
+    return tune(config or build(Config, options), "finetune-sae")
+
+
+def render(results: dict[str, Any]) -> str:
+    """The results as a person reads them."""
+    return loss_table(results)

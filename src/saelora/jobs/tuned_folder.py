@@ -1,0 +1,79 @@
+"""What training leaves to load again: a PEFT adapter, and SAEs in SAELens's native format."""
+
+import importlib.metadata
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from saelora.assemble import Assembled
+from saelora.errors import InputError
+from saelora.models.hookpoints import Hookpoint, parse_hookpoint
+from saelora.saes.build import fingerprint
+from saelora.saes.loading import load_sae
+
+
+def save_adapter(model: Any, folder: Path) -> None:
+    """Write the adapter in PEFT's format; files appear under their names only when whole."""
+    part = folder / ".part-adapter"
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    for file in ("adapter_model.safetensors", "adapter_config.json"):
+        (part / file).replace(folder / file)
+    shutil.rmtree(part)
+
+
+def save_saes(
+    saes: dict[Hookpoint, Any], assembled: Assembled, about: dict[str, Any], folder: Path, below: str
+) -> list[dict[str, Any]]:
+    """Write trained SAEs: one into ``folder/below``, several into a folder of its hookpoint's name each in there.
+
+    Args:
+        about: how they were trained; goes into each SAE's metadata, with the SAE that it was made from.
+        below: a folder's name, or "" for ``folder`` itself.
+
+    Returns:
+        For the manifest: hookpoint, folder (relative) and fingerprint of each.
+    """
+    saved = []
+    for hookpoint, sae in saes.items():
+        came = assembled.saes[hookpoint]
+        sae.cfg.metadata.saelora_tuned = {
+            "version": importlib.metadata.version("saelora"),
+            "from": {"ref": came.ref, "fingerprint": came.fingerprint},
+            **about,
+        }
+        relative = Path(below) if len(saes) == 1 else Path(below) / str(hookpoint)
+        _save_sae(sae, folder / relative)
+        saved.append({"hookpoint": str(hookpoint), "folder": str(relative), "fingerprint": fingerprint(sae)})
+    return saved
+
+
+def _save_sae(sae: Any, folder: Path) -> None:
+    """SAELens's two files; they appear under their names only when whole."""
+    part = folder / ".part-sae"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    for file in sae.save_model(part):
+        file.replace(folder / file.name)
+    shutil.rmtree(part)
+
+
+def load_tuned_saes(folder: Path, recorded: dict[str, Any], device: torch.device) -> dict[Hookpoint, Any]:
+    """The SAEs that a run trained, by its manifest; none where it left them as they were.
+
+    Raises:
+        InputError: one is missing, damaged, or no longer the one that the run ended with.
+    """
+    found = {}
+    for entry in recorded.get("tuned_saes", []):
+        hookpoint = parse_hookpoint(entry["hookpoint"])
+        loaded = load_sae(str(folder / entry["folder"]), hookpoint=hookpoint, device=device)
+        if loaded.fingerprint != entry["fingerprint"]:
+            raise InputError(
+                f"SAE {folder / entry['folder']} has changed since its run ended (fingerprint {entry['fingerprint']}, "
+                f"now {loaded.fingerprint}): evaluate it as any other, with --sae and without --adapter"
+            )
+        found[hookpoint] = loaded.sae
+    return found

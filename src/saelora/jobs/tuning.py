@@ -1,0 +1,148 @@
+"""Students of one model, by method: what trains (adapter, affine map, SAE), and how it is optimised."""
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from saelora.assemble import Assembled
+from saelora.config import Count, option
+from saelora.core.lora import layers_of, lora_config
+from saelora.core.splice import SAE, splice
+from saelora.errors import InputError
+from saelora.models.hookpoints import Hookpoint
+from saelora.objectives.distill import Branch, DistillRecipe
+from saelora.objectives.tuned_sae import Part, TunedSAE
+from saelora.train.optim import Schedule
+
+Method = Literal["lora", "linear", "lora+sae", "sae"]
+ADAPTED: tuple[Method, ...] = ("lora", "lora+sae")  # methods with a PEFT adapter
+
+
+@dataclass(kw_only=True)
+class TrainingOptions:
+    """Training"""
+
+    tokens: Count = option(Count(15_000_000), "tokens to adapt on; fewer where the data holds fewer")
+    lr: float = option(DistillRecipe.lr, "peak learning rate of AdamW")
+    schedule: Schedule = option(DistillRecipe.schedule, "after the warm-up: linear or cosine to zero, or constant")
+    warmup: float = option(DistillRecipe.warmup, "share of the run over which lr rises from 0")
+    weight_decay: float = option(DistillRecipe.weight_decay, "AdamW weight decay")
+    betas: tuple[float, ...] = option(DistillRecipe.betas, "AdamW betas")
+    clip: float = option(DistillRecipe.clip, "largest gradient norm; 0 turns clipping off")
+    loss: Literal["token_mean", "sequence_sum"] = option(
+        DistillRecipe.loss, "KL per token, or summed over a sequence as in the published code"
+    )
+    objective: Literal["kl", "kl+mse"] = option(
+        DistillRecipe.objective,
+        "KL alone, or half of KL and half of the SAE's own error, kept in balance; the latter where the SAE trains",
+    )
+    history_points: int = option(6, "evaluations along the way, for the learning curve")
+    history_tokens: Count = option(Count(4096), "held-out tokens of each of them")
+    samples: int = option(0, "sample continuations to write: original, spliced, adapted")
+
+
+def recipe_of(config: Any) -> DistillRecipe:
+    """The optimisation part of a configuration.
+
+    Raises:
+        InputError: a value out of range, or an objective that the method cannot have.
+    """
+    if config.objective == "kl+mse" and config.method == "lora":
+        raise InputError(
+            "objective kl+mse weighs the SAE's own error, which method lora leaves as it is: use kl, or another method"
+        )
+    return DistillRecipe(
+        lr=config.lr,
+        schedule=config.schedule,
+        warmup=config.warmup,
+        weight_decay=config.weight_decay,
+        betas=config.betas,
+        clip=config.clip,
+        loss=config.loss,
+        objective=config.objective,
+        sae_lr=getattr(config, "sae_lr", None),
+    )
+
+
+def adapter_config(config: Any, assembled: Assembled) -> Any:
+    """PEFT's configuration of the adapter."""
+    return lora_config(
+        assembled.loaded.model,
+        layers_of(config.placement, assembled.saes, assembled.anatomy.n_layers),
+        rank=config.rank,
+        alpha=config.rank if config.alpha is None else config.alpha,
+        dropout=config.dropout,
+        use_rslora=config.rslora,
+        use_dora=config.dora,
+        init=config.init,
+    )
+
+
+def add_adapter(model: Any, config: Any, assembled: Assembled, name: str = "default") -> Any:
+    """The model (None: the assembled one, bare) with one more fresh adapter, its weights drawn from the seed."""
+    from peft import PeftModel, get_peft_model
+
+    peft_config = adapter_config(config, assembled)
+    torch.manual_seed(config.seed)
+    if isinstance(model, PeftModel):
+        model.add_adapter(name, peft_config)
+    else:
+        model = get_peft_model(assembled.loaded.model, peft_config, adapter_name=name)
+    peft_config.base_model_name_or_path = assembled.loaded.ref  # not the path of this machine's cache
+    return model
+
+
+def tuned_saes(config: Any, assembled: Assembled) -> dict[Hookpoint, TunedSAE]:
+    """The SAEs with what the method trains of them; none where it leaves them as they are.
+
+    Raises:
+        InputError: it cannot be trained in an SAE of this kind.
+    """
+    parts: dict[str, Part] = {"linear": "linear", "lora+sae": "sae", "sae": getattr(config, "part", "sae")}
+    if config.method == "lora":
+        return {}
+    rank = config.rank if config.method == "linear" else 1
+    return {
+        hookpoint: TunedSAE(sae, parts[config.method], rank=rank, seed=config.seed)
+        for hookpoint, sae in assembled.sae_modules.items()
+    }
+
+
+def student_model(model: nn.Module | None, config: Any, assembled: Assembled, name: str) -> nn.Module:
+    """The model (None: the assembled one, bare) with the adapter of one more student, where its method has one."""
+    if config.method in ADAPTED:
+        return add_adapter(model, config, assembled, name)
+    return assembled.loaded.model if model is None else model
+
+
+def open_branch(model: nn.Module, config: Any, assembled: Assembled, name: str, stack: ExitStack) -> Branch:
+    """The branch of a student whose adapter is in the model, with its splice opened on the stack."""
+    saes: dict[Hookpoint, SAE] = {**assembled.sae_modules, **tuned_saes(config, assembled)}
+    return Branch(name, stack.enter_context(splice(model, saes, assembled.token_mask)), recipe_of(config))
+
+
+def add_student(
+    model: nn.Module | None, config: Any, assembled: Assembled, name: str, stack: ExitStack
+) -> tuple[nn.Module, Branch]:
+    """Put one student of ``config.method`` into a model, and open its splice.
+
+    Students of one model can be of any methods. One exception: an SAE at attn_z hooks a linear layer, which an adapter
+    there would wrap. In a model with such SAEs, add the students with adapters first.
+
+    Args:
+        model: what the call before returned; None: the assembled model, bare.
+        config: options of adapt or finetune-sae.
+        name: of the branch, and of the adapter where the method has one.
+        stack: closes the splice.
+
+    Returns:
+        The model with all adapters so far, and the branch. Adapter and affine map are drawn from the seed.
+
+    Raises:
+        InputError: the method does not fit SAE or model.
+    """
+    model = student_model(model, config, assembled, name)
+    return model, open_branch(model, config, assembled, name, stack)

@@ -1,0 +1,215 @@
+"""The run that every method shares: read, train, save, measure, write."""
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from saelora.assemble import Assembled, assemble, autocast_dtype, read_rows, validation_rows
+from saelora.config import to_dict
+from saelora.console import Console
+from saelora.core.splice import SAE, splice
+from saelora.evals.loss import evaluate_loss
+from saelora.evals.samples import continuations, prompts_from
+from saelora.jobs.evaluate import measure
+from saelora.jobs.run import check_out, processes, run_loop, start
+from saelora.jobs.tuned_folder import save_adapter, save_saes
+from saelora.jobs.tuning import ADAPTED, open_branch, recipe_of, student_model
+from saelora.manifest import MANIFEST, RESULTS, check_room, describe, environment, read_json, write_json
+from saelora.models.hookpoints import Hookpoint
+from saelora.models.loading import pick_device
+from saelora.objectives.distill import Distill
+from saelora.objectives.tuned_sae import TunedSAE
+from saelora.report.card import card
+from saelora.report.figures import learning_curve
+from saelora.train.distributed import Group
+from saelora.train.loop import Loop, LoopConfig, LoopState, within_reach
+from saelora.train.shard import shard_layers
+from saelora.train.tracking import Tracker
+
+SAEs = dict[Hookpoint, Any]
+
+
+def tune(config: Any, command: str) -> dict[str, Any]:
+    """Train what ``config.method`` trains, and measure what it bought; ``command`` is the one to repeat.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        InputError: bad input, with its remedy.
+        Interrupted: stopped by a signal after saving a checkpoint.
+    """
+    group = processes(config)
+    group.check_rows(config.batch_rows)
+    console = Console(quiet=config.quiet or not group.is_main)
+    folder = group.on_main(lambda: check_out(config))
+    if config.resume and group.on_main((folder / RESULTS).exists):
+        console.say(f"{folder} is finished already; nothing to resume")
+        return read_json(folder / RESULTS)
+    recipe_of(config)  # refuses bad values before anything is loaded
+    console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
+    assembled = assemble(config)
+    console.say(f"reading {config.data}")
+    rows = group.on_main(lambda: read_rows(config, assembled.loaded, config.tokens, "train", config.seed))
+    heldout = group.on_main(lambda: validation_rows(config, assembled.loaded))
+    model: Any = student_model(None, config, assembled, "default")
+    if config.shard:
+        shard_layers(model, pick_device(config.device), group)
+    with ExitStack() as stack:
+        branch = open_branch(model, config, assembled, "default", stack)
+        tuned = [sae for sae in branch.spliced.saes.values() if isinstance(sae, TunedSAE)]
+        weights = [p for module in (model, *tuned) for p in module.parameters() if p.requires_grad]
+        group.on_main(lambda: check_room(folder, 8 * 4 * sum(p.numel() for p in weights)))
+        group.on_main(lambda: start(config, folder))
+        autocast = autocast_dtype(assembled.loaded)
+        objective = Distill(model, [branch], n_rows=len(rows.input_ids), autocast=autocast, group=group)
+        state = _train(config, command, console, folder, assembled, objective, rows.input_ids, heldout)
+    saes = {h: sae.export() for h, sae in branch.spliced.saes.items() if isinstance(sae, TunedSAE)}
+    saved = group.on_main(lambda: _save(model, config, assembled, saes, folder, state.n_tokens))
+    results = _measure(config, console, assembled, model, saes, heldout, state, group)
+    if config.samples:
+        console.say("writing sample continuations")
+        results["samples"] = _samples(config, assembled, model, saes, heldout)
+    if group.is_main:
+        _write(config, folder, assembled, results, rows.n_documents, saved)
+    return results
+
+
+def _train(
+    config: Any,
+    command: str,
+    console: Console,
+    folder: Path,
+    assembled: Assembled,
+    objective: Distill,
+    rows: Tensor,
+    heldout: Tensor,
+) -> LoopState:
+    """Run the loop with progress that shows the gap closed so far."""
+    n_steps = -(-len(rows) // config.batch_rows)
+    points = max(1, config.history_points)
+    on_gpu = assembled.loaded.model.device.type != "cpu"
+    loop_config = LoopConfig(
+        config.batch_rows,
+        log_every=10 if on_gpu else 1,
+        evaluate_at=tuple(sorted({max(1, round(n_steps * i / points)) for i in range(1, points + 1)})),
+        checkpoint_seconds=config.checkpoint_seconds,
+    )
+    history = _History(assembled, objective, heldout[: max(1, config.history_tokens // heldout.shape[1])])
+    with ExitStack() as stack:
+        bar = stack.enter_context(
+            console.progress("finetuning" if config.method == "sae" else "adapting", rows.numel())
+        )
+
+        def report(row: dict[str, float]) -> None:
+            if "gap_closed" in row:
+                bar.update(int(row["n_tokens"]), f"gap closed {row['gap_closed']:.1%}")
+            else:
+                bar.update(int(row["n_tokens"]))
+
+        group = objective.group
+        tracker = Tracker(config.track if group.is_main else None, folder, to_dict(config))
+        loop = Loop(
+            objective, within_reach(rows, objective.device), loop_config, folder, tracker, history, report, group
+        )
+        return run_loop(loop, command, bar, resume=config.resume)
+
+
+@dataclass
+class _History:
+    """Evaluates the student on a few held-out rows; the clean and spliced model are measured once."""
+
+    assembled: Assembled
+    objective: Distill
+    rows: Tensor
+    ce_sae: float | None = None
+
+    def __call__(self) -> dict[str, float]:
+        branch, frozen = self.objective.runs[0].branch, self.assembled.sae_modules
+        with branch.spliced.disabled():
+            found = evaluate_loss(
+                self.objective.model,
+                branch.spliced.saes,
+                self.assembled.token_mask,
+                self.rows,
+                arms=["adapted"] if self.ce_sae is not None else ["sae", "adapted"],
+                autocast=autocast_dtype(self.assembled.loaded),
+                group=self.objective.group,
+                reference=frozen if self.objective.runs[0].tuned else None,
+            )
+        self.ce_sae = found.get("ce_sae", self.ce_sae)
+        assert self.ce_sae is not None
+        row = {"kl": found["kl_adapted"], "ce": found["ce_adapted"]}
+        if self.ce_sae > found["ce_base"]:
+            row["gap_closed"] = (self.ce_sae - found["ce_adapted"]) / (self.ce_sae - found["ce_base"])
+        return row
+
+
+def _save(
+    model: Any, config: Any, assembled: Assembled, saes: SAEs, folder: Path, n_tokens: int
+) -> list[dict[str, Any]]:
+    """Write what was trained; returns what the manifest says of the SAEs."""
+    if config.method in ADAPTED:
+        save_adapter(model, folder)
+    if not saes:
+        return []
+    about = {"method": config.method, "objective": config.objective, "model": config.model, "n_tokens": n_tokens}
+    return save_saes(saes, assembled, about, folder, "" if config.method == "sae" else "sae")
+
+
+def _measure(
+    config: Any,
+    console: Console,
+    assembled: Assembled,
+    model: nn.Module,
+    saes: SAEs,
+    heldout: Tensor,
+    state: LoopState,
+    group: Group,
+) -> dict[str, Any]:
+    """The figures on held-out text, and what they cost."""
+    return {
+        "method": config.method,
+        **measure(console, assembled, model, heldout, group, saes),
+        "n_tokens_trained": state.n_tokens,
+        "seconds_training": round(state.seconds, 3),
+        "tokens_per_second": round(state.n_tokens / max(state.seconds, 1e-9), 1),
+        "history": state.history,
+    }
+
+
+def _samples(config: Any, assembled: Assembled, model: nn.Module, saes: SAEs, heldout: Tensor) -> list[dict[str, str]]:
+    own: dict[Hookpoint, SAE] = {**assembled.sae_modules, **saes}
+    prompts = prompts_from(heldout, config.samples)
+    with splice(model, assembled.sae_modules, assembled.token_mask) as spliced, ExitStack() as stack:
+        adapted = stack.enter_context(splice(model, own, assembled.token_mask)) if saes else None
+        return continuations(model, spliced, assembled.loaded.tokenizer, prompts, adapted=adapted)
+
+
+def _write(
+    config: Any,
+    folder: Path,
+    assembled: Assembled,
+    results: dict[str, Any],
+    n_documents: int,
+    saved: list[dict[str, Any]],
+) -> None:
+    """Everything beside what was trained; results.json comes last and marks the run as finished."""
+    manifest = {
+        **describe(assembled),
+        "method": config.method,
+        "tuned_saes": saved,
+        "config": to_dict(config),
+        "n_documents_trained": n_documents,
+        "environment": environment(),
+        "metrics": {k: v for k, v in results.items() if isinstance(v, int | float)},
+    }
+    write_json(folder / MANIFEST, manifest)
+    (folder / "README.md").write_text(card(manifest, results), encoding="utf-8")
+    learning_curve(results, folder / "learning_curve.png")
+    write_json(folder / RESULTS, results)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -1,0 +1,55 @@
+"""KL and the SAE's own error at once: 1/2 (MSE + KL * sg[MSE / KL]), where sg stops the gradient.
+
+Source: Karvonen, arXiv 2503.17272. The error is taken relative to the variance of the activations it is an error of
+(the batch's FVU). The loss is homogeneous in MSE, so the balance of its two terms is the paper's; but a limit on the
+gradient's norm then means the same whatever the scale of a model's activations.
+"""
+
+import torch
+from torch import Tensor
+
+from saelora.models.hookpoints import Hookpoint
+
+
+class BatchErrors:
+    """The observer of a splice: each SAE's squared error over one batch's replaced positions, with its gradient.
+
+    The SAE's input is the target, and gets no gradient as such, only what comes through the reconstruction.
+
+    Args:
+        weight: 0 for a batch that is another process's, else 1.
+    """
+
+    def __init__(self, weight: float = 1.0):
+        self.weight = weight
+        self.errors: dict[Hookpoint, Tensor] = {}  # sums over this process's rows
+        self.sums: dict[Hookpoint, Tensor] = {}  # [3 + d]: error, positions, squares of x, x; over processes
+
+    def __call__(self, hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
+        wide = torch.float32 if x.device.type == "mps" else torch.float64  # a mean square minus a squared mean
+        keep = mask.unsqueeze(-1)
+        kept = torch.where(keep, x.detach(), 0)
+        narrow = torch.promote_types(x.dtype, torch.float32)
+        error = torch.where(keep, recon.to(narrow) - kept.to(narrow), 0).square().sum() * self.weight
+        kept_ND = kept.to(wide).flatten(0, -2)
+        counts = torch.stack([mask.sum().to(wide), kept_ND.square().sum()])
+        self.errors[hookpoint] = error
+        self.sums[hookpoint] = torch.cat(
+            [error.detach().to(wide)[None], self.weight * torch.cat([counts, kept_ND.sum(0)])]
+        )
+
+    def fvu(self) -> tuple[Tensor, Tensor]:
+        """Fraction of variance unexplained, the mean over SAEs: this process's share with gradient, and all of it."""
+        mine, whole = [], []
+        for hookpoint, error in self.errors.items():
+            found, n, squares = self.sums[hookpoint][:3]
+            variance = squares - self.sums[hookpoint][3:].square().sum() / n
+            mine.append(error / variance.to(error.dtype))
+            whole.append((found / variance).to(error.dtype))
+        return torch.stack(mine).mean(), torch.stack(whole).mean()
+
+
+def balanced(kl: Tensor, mse: Tensor, kl_whole: Tensor, mse_whole: Tensor) -> Tensor:
+    """1/2 (mse + kl * sg[mse / kl]) of this process's shares, the ratio being that of all processes' sums."""
+    ratio = mse_whole / kl_whole.clamp_min(torch.finfo(kl.dtype).eps)  # a perfect copy has no KL to weigh
+    return 0.5 * (mse.to(kl.dtype) + kl * ratio.detach())
