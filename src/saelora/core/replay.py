@@ -72,8 +72,11 @@ def _from(anatomy: Anatomy, entry: int, stored: Tensor | None, top: int) -> list
 
 
 @contextmanager
-def _keeping(anatomy: Anatomy, kept: dict[int, Tensor], entries: Iterable[int]) -> Iterator[None]:
-    """Put the named layers' outputs into ``kept``, as they are before a splice replaces them."""
+def keeping(anatomy: Anatomy, kept: dict[int, Tensor], entries: Iterable[int]) -> Iterator[None]:
+    """While the context is open, put the named layers' outputs into ``kept``, as they are before a splice acts on them.
+
+    Outputs of ``clean_forward`` come without gradient, those of ``replay`` with it.
+    """
 
     def keep(index: int) -> Any:
         def hook(module: nn.Module, args: Any, output: Any) -> None:
@@ -116,7 +119,7 @@ def clean_forward(
     """
     anatomy = anatomy_of(model)
     kept: dict[int, Tensor] = {}
-    with torch.no_grad(), _keeping(anatomy, kept, entries):
+    with torch.no_grad(), keeping(anatomy, kept, entries):
         hidden = _run(anatomy, input_ids, attention_mask)
     return Clean(hidden, kept)
 
@@ -137,7 +140,7 @@ def stem(
     """
     anatomy, top = anatomy_of(model), max(entries)
     kept: dict[int, Tensor] = {}
-    with _layers(anatomy, _from(anatomy, entry, stored, top)), _keeping(anatomy, kept, entries):
+    with _layers(anatomy, _from(anatomy, entry, stored, top)), keeping(anatomy, kept, entries):
         _run(anatomy, input_ids, attention_mask)
     return kept
 

@@ -27,6 +27,7 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
     and `hidden_pre` carries no gradient. Needs apply_b_dec_to_input and no run-time normalisation.
     """
 
+    @torch.autocast("cpu", enabled=False)  # the products of sparse tensors exist in full precision only
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """One forward pass; `loss.backward()` gives the gradients of SAELens' dense step."""
         x_BD = step_input.sae_in.to(self.dtype)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from saelora.objectives.sae_recipe import SAERecipe, build_training_sae, init_from_data
+from saelora.objectives.sae_start import Start
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
@@ -16,11 +17,28 @@ if TYPE_CHECKING:
 class SAETrainer:
     """One SAE, its optimiser and its counts of silence.
 
-    Suffixes: N tokens of a chunk, D d_in, S d_sae.
+    An optimiser step is ``forward``, the caller's backward pass, ``update`` and ``count``, once ``start`` has seen
+    the first chunk.
+
+    Suffixes: N tokens of a chunk, B of a batch, D d_in, S d_sae.
     """
 
-    def __init__(self, recipe: SAERecipe, d_in: int, metadata: dict[str, Any], device: torch.device) -> None:
-        self.recipe = recipe
+    def __init__(
+        self,
+        recipe: SAERecipe,
+        d_in: int,
+        metadata: dict[str, Any],
+        device: torch.device,
+        begin: Start | None = None,
+    ) -> None:
+        """``begin``: a finished SAE to go on from.
+
+        Raises:
+            InputError: recipe, d_in and ``begin`` do not fit one another.
+        """
+        self.recipe, self.begin = recipe, begin
+        if begin is not None:
+            begin.check(recipe, d_in)
         self.sae = build_training_sae(recipe, d_in, metadata, device)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=recipe.lr, betas=recipe.adam_betas, fused=True)
         self.tokens_silent_S = torch.zeros(self.sae.cfg.d_sae, dtype=torch.long, device=device)
@@ -42,19 +60,18 @@ class SAETrainer:
             so on data the SAE has not seen. `dead_frac`: after the chunk.
         """
         x_ND = x_ND.float()
-        if not self.scale:
-            self._start(x_ND)
+        self.start(x_ND)
         batches = [part for order in orders for part in order.chunk(-(-len(order) // self.recipe.batch_tokens))]
         n_first = len(batches) // len(orders)
         totals = torch.zeros(3, device=x_ND.device)
         for index, part in enumerate(batches):
             now = progress + span * (index + 0.5) / len(batches)
-            output = self._step(x_ND[part] * self.scale, now)
+            output = self.forward(x_ND[part] * self.scale, now)
+            output.loss.backward()
+            self.update(now)
+            l0 = self.count(output)
             if index < n_first:
-                sums = torch.stack([output.loss.detach(), output.losses["mse_loss"].detach(), self._count(output)])
-                totals += sums * len(part)
-            else:
-                self._count(output)
+                totals += torch.stack([output.loss.detach(), output.losses["mse_loss"].detach(), l0]) * len(part)
         loss, sse, l0 = (totals / len(x_ND)).unbind()
         variance = (x_ND - x_ND.mean(dim=0)).pow(2).sum() / len(x_ND)
         sse = sse / self.scale**2
@@ -66,18 +83,27 @@ class SAETrainer:
         """Bool[d_sae]: silent for more than the recipe's dead_after_tokens."""
         return self.tokens_silent_S > self.recipe.dead_after_tokens
 
-    def _start(self, x_ND: Tensor) -> None:
-        """Scale and centre on the first chunk, as SAELens' expected_average_only_in does with its first batches."""
+    def start(self, x_ND: Tensor) -> None:
+        """Scale and centre on the first chunk, as SAELens' expected_average_only_in does with its first batches.
+
+        Later chunks change nothing. An SAE that goes on from a finished one gets its weights here, at that scale.
+        """
+        if self.scale:
+            return
         self.scale = float(x_ND.shape[1] ** 0.5 / x_ND.norm(dim=-1).mean())
+        if self.begin is not None:
+            self.begin.copy_into(self.sae, self.scale)
+            return
         generator = torch.Generator().manual_seed(self.recipe.seed)
         init_from_data(self.sae, x_ND * self.scale, self.recipe, generator)
 
-    def _step(self, x_BD: Tensor, progress: float) -> TrainStepOutput:
+    def forward(self, x_BD: Tensor, progress: float) -> TrainStepOutput:
+        """SAELens' training pass on scaled activations, with the coefficients of this moment of the run."""
         from sae_lens.saes.sae import TrainStepInput
 
         warm = self.recipe.sparsity_at(progress)
         coefficients = {n: warm * float(getattr(c, "value", c)) for n, c in self.sae.get_coefficients().items()}
-        output = self.sae.training_forward_pass(
+        return self.sae.training_forward_pass(
             TrainStepInput(
                 sae_in=x_BD,
                 coefficients=coefficients,
@@ -86,7 +112,9 @@ class SAETrainer:
                 is_logging_step=False,
             )
         )
-        output.loss.backward()
+
+    def update(self, progress: float) -> None:
+        """Clip the gradients and take one optimiser step with them."""
         if self.recipe.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.sae.parameters(), self.recipe.grad_clip)
         for group in self.optimizer.param_groups:
@@ -97,10 +125,9 @@ class SAETrainer:
         if self.n_steps == 1 and hasattr(self.sae, "topk_threshold"):
             # SAELens averages the threshold of the saved SAE from 0 up: far too low after a short run
             self.sae.topk_threshold /= self.sae.cfg.topk_threshold_lr
-        return output
 
     @torch.no_grad()
-    def _count(self, output: TrainStepOutput) -> Tensor:
+    def count(self, output: TrainStepOutput) -> Tensor:
         """Mean active latents per token of this batch; updates how long each latent has been silent."""
         acts = output.feature_acts
         if acts.is_sparse:  # uncoalesced is fine: a latent appears once per token
