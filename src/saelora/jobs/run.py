@@ -64,7 +64,8 @@ def check_out(config: Any) -> Path:
     if in_use and not (config.resume or config.overwrite):
         raise InputError(f"{folder} exists: choose another --out, --resume to go on with it, or --overwrite")
     if in_use and config.resume:
-        _check_same(read_yaml(recorded), to_dict(config), recorded)
+        # a run from before an option was there has that option's default
+        _check_same({**to_dict(type(config)()), **read_yaml(recorded)}, to_dict(config), recorded)
     check_tracker(config.track)
     return folder
 

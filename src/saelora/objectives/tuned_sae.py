@@ -170,5 +170,5 @@ def _affine(W_dec: Tensor, rank: int, seed: int) -> tuple[nn.Parameter, nn.Param
 
 
 def _wide(tensor: Tensor) -> Tensor:
-    """In float64 and on the CPU, since Apple's GPUs lack it."""
-    return tensor.detach().cpu().double()
+    """A copy in float64 and on the CPU, since Apple's GPUs lack it."""
+    return tensor.detach().cpu().to(torch.float64, copy=True)

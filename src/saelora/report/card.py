@@ -74,7 +74,7 @@ The model itself is as it was. In the table, "adapted" is the model with the SAE
 ```python
 {_loading(manifest["tuned_saes"])}```
 
-`--sae THIS_FOLDER/...` names it to any command of saelora, `saelora evaluate --adapter THIS_FOLDER` measures it again.
+Its folder after `--sae` names it to any command of saelora; `saelora evaluate --adapter THIS_FOLDER` measures it again.
 """
 
 
@@ -100,10 +100,10 @@ def _loading(tuned: list[dict[str, Any]]) -> str:
     """Lines of Python that load a run's own SAEs."""
     if not tuned:
         return ""
-    lines = [
-        f'sae = SAE.load_from_disk("THIS FOLDER/{entry["folder"]}")  # {one_line(entry["hookpoint"])}'
-        for entry in tuned
-    ]
+    lines = []
+    for entry in tuned:
+        folder = "THIS FOLDER" if entry["folder"] == "." else f"THIS FOLDER/{one_line(entry['folder'])}"
+        lines.append(f'sae = SAE.load_from_disk("{folder}")  # {one_line(entry["hookpoint"])}')
     return "\n".join(["from sae_lens import SAE", "", *lines, ""])
 
 

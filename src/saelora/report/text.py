@@ -13,8 +13,8 @@ ARM_NAMES = {
 }
 # method -> what to call its outcome, and what made it
 _NAMES = {
-    "linear": ("spliced + linear map", "linear map"),
-    "lora+sae": ("adapted, SAE trained", "adapter, with the SAE trained,"),
+    "linear": ("spliced + linear map", "the linear map"),
+    "lora+sae": ("adapted, SAE trained", "the adapter with the SAE trained"),
     "sae": ("spliced, SAE finetuned", "finetuning"),
 }
 _HEADER = ("", "cross entropy", "KL to original", "top-1 agreement", "loss recovered")
@@ -50,7 +50,7 @@ def has_gap(results: dict[str, Any]) -> bool:
 
 def headline(results: dict[str, Any]) -> str:
     """The result in one sentence; a gap that the data cannot tell from zero is not given a share."""
-    what = _NAMES.get(results.get("method", "lora"), ("", "adapter"))[1]
+    what = _NAMES.get(results.get("method", "lora"), ("", "the adapter"))[1]
     if "ce_gap" not in results:
         return f"The original model's cross entropy is {results['ce_base']:.4f} nats per token."
     gap = results["ce_gap"]
@@ -60,14 +60,15 @@ def headline(results: dict[str, Any]) -> str:
         if "ce_adapted" not in results:
             return f"{told}."
         change = results["ce_adapted"] - results["ce_sae"]
-        return f"{told}; there is no gap to close. The {what} changes the cross entropy by {_nats(change)} nats."
+        subject = what[0].upper() + what[1:]
+        return f"{told}; there is no gap to close. {subject} changes the cross entropy by {_nats(change)} nats."
     told = f"The SAE costs {_nats(gap)} nats per token"
     if "gap_closed" not in results:
         return f"{told}{_interval(results, 'ce_gap', _nats)}."
     closed, interval = results["gap_closed"], _interval(results, "gap_closed", "{:.1%}".format)
     if closed < 0:
-        return f"{told}; the {what} makes it worse: gap closed {closed:.1%}{interval}."
-    return f"{told}; the {what} wins back {closed:.1%} of that{interval}."
+        return f"{told}; {what} makes it worse: gap closed {closed:.1%}{interval}."
+    return f"{told}; {what} wins back {closed:.1%} of that{interval}."
 
 
 def _nats(value: float) -> str:
