@@ -66,8 +66,8 @@ class Yardstick:
         with evaluating(model), torch.no_grad(), self._autocast():
             for ids, clean in self._clean:
                 stored = students.enters(student) in (NO_PREFIX, *clean.entries)
-                shared = students.share(ids, None, clean) if stored else students.teacher(ids)
                 with student.splice.observed_by(observe) if student.splice else nullcontext():
+                    shared = students.share(ids, None, clean) if stored else students.teacher(ids)
                     hidden = students.hidden(student, shared)
                 labels = ids[:, 1:]
                 flat = [h[:, :-1].flatten(0, 1) for h in (hidden, clean.hidden)]

@@ -19,6 +19,9 @@ class AdapterOptions:
         "lora",
         "what trains: lora, an adapter; linear, a low-rank affine map of the reconstruction; lora+sae, adapter and SAE",
     )
+    part: Literal["decoder", "sae"] = option(
+        "decoder", "what of the SAE trains with lora+sae: its decoder and output bias (latents stay), or all of it"
+    )
     sae_lr: float | None = option(None, "peak learning rate of the SAE's own weights; default: as --lr")
     rank: int = option(64, "LoRA rank; with method linear the map's")
     alpha: float | None = option(None, "LoRA alpha, scaling = alpha / rank; default: the rank, so scaling 1")

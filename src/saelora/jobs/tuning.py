@@ -101,12 +101,12 @@ def tuned_saes(config: Any, assembled: Assembled) -> dict[Hookpoint, TunedSAE]:
     Raises:
         InputError: it cannot be trained in an SAE of this kind.
     """
-    parts: dict[str, Part] = {"linear": "linear", "lora+sae": "sae", "sae": getattr(config, "part", "sae")}
     if config.method == "lora":
         return {}
+    part: Part = "linear" if config.method == "linear" else config.part
     rank = config.rank if config.method == "linear" else 1
     return {
-        hookpoint: TunedSAE(sae, parts[config.method], rank=rank, seed=config.seed)
+        hookpoint: TunedSAE(sae, part, rank=rank, seed=config.seed)
         for hookpoint, sae in assembled.sae_modules.items()
     }
 
