@@ -1,0 +1,80 @@
+"""What a comparison found, in a few plain sentences."""
+
+from collections.abc import Sequence
+
+from saelora.report.compare_curves import finite, speedup_to_e2e
+from saelora.report.compare_equal import EQUAL, equal_seconds, equal_tokens, main_group
+from saelora.report.tables import Row
+
+_OF_COST = {"seconds": "training time", "n_tokens": "training tokens", "model_flops": "operations"}
+
+
+def words(runs: Sequence[Row]) -> list[str]:
+    """Who reaches the end-to-end loss how much sooner, and which methods can be told apart; [] for nothing to tell."""
+    told = [_reaching(runs), *_at_equal_tokens(runs), _in_equal_time(runs), _diverged(runs)]
+    return [sentence for sentence in told if sentence]
+
+
+def _reaching(runs: Sequence[Row]) -> str | None:
+    best = speedup_to_e2e(runs)
+    if best is None:
+        return None
+    loss, target = f"{best['loss']:.3f} nats per token", best["target"]
+    if best["median"] is None:
+        return f"No other way that was tried reaches the lowest loss of {target}, {loss}."
+    parts = [f"{_times(row['median'])} {_OF_COST[cost]}" for cost, row in best["costs"].items() if row["median"]]
+    n, of = best["n_reached"], len(best["per_seed"])
+    told = f"{best['rival']} reaches the lowest loss of {target}, {loss}, with {_listed(parts)}, all training counted."
+    if n < of:
+        return f"{told} It does so with {n} of {of} seeds."
+    if n == 1:
+        return f"{told} This is one seed."
+    return f"{told} The speed-up in time lies between {best['least']:.2f} and {best['most']:.2f} over {n} seeds."
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.1f} times less" if ratio >= 1 else f"{1 / ratio:.1f} times more"
+
+
+def _at_equal_tokens(runs: Sequence[Row]) -> list[str]:
+    group = main_group(equal_tokens(runs))
+    if not group:
+        return []
+    budget, start = group[0]["budget"], group[0]["start"]
+    best_first = sorted(group, key=lambda row: -row["value"])
+    closed = _listed([f"{row['name']} {row['value']:.1%}" for row in best_first])
+    told = [f"Share of the SAE's gap that {budget:,} tokens of training close, from {start}: {closed}."]
+    rest = [row for row in group if row["difference"] is not None]
+    if not rest:
+        return told if len(group) == 1 else [*told, "With one seed the methods cannot be told apart."]
+    first = next(row["name"] for row in group if row["difference"] is None)
+    kinds = {"more": [], "less": [], "same": []}  # type: dict[str, list[str]]
+    for row in rest:
+        low, high = row["difference"]["low"], row["difference"]["high"]
+        kind = "more" if low > 0 else "less" if high < 0 else "same"
+        kinds[kind].append(f"{row['name']} ({low * 100:+.1f} to {high * 100:+.1f} points)")
+    sentences = {"more": "more than", "less": "less than"}
+    parts = [f"{_listed(kinds[kind])} closed {text} {first}" for kind, text in sentences.items() if kinds[kind]]
+    if kinds["same"]:
+        parts.append(f"{_listed(kinds['same'])} cannot be told apart from {first}")
+    n = min(len(row["per_seed"]) for row in rest)
+    return [*told, f"By 95 % intervals of differences paired over {n} seeds: {'; '.join(parts)}."]
+
+
+def _in_equal_time(runs: Sequence[Row]) -> str | None:
+    group = main_group(equal_seconds(runs))
+    equal = [row for row in group if row["how"] in EQUAL]
+    if len(equal) < 2:
+        return None
+    best_first = sorted(equal, key=lambda row: -row["value"])
+    closed = _listed([f"{row['name']} {row['value']:.1%}" for row in best_first])
+    return f"Share that {group[0]['limit']:,.0f} seconds of training close, from the same: {closed}."
+
+
+def _diverged(runs: Sequence[Row]) -> str | None:
+    lost = [f"{run['name']} (seed {run['seed']})" for run in runs if not finite(run["final"].get("ce"))]
+    return f"Diverged, and left out of all figures: {_listed(list(dict.fromkeys(lost)))}." if lost else None
+
+
+def _listed(parts: Sequence[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
