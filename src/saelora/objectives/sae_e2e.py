@@ -45,7 +45,7 @@ class EndToEnd(SAETraining):
     def __init__(
         self, *args: Any, downstream: float = 0.0, autocast: torch.dtype | None = None, **options: Any
     ) -> None:
-        """As `SAETraining`, and:
+        """As `SAETraining`, with a `saelora.core.splice.TokenMask` for token_mask, and:
 
         Args:
             downstream: weight of the later layers' error; 0 leaves the KL alone.
@@ -151,12 +151,9 @@ class EndToEnd(SAETraining):
         with ExitStack() as stack:
             students: dict[str, Student] = {}
             for name, sae in saes.items():
-                only: Any = {where[name]: sae}
-                students[name] = Student(stack.enter_context(splice(self.model, only, self._mask)))  # type: ignore[arg-type]
+                opened = splice(self.model, {where[name]: sae}, self.token_mask)  # type: ignore[arg-type]
+                students[name] = Student(stack.enter_context(opened))
             yield _Spliced(saes, students, where, Students(self.model, list(students.values())))
-
-    def _mask(self, input_ids: Tensor, attention_mask: Tensor | None = None, past: int = 0) -> Tensor:
-        return self.token_mask(input_ids, attention_mask)
 
     def _clean(self, piece: Tensor, spliced: "_Spliced") -> "_Batch | None":
         """The clean pass of some rows; None where the SAEs see none of their tokens."""
@@ -224,6 +221,13 @@ class _InTraining(nn.Module):
         self._output = self.trainer.forward(x_ND[self.kept_N] * self.trainer.scale, self.progress)
         recon_ND = (self._output.sae_out / self.trainer.scale).to(x.dtype)
         return x_ND.index_copy(0, self.kept_N, recon_ND).view_as(x)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Not used while there is ``reconstruct``; for whoever observes the splice."""
+        return self.sae.encode(x * self.trainer.scale)
+
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        return self.sae.decode(feature_acts) / self.trainer.scale
 
     def take(self) -> "TrainStepOutput":
         """What the last forward pass gave, once."""
