@@ -5,12 +5,13 @@ from pathlib import Path
 import pytest
 
 from saelora.config import build, read_yaml
-from saelora.jobs import train_sae
+from saelora.jobs import compare_plan, train_sae
 from saelora.jobs.sweep_plan import Recipe, expand, group_points, read_recipe
 from saelora.saes import registry
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-SWEEPS = sorted(p for p in RECIPES.glob("*/*.yaml") if not p.name.startswith("saes_"))
+TIMING = sorted(RECIPES.glob("*/timing*.yaml"))
+SWEEPS = sorted(p for p in RECIPES.glob("*/*.yaml") if not p.name.startswith("saes_") and p not in TIMING)
 PAPER = [p for p in SWEEPS if p.parent.name == "paper"]
 # arXiv 2501.19406 and its published code
 PUBLISHED = {
@@ -26,6 +27,22 @@ PUBLISHED = {
     "batch_rows": 1,
     "eval_tokens": 1_000_000,
     "dtype": "bfloat16",
+}
+# Of its timing experiment: model, SAE tokens, SAE learning rate, which its code derives from the width.
+TIMED = {
+    "timing_gemma": ("google/gemma-2-2b", 2_000_000_000, 2e-4 / (8 * 2304 / 2**14) ** 0.5),
+    "timing_llama": ("meta-llama/Llama-3.2-1B", 4_000_000_000, 2e-4 / (8 * 2048 / 2**14) ** 0.5),
+}
+PUBLISHED_SAE = {
+    "hookpoint": ["layers.12.resid_post"],
+    "architecture": "topk",
+    "expansion": 8,
+    "d_sae": None,
+    "k": 64,
+    "batch_tokens": 1024,
+    "passes": 1,
+    "aux_coefficient": 0.0,
+    "dead_after_tokens": 10_000_000,
 }
 N_POINTS = {"sparsity": 25, "width": 30, "layer": 25, "single_layer": 14, "model_size": 15, "n_saes": 7}
 
@@ -78,3 +95,51 @@ def test_saes_that_sweeps_name_are_made_by_the_recipe_they_name(path: Path) -> N
     for user in users:
         for point in expand(read_recipe(user), str(user)):
             assert {ref.removeprefix("{saes}/") for ref in point.config.sae} <= made
+
+
+@pytest.mark.parametrize("path", TIMING, ids=name)
+def test_timing_recipe_expands_and_says_how_it_is_run(path: Path) -> None:
+    runs = compare_plan.expand(compare_plan.read_recipe(path), str(path))
+    assert {"local", "e2e", "lora"} <= {run.entry.method for run in runs}
+    assert f"saelora compare recipes/{path.parent.name}/{path.name}" in path.read_text()
+
+
+@pytest.mark.parametrize("stem", TIMED)
+def test_the_papers_timing_recipe_has_its_settings(stem: str) -> None:
+    path, (model, tokens, lr) = RECIPES / "paper" / f"{stem}.yaml", TIMED[stem]
+    runs = compare_plan.expand(compare_plan.read_recipe(path), str(path))
+    configs = [(run, build(compare_plan.config_type(run.entry), run.values)) for run in runs]
+    for _, config in configs:
+        data = (config.data, config.subset, config.text_column)
+        assert data == ("togethercomputer/RedPajama-Data-V2", "sample-10B", "raw_content")
+        shared = (config.model, config.dtype, config.exempt, config.context, config.batch_rows, config.eval_tokens)
+        assert shared == (model, "float32", ["none"], 1024, 1, 1_000_000)
+    saes = [config for run, config in configs if run.entry.kind == "sae"]
+    assert [config.objective for config in saes] == ["local", "e2e"]
+    for config in saes:
+        assert {key: getattr(config, key) for key in PUBLISHED_SAE} == PUBLISHED_SAE
+        assert config.tokens == tokens
+        assert config.lr == pytest.approx(lr, rel=1e-3)
+        assert config.warmup == pytest.approx(1000 * 1024 / tokens)
+        assert config.warmup + config.decay == pytest.approx(1)
+    lora = [(run, config) for run, config in configs if run.entry.name == "lora"]
+    assert [run.start_share for run, _ in lora] == [i / 10 for i in range(1, 11)]
+    assert {run.start_run for run, _ in lora} == {runs[0].id}
+    for _, config in lora:
+        published = {key: value for key, value in PUBLISHED.items() if key != "dtype"}
+        assert {key: getattr(config, key) for key in published} == published
+        assert (config.rank, config.placement, config.tokens, config.method) == (64, "all", 15_000_000, "lora")
+        assert config.betas == (0.9, 0.999)
+
+
+@pytest.mark.parametrize("stem", ["timing", "timing_gpu"])
+def test_the_default_models_timing_recipe_compares_every_method_at_equal_tokens(stem: str) -> None:
+    path = RECIPES / "smollm" / f"{stem}.yaml"
+    runs = compare_plan.expand(compare_plan.read_recipe(path), str(path))
+    methods = {"lora", "lora+sae", "linear", "finetune-sae"}
+    assert {run.entry.method for run in runs} == methods | {"local", "e2e", "e2e+downstream"}
+    names = {run.entry.name for run in runs if run.entry.kind == "method"}
+    most = max(run.budget for run in runs if run.entry.kind == "method")
+    for seed in (0, 1, 2):
+        equal = [r for r in runs if (r.seed, r.budget, r.start_share) == (seed, most, 1.0)]
+        assert {run.entry.name for run in equal} == names

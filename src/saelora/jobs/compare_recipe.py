@@ -8,7 +8,7 @@ from typing import Any, Literal, get_type_hints
 
 from saelora.config import Count, build, coerce, read_yaml
 from saelora.errors import InputError
-from saelora.jobs import adapt, train_sae
+from saelora.jobs import adapt, finetune_sae, train_sae
 from saelora.jobs.recipe_file import check_keys, options, override, with_underscores
 
 SAEMethod = Literal["local", "e2e", "e2e+downstream"]
@@ -19,7 +19,8 @@ _EXAMPLE = "--set context=128, --set seeds=[0] or --set methods.lora.tokens=5k"
 # what the comparison decides for each run
 _DECIDED = ("out", "resume", "overwrite", "track", "shard", "seed", "sae", "start", "variant")
 # what may stand under base: options that all jobs have
-_SHARED = tuple(sorted(get_type_hints(train_sae.Config).keys() & get_type_hints(adapt.Config).keys() - {*_DECIDED}))
+_JOBS = (train_sae.Config, adapt.Config, finetune_sae.Config)
+_SHARED = tuple(sorted(set.intersection(*(set(get_type_hints(job)) for job in _JOBS)) - {*_DECIDED}))
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,7 @@ def config_type(entry: Entry) -> Any:
     """The class of the options of an entry's job."""
     if entry.kind == "sae":
         return train_sae.Config
-    if entry.method == "finetune-sae":
-        from saelora.jobs import finetune_sae
-
-        return finetune_sae.Config
-    return adapt.Config
+    return finetune_sae.Config if entry.method == "finetune-sae" else adapt.Config
 
 
 def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
