@@ -115,8 +115,8 @@ def _range_of_interest(groups: dict[Any, list[list[Row]]], base: float) -> tuple
     ]
     finals = [curve[-1]["ce"] for curves in groups.values() for curve in curves]
     top = min(max(tops), base + 4 * max(statistics.median(finals) - base, 1e-3))
-    top = max(top, *finals)
     low = min(base, *finals)
+    top = max(top, *finals, low + 1e-3)
     return low - 0.05 * (top - low), top + 0.1 * (top - low)
 
 
