@@ -190,3 +190,118 @@ def test_an_existing_out_is_refused_and_left_as_it_is(
     assert workspace.train_sae(trained, "--quiet") == 2
     assert "exists" in capsys.readouterr().err
     assert ws.files_in(trained) == before
+
+
+@pytest.fixture(scope="module")
+def end_to_end(workspace: ws.Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("e2e") / "sae"
+    assert workspace.train_sae(out, "--quiet", objective="e2e+downstream", downstream=0.5) == 0
+    return out
+
+
+def _results(folder: Path) -> dict[str, float]:
+    return json.loads((folder / "results.json").read_text())
+
+
+def test_end_to_end_training_lowers_what_the_splice_costs(
+    workspace: ws.Workspace, end_to_end: Path, tmp_path: Path
+) -> None:
+    assert workspace.train_sae(tmp_path / "kl", "--quiet", objective="e2e") == 0
+    assert workspace.train_sae(tmp_path / "untrained", "--quiet", objective="e2e", lr=1e-9) == 0
+    untrained = _results(tmp_path / "untrained")
+    for folder in (tmp_path / "kl", end_to_end):
+        found = _results(folder)
+        assert found["ce_sae"] - found["ce_base"] < 0.8 * (untrained["ce_sae"] - untrained["ce_base"])
+        assert found["kl_sae"] < 0.8 * untrained["kl_sae"]
+
+
+def test_end_to_end_run_says_so_in_card_configuration_and_metrics(end_to_end: Path) -> None:
+    card = (end_to_end / "README.md").read_text()
+    assert "Trained end to end: " in card
+    assert "later layers' outputs (weight 0.5)" in card
+    assert "passes 1," in card
+    metadata = json.loads((end_to_end / "cfg.json").read_text())["metadata"]
+    assert metadata["training_objective"] == "e2e+downstream"
+    rows = [json.loads(line) for line in (end_to_end / "metrics.jsonl").read_text().splitlines()]
+    assert all({"loss", "kl", "mse", "fvu", "l0", "dead_frac"} <= row.keys() for row in rows)
+    assert rows[-1]["kl"] < rows[0]["kl"]
+
+
+def test_progress_shows_the_objective_and_its_kl(
+    workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("saelora.console.PLAIN_SECONDS", 0.0)
+    assert workspace.train_sae(tmp_path / "sae", objective="e2e", tokens=8 * ws.CONTEXT) == 0
+    said = capsys.readouterr().err
+    assert "training SAE end to end" in said
+    assert "kl " in said
+
+
+def test_interrupted_end_to_end_run_ends_as_if_uninterrupted(
+    workspace: ws.Workspace, end_to_end: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, options = Metrics.write, {"objective": "e2e+downstream", "downstream": 0.5}
+
+    def stop_after_step_20(self: Metrics, row: dict[str, float]) -> None:
+        write(self, row)
+        if row["step"] == 20:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Metrics, "write", stop_after_step_20)
+        assert workspace.train_sae(tmp_path / "sae", "--quiet", **options) == 143
+    assert workspace.train_sae(tmp_path / "sae", "--quiet", "--resume", objective="e2e") == 2
+    assert workspace.train_sae(tmp_path / "sae", "--quiet", "--resume", **options) == 0
+    ours, theirs = (load_file(folder / "sae_weights.safetensors") for folder in (tmp_path / "sae", end_to_end))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("objective", ["local", "e2e"])
+def test_training_goes_on_from_a_finished_sae_of_its_shape(
+    workspace: ws.Workspace, trained: Path, tmp_path: Path, objective: str
+) -> None:
+    options = {"start": trained, "d_sae": None, "k": None, "objective": objective, "lr": 1e-9, "exempt": "bos"}
+    assert workspace.train_sae(tmp_path / "sae", "--quiet", **options) == 0
+    before, after = load_sae(str(trained)), load_sae(str(tmp_path / "sae"))
+    for name, weight in before.sae.state_dict().items():
+        torch.testing.assert_close(after.sae.state_dict()[name], weight, rtol=1e-4, atol=1e-5)
+    assert f"It went on from {trained}." in (tmp_path / "sae" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changed", "expected"),
+    [
+        ({"start": "no-such-sae", "d_sae": None}, "SAE 'no-such-sae' is no existing path"),
+        ({"start": "TRAINED", "k": 4}, "k is 4, but the start"),
+        ({"start": "TRAINED", "d_sae": None, "expansion": 8}, "d_sae is 256, but the start"),
+        ({"start": "TRAINED", "architecture": "jumprelu"}, "architecture is jumprelu, but the start"),
+        ({"start": "TRAINED", "hookpoint": ["layers.1.resid_post", "layers.2.mlp_out"]}, "got 2 hookpoints: give one"),
+        ({"objective": "kl"}, "objective"),
+        ({"objective": "e2e", "downstream": 2.0}, "objective e2e has no such term"),
+        ({"objective": "e2e+downstream", "downstream": 0.0}, "downstream is 0.0, expected a number above 0"),
+        ({"objective": "e2e+downstream", "hookpoint": "layers.3.resid_post"}, "no layer above layers.3.resid_post"),
+        ({"objective": "e2e", "architecture": "matryoshka"}, "use batchtopk"),
+    ],
+)
+def test_bad_objective_or_start_is_refused_before_anything_is_written(
+    workspace: ws.Workspace,
+    trained: Path,
+    tmp_path: Path,
+    changed: dict[str, object],
+    expected: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {key: trained if value == "TRAINED" else value for key, value in changed.items()}
+    assert workspace.train_sae(tmp_path / "run", "--quiet", **given) == 2
+    said = capsys.readouterr().err
+    assert expected in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_start_of_another_width_is_refused(
+    workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ws.write_sae(tmp_path / "other", layer=1, d_in=16)
+    assert workspace.train_sae(tmp_path / "run", "--quiet", start=other) == 2
+    assert "d_in is 32, but the start" in capsys.readouterr().err
