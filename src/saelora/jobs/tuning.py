@@ -106,8 +106,7 @@ def tuned_saes(config: Any, assembled: Assembled) -> dict[Hookpoint, TunedSAE]:
     part: Part = "linear" if config.method == "linear" else config.part
     rank = config.rank if config.method == "linear" else 1
     return {
-        hookpoint: TunedSAE(sae, part, rank=rank, seed=config.seed)
-        for hookpoint, sae in assembled.sae_modules.items()
+        hookpoint: TunedSAE(sae, part, rank=rank, seed=config.seed) for hookpoint, sae in assembled.sae_modules.items()
     }
 
 
