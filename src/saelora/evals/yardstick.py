@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -81,7 +82,7 @@ class Yardstick:
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
 
-def against_start(start: LossSums, now: LossSums, seed: int = 0) -> dict[str, object]:
+def against_start(start: LossSums, now: LossSums, seed: int = 0) -> dict[str, Any]:
     """Figures of a student and of the spliced model it began as, on the same rows, as ``LossSums.compute`` has them:
     ce_base, ce_sae, ce_adapted, kl_adapted, top1_adapted, gap_closed, ... and 95 % intervals, paired by row."""
     sums = {"ce_base": now.sums["ce_base"], "ce_sae": start.sums["ce"], "kl_sae": start.sums["kl"]}

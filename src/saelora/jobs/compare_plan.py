@@ -89,7 +89,7 @@ def _run(
         "entry": (entry.name, entry.kind, entry.method, entry.checkpoints),
         "lr": entry.lr,
         "tune": tune and (tune.tokens, tune.eval_tokens),
-        "evaluations": recipe.evaluations,
+        "evaluations": entry.evaluations,
         "start": (share, run, ref),
         "config": compared(build(config_type(entry), values)),
     }

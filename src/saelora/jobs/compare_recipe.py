@@ -38,8 +38,8 @@ class Entry:
 
     method: an SAE's objective (local, e2e, e2e+downstream), or lora, linear, lora+sae, finetune-sae.  values: options
     of its job, base included, without those that are fields here.  lr: empty for the job's default, one value, or
-    several to choose from.  budgets: tokens, each of them a run of its own.  checkpoints: shares of an SAE's run at
-    which methods may start.
+    several to choose from.  budgets: tokens, each of them a run of its own.  evaluations: along each run, evenly
+    spaced in tokens, the last at its end.  checkpoints: shares of an SAE's run at which methods may start.
     """
 
     name: str
@@ -49,6 +49,7 @@ class Entry:
     lr: tuple[float, ...]
     budgets: tuple[int, ...]
     seeds: tuple[int, ...]
+    evaluations: int
     checkpoints: tuple[float, ...] = (1.0,)
     start: Start | None = None
 
@@ -63,11 +64,10 @@ class Tune:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a comparison's YAML file says; evaluations: along each run, evenly spaced in tokens, the last at its end."""
+    """What a comparison's YAML file says."""
 
     title: str
     base: dict[str, Any]
-    evaluations: int
     tune: Tune | None
     entries: tuple[Entry, ...]
 
@@ -113,12 +113,9 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
             f"{_where(tuned, path)} has several lr to choose from, but there is no tune: "
             "add tune: {tokens: 10k, eval_tokens: 5k}, or give one lr"
         )
-    evaluations = coerce(int, loaded.get("evaluations", 6), "evaluations")
-    if evaluations < 1:
-        raise InputError(f"evaluations of {path} is {evaluations}, expected 1 or more")
     by_name = {entry.name: entry for entry in entries if entry.kind == "sae"}
     made = tuple(replace(entry, start=_checked_start(entry, by_name, path)) for entry in entries)
-    return Recipe(str(loaded.get("title", path.stem)), loaded["base"], evaluations, tune, made)
+    return Recipe(str(loaded.get("title", path.stem)), loaded["base"], tune, made)
 
 
 def _entries_of(loaded: Mapping[str, Any], section: str, path: Path) -> dict[str, dict[str, Any]]:
@@ -164,6 +161,7 @@ def _entry(kind: Any, name: str, own: Mapping[str, Any], loaded: Mapping[str, An
     lr = coerce(tuple[float, ...], values.pop("lr", ()), f"lr of {where}")
     budgets = coerce(tuple[Count, ...], values.pop("tokens", ()), f"tokens of {where}")
     seeds = coerce(tuple[int, ...], values.pop("seeds", loaded.get("seeds", 0)), f"seeds of {where}")
+    evaluations = coerce(int, values.pop("evaluations", loaded.get("evaluations", 6)), f"evaluations of {where}")
     shares, start = (1.0,), None
     if kind == "sae":
         method = coerce(SAEMethod, values.get("objective", "local"), f"objective of {where}")
@@ -173,7 +171,7 @@ def _entry(kind: Any, name: str, own: Mapping[str, Any], loaded: Mapping[str, An
         start = Start(ref=values.pop("from", None))
         if method != "finetune-sae":
             values["method"] = method
-    entry = Entry(name, kind, method, values, lr, budgets, seeds, tuple(sorted({*shares})), start)
+    entry = Entry(name, kind, method, values, lr, budgets, seeds, evaluations, tuple(sorted({*shares})), start)
     _check_entry(entry, where)
     build(config_type(entry), values, where)
     return entry
@@ -195,6 +193,8 @@ def _check_entry(entry: Entry, where: str) -> None:
     for key, given in (("tokens", entry.budgets), ("seeds", entry.seeds), ("lr", entry.lr)):
         if len(set(given)) < len(given):
             raise InputError(f"{key} of {where} holds a value twice: {list(given)}")
+    if entry.evaluations < 1:
+        raise InputError(f"evaluations of {where} is {entry.evaluations}, expected 1 or more")
     if not all(0 < share <= 1 for share in entry.checkpoints):
         raise InputError(f"checkpoints of {where} are {list(entry.checkpoints)}, expected shares above 0, up to 1")
     if entry.kind == "sae":

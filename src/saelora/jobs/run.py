@@ -10,6 +10,7 @@ import yaml
 from saelora.config import option, read_yaml, to_dict
 from saelora.console import Bar
 from saelora.errors import InputError
+from saelora.manifest import check_room
 from saelora.train.distributed import Group
 from saelora.train.interrupt import Interrupted
 from saelora.train.loop import Loop, LoopState
@@ -67,6 +68,27 @@ def check_out(config: Any) -> Path:
         # a run from before an option was there has that option's default
         _check_same({**to_dict(type(config)()), **read_yaml(recorded)}, to_dict(config), recorded)
     check_tracker(config.track)
+    return folder
+
+
+def open_collection(config: Any, inside: str, kind: str) -> Path:
+    """The folder of a command that makes many runs, each in a file of its own under ``inside``.
+
+    Raises:
+        InputError: no --out, or it holds something else, or results that are neither to be kept nor to be deleted.
+    """
+    if not config.out:
+        raise InputError("no output folder given: name it with --out DIR")
+    folder = Path(config.out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not (folder / inside).is_dir():
+            raise InputError(f"{folder} exists and is no {kind}, so it is left alone: choose another --out")
+        if not (config.resume or config.overwrite):
+            raise InputError(f"{folder} exists: choose another --out, --resume to go on with it, or --overwrite")
+        if config.overwrite and not config.resume:
+            shutil.rmtree(folder)
+    check_room(folder, 2**20)
+    (folder / inside).mkdir(exist_ok=True)
     return folder
 
 

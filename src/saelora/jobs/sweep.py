@@ -22,9 +22,10 @@ from saelora.core.students import Student
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_branches
 from saelora.jobs import adapt, train_sae
+from saelora.jobs.run import open_collection
 from saelora.jobs.sweep_plan import SAES, Point, Recipe, expand, group_points, read_recipe, split
 from saelora.jobs.tuning import add_adapter, recipe_of
-from saelora.manifest import check_room, environment, read_json, write_json
+from saelora.manifest import environment, read_json, write_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.assets import cache_dir
 from saelora.models.loading import LoadedModel
@@ -80,7 +81,7 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
         raise InputError(f"method {other} is not for sweeps, whose runs are adapters alone: use saelora compare")
     processes = Group.current(points[0].config.device)
     console = Console(quiet=config.quiet or not processes.is_main)
-    folder = processes.on_main(lambda: _open_folder(config))
+    folder = processes.on_main(lambda: open_collection(config, "points", "sweep"))
     saes = _trained_saes(recipe, points[0], console)
     done = processes.on_main(lambda: {point.id for point in points if _row_file(folder, point).exists()})
     todo = [point for point in points if point.id not in done]
@@ -111,22 +112,6 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
 def render(results: dict[str, Any]) -> str:
     """The table as a person reads it."""
     return "\n".join([results["title"], "", text_table(results["points"]), "", *results["figures"]])
-
-
-def _open_folder(config: Config) -> Path:
-    if not config.out:
-        raise InputError("no output folder given: name it with --out DIR")
-    folder = Path(config.out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        if not (folder / "points").is_dir():
-            raise InputError(f"{folder} exists and is no sweep, so it is left alone: choose another --out")
-        if not (config.resume or config.overwrite):
-            raise InputError(f"{folder} exists: choose another --out, --resume to go on with it, or --overwrite")
-        if config.overwrite and not config.resume:
-            shutil.rmtree(folder)
-    check_room(folder, 2**20)
-    (folder / "points").mkdir(exist_ok=True)
-    return folder
 
 
 def _trained_saes(recipe: Recipe, point: Point, console: Console) -> str:

@@ -1,0 +1,98 @@
+"""saelora compare: every way to make a model work through its SAE, at matched cost, in one table."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from saelora.config import build, option
+from saelora.console import Console
+from saelora.errors import InputError
+from saelora.jobs.compare_bench import Bench
+from saelora.jobs.compare_plan import Run, entries_named, expand, read_recipe
+from saelora.jobs.compare_runs import run_one
+from saelora.jobs.run import open_collection
+from saelora.manifest import read_json, write_json, write_whole
+from saelora.report import compare as tables
+
+
+@dataclass(kw_only=True)
+class Config:
+    """Comparison"""
+
+    recipe: str | None = option(None, "YAML file: base options, SAEs, methods (see the guide)", positional=True)
+    out: str | None = option(None, "folder for table, figures and runs; never overwritten silently")
+    set: list[str] = option([], "KEY=VALUE over the recipe, e.g. seeds=[0] or methods.lora.tokens=5k; repeatable")
+    only: list[str] = option([], "run only the entry of this name, and the SAEs it starts from; repeatable")
+    resume: bool = option(False, "go on with the comparison in --out; finished runs are kept, also of a changed recipe")
+    overwrite: bool = option(False, "delete what is in --out and start anew")
+    quiet: bool = option(False, "show no progress")
+
+
+def compare(config: Config | None = None, **options: Any) -> dict[str, Any]:
+    """Run every method of a recipe on the same rows, the same held-out rows, the same token policy and precision.
+
+    Each run's figures are on disk as soon as it ends: runs/<id>.json, and all of them in results.json, results.csv and
+    results.md, with figures beside. Several processes may work on one ``out``, each on its own entries (``only``).
+
+    Returns:
+        {"title", "runs": one dict per finished run, "missing": how many are not, "figures": paths}.
+
+    Raises:
+        InputError: bad input, with its remedy; where some runs fail, after all others are done.
+        Interrupted: stopped by a signal; the run in hand has been saved.
+    """
+    config = config or build(Config, options)
+    if not config.recipe:
+        raise InputError("no recipe given: name a YAML file, such as recipes/smollm/timing.yaml")
+    recipe = read_recipe(Path(config.recipe), config.set)
+    runs = expand(recipe, config.recipe)
+    named = {entry.name for entry in entries_named(recipe, config.only)}
+    console = Console(quiet=config.quiet)
+    folder = open_collection(config, "runs", "comparison")
+    mine = [run for run in runs if run.entry.name in named]
+    todo = [run for run in mine if not _file(folder, run).exists()]
+    if len(todo) < len(mine):
+        console.say(f"{len(mine) - len(todo)} of {len(mine)} runs are done already")
+    bench = Bench(recipe, runs, folder, console)
+    failures: list[str] = []
+    for i, run in enumerate(todo):
+        console.say(f"run {i + 1} of {len(todo)}: {run.entry.name}, {run.budget:,} tokens, seed {run.seed}")
+        try:
+            write_json(_file(folder, run), run_one(bench, run))
+        except InputError as error:
+            failures.append(f"{run.entry.name}, seed {run.seed}: {error}")
+            console.say(f"run {i + 1} failed: {error}")
+        _write_tables(recipe.title, runs, folder)
+    drawn = _write_tables(recipe.title, runs, folder, draw=True)
+    if failures:
+        raise InputError(f"{len(failures)} of {len(todo)} runs failed, the rest is in {folder}: {failures[0]}")
+    found = _results(runs, folder)
+    if len(found) == len(runs):
+        shutil.rmtree(folder / "work", ignore_errors=True)
+    return {"title": recipe.title, "runs": found, "missing": len(runs) - len(found), "figures": drawn}
+
+
+def render(results: dict[str, Any]) -> str:
+    """Table and findings as a person reads them."""
+    missing = [f"{results['missing']} runs are not done yet: repeat with --resume"] if results["missing"] else []
+    table = tables.text_table(results["runs"])
+    return "\n".join([results["title"], "", table, "", *tables.words(results["runs"]), *missing, *results["figures"]])
+
+
+def _file(folder: Path, run: Run) -> Path:
+    return folder / "runs" / f"{run.id}.json"
+
+
+def _results(runs: list[Run], folder: Path) -> list[dict[str, Any]]:
+    return [read_json(_file(folder, run)) for run in runs if _file(folder, run).exists()]
+
+
+def _write_tables(title: str, runs: list[Run], folder: Path, *, draw: bool = False) -> list[str]:
+    """Everything that is drawn from the finished runs; returns the figures' paths."""
+    found = _results(runs, folder)
+    write_json(folder / "results.json", {"title": title, "runs": found})
+    tables.write_csv(found, folder / "results.csv")
+    text = "\n\n".join([f"# {title}", tables.markdown(found), *tables.words(found)])
+    write_whole(folder / "results.md", (text + "\n").encode())
+    return [str(path) for path in tables.figures(found, folder)] if draw else []

@@ -1,0 +1,189 @@
+"""What the runs of a comparison share: the model, held-out rows with their clean pass, one way to train and count."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from saelora.assemble import Assembled, autocast_dtype, load_frozen, token_policy, validation_rows
+from saelora.config import build
+from saelora.console import Console
+from saelora.core.splice import TokenMask, splice
+from saelora.core.students import Student
+from saelora.errors import InputError
+from saelora.evals.loss import LossSums
+from saelora.evals.yardstick import Yardstick
+from saelora.jobs import train_sae
+from saelora.jobs.compare_plan import Recipe, Run
+from saelora.jobs.tuning import add_student
+from saelora.manifest import read_json
+from saelora.models.hookpoints import Hookpoint
+from saelora.models.loading import LoadedModel
+from saelora.objectives.distill import Distill
+from saelora.train.cost import Costed
+from saelora.train.interrupt import Interrupted
+from saelora.train.loop import Loop, LoopConfig, LoopState, Objective, Rows
+from saelora.train.tracking import Tracker
+
+
+@dataclass
+class Bench:
+    """The setting of a comparison, kept from run to run."""
+
+    recipe: Recipe
+    runs: list[Run]
+    folder: Path
+    console: Console
+    _yardsticks: dict[Any, Yardstick] = field(default_factory=dict)
+    _spliced: dict[Any, LossSums] = field(default_factory=dict)
+
+    @cached_property
+    def loaded(self) -> LoadedModel:
+        config = build(train_sae.Config, self.recipe.base)
+        self.console.say(f"loading {config.model}")
+        return load_frozen(config)
+
+    def token_mask(self, config: Any) -> TokenMask:
+        return token_policy(config).resolve(self.loaded.tokenizer)
+
+    def yardstick(self, config: Any, hookpoint: Hookpoint, *, tuning: bool = False) -> Yardstick:
+        """The held-out rows that are reported, or those that learning rates are chosen on; no row is in both.
+
+        The model must be bare when they are first asked for.
+        """
+        mask = self.token_mask(config)
+        n_tuning = self.recipe.tune.eval_tokens if self.recipe.tune else 0
+        about = (config.data, config.subset, config.split, config.text_column, config.validation_fraction)
+        context = config.eval_context or config.context
+        key = (about, context, config.eval_tokens, mask, hookpoint, tuning)
+        if key not in self._yardsticks:
+            n_reported = max(1, config.eval_tokens // context)
+            every = type(config)(**{**vars(config), "eval_tokens": config.eval_tokens + n_tuning})
+            rows = validation_rows(every, self.loaded)
+            part = rows[n_reported:] if tuning else rows[:n_reported]
+            autocast = autocast_dtype(self.loaded)
+            self._yardsticks[key] = Yardstick(self.loaded.model, mask, part, [hookpoint], autocast=autocast)
+        return self._yardsticks[key]
+
+    def spliced_losses(self, config: Any, assembled: Assembled) -> LossSums:
+        """What the frozen SAE costs before any method, on the reported rows; the model must be bare."""
+        ((hookpoint, sae),) = assembled.saes.items()
+        yardstick = self.yardstick(config, hookpoint)
+        key = (sae.fingerprint, hookpoint, id(yardstick))
+        if key not in self._spliced:
+            with splice(self.loaded.model, assembled.sae_modules, assembled.token_mask) as spliced:
+                self._spliced[key] = yardstick.losses(self.loaded.model, Student(spliced))
+        return self._spliced[key]
+
+    def sae_folder(self, run_id: str, share: float) -> Path:
+        """Where an SAE run's checkpoint is."""
+        return self.folder / "saes" / run_id / f"at-{share:g}"
+
+    def train(
+        self,
+        name: str,
+        objective: Objective,
+        rows: Rows,
+        batch_rows: int,
+        points: int = 1,
+        also_at: Iterable[int] = (),
+        evaluate: Callable[[int], dict[str, float]] | None = None,
+    ) -> tuple[LoopState, Costed]:
+        """Train to the end of the rows, or go on where an interruption left it.
+
+        Args:
+            name: of the folder under work/ that holds metrics and checkpoints.
+            points: evaluations, evenly along the run.
+            also_at: steps after which to evaluate besides.
+            evaluate: told of the steps done; called before the first, too.
+
+        Returns:
+            The loop's state, whose history has "step" besides what ``evaluate`` gave, and the costs.
+        """
+        n_steps = -(-len(rows) // batch_rows)
+        at = {max(1, round(n_steps * i / points)) for i in range(1, points + 1)} if evaluate else set()
+        costed = Costed(objective, self.loaded.model.device)
+        folder = self.folder / "work" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        every = 10 if self.loaded.model.device.type != "cpu" else 1
+        config = LoopConfig(batch_rows, log_every=every, evaluate_at=tuple(sorted({*at, *also_at})))
+        loop = Loop(costed, rows, config, folder, Tracker(None, folder, {}))
+        if evaluate is not None:
+            loop.evaluate = lambda: {"step": float(loop.state.step), **evaluate(loop.state.step)}
+        with self.console.progress("training", _n_tokens(rows)) as bar:
+            loop.report = lambda row: bar.update(int(row["n_tokens"]), _shown(row))
+            if loop.resume():
+                bar.start_at(loop.state.n_tokens)
+            try:
+                return loop.run(), costed
+            except Interrupted as stop:
+                raise stop.with_advice(
+                    f"stopped after {loop.state.n_tokens:,} tokens of this run and saved; to go on, repeat the command "
+                    "with --resume"
+                ) from None
+
+
+def start_of(bench: Bench, run: Run) -> tuple[dict[str, Any], str]:
+    """Where a method's run begins, with what had been spent until there, and the SAE as ``--sae`` takes it.
+
+    Raises:
+        InputError: the SAE's own run is not done yet.
+    """
+    if run.start_run is None:
+        return {"ref": run.start_ref}, str(run.start_ref)
+    file = bench.folder / "runs" / f"{run.start_run}.json"
+    if not file.exists():
+        raise InputError(f"{run.entry.name} starts from an SAE whose run is not done: run that one first")
+    sae = read_json(file)
+    spent = next(each for each in sae["checkpoints"] if each["share"] == run.start_share)
+    return {"name": sae["name"], "run": run.start_run, **spent}, str(bench.sae_folder(run.start_run, spent["share"]))
+
+
+@contextmanager
+def students(bench: Bench, configs: Sequence[Any], assembled: Assembled, n_rows: int) -> Iterator[tuple[Any, Distill]]:
+    """The model with a student for each configuration, and their objective; bare again afterwards."""
+    model: Any = None
+    with ExitStack() as stack:
+        try:
+            branches = []
+            for i, config in enumerate(configs):
+                model, branch = add_student(model, config, assembled, f"student{i}", stack)
+                branches.append(branch)
+            yield model, Distill(model, branches, n_rows=n_rows, autocast=autocast_dtype(bench.loaded))
+        finally:
+            if model is not None and model is not bench.loaded.model:
+                model.unload()
+
+
+def _n_tokens(rows: Rows) -> int:
+    return rows.numel() if isinstance(rows, Tensor) else getattr(rows, "n_tokens", len(rows))
+
+
+def _shown(row: dict[str, float]) -> str:
+    return f"ce {row['ce']:.4f}" if "ce" in row else f"loss {row['loss']:.4f}" if "loss" in row else ""
+
+
+def curve(state: LoopState, costed: Costed, n_steps: int) -> list[dict[str, float]]:
+    """A run's evaluations: share of its tokens, what was spent on training until then, ce and kl."""
+    return [
+        {
+            "share": row["step"] / n_steps,
+            "n_tokens": int(row["n_tokens"]),
+            "seconds": row["seconds"],
+            "model_flops": row["n_tokens"] * costed.flops_per_token,
+            "ce": row["ce"],
+            "kl": row["kl"],
+        }
+        for row in state.history
+        if "ce" in row
+    ]
+
+
+def means(losses: LossSums) -> dict[str, float]:
+    """ce and kl per counted prediction."""
+    n = sum(losses.n)
+    return {name: sum(losses.sums[name]) / n for name in ("ce", "kl")}

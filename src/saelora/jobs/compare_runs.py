@@ -1,0 +1,152 @@
+"""The runs of a comparison, one at a time: train, measure along the way, count what it cost."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from saelora.assemble import assemble, read_rows
+from saelora.config import build, to_dict
+from saelora.core.splice import splice
+from saelora.core.students import Student
+from saelora.evals.aftermath import firing_change
+from saelora.evals.loss import SAESums
+from saelora.evals.yardstick import against_start
+from saelora.jobs import train_sae
+from saelora.jobs.compare_bench import Bench, curve, means, start_of, students
+from saelora.jobs.compare_plan import Run, config_type
+from saelora.jobs.compare_tuning import learning_rate
+from saelora.manifest import environment
+from saelora.models.hookpoints import parse_hookpoint
+from saelora.train.loop import within_reach
+
+
+def run_one(bench: Bench, run: Run) -> dict[str, Any]:
+    """Train and measure one run.
+
+    Returns:
+        Plain data: what it is, its curve, its final figures, and what it cost in training seconds, tokens, operations
+        and memory. The tables under saelora.report.compare are made of these.
+    """
+    lr, tried = learning_rate(bench, run)
+    values = {**run.values, **({} if lr is None else {"lr": lr})}
+    found = sae_run(bench, run, values) if run.entry.kind == "sae" else method_run(bench, run, values)
+    return {
+        "id": run.id,
+        "name": run.entry.name,
+        "kind": run.entry.kind,
+        "method": run.entry.method,
+        "objective": found["config"].get("objective"),
+        "seed": run.seed,
+        "budget": run.budget,
+        "lr": found["config"]["lr"],
+        "tuning": tried,
+        **found,
+        "environment": environment(),
+    }
+
+
+def sae_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
+    """An SAE from scratch, its checkpoints saved for the methods that start from them."""
+    config = build(train_sae.Config, values)
+    hookpoint, token_mask = parse_hookpoint(config.hookpoint[0]), bench.token_mask(config)
+    model, yardstick = bench.loaded.model, bench.yardstick(config, hookpoint)
+    objective, rows = train_sae.objective_of(config, bench.loaded), train_sae.rows_of(config, bench.loaded)
+    n_steps = -(-len(rows) // config.batch_rows)
+    keep = {max(1, round(n_steps * share)): share for share in run.entry.checkpoints}
+    last: dict[str, Any] = {}
+
+    def evaluate(step: int) -> dict[str, float]:
+        if step == 0:
+            return {}  # an SAE has no scale before its first tokens
+        sae: Any = objective.inference_sae(str(hookpoint))
+        if step in keep:
+            _save(sae, bench.sae_folder(run.id, keep[step]))
+        last["saes"] = SAESums()
+        with splice(model, {hookpoint: sae.to(model.device)}, token_mask) as spliced:
+            last["losses"] = yardstick.losses(model, Student(spliced), observe=last["saes"])
+        return means(last["losses"])
+
+    state, costed = bench.train(run.id, objective, rows, config.batch_rows, run.entry.evaluations, keep, evaluate)
+    if not last:
+        evaluate(state.step)
+    found = last["losses"].compute()
+    points = curve(state, costed, n_steps)
+    return {
+        "start": None,
+        "config": to_dict(config),
+        "curve": points,
+        "checkpoints": [_checkpoint(points, step / n_steps, share) for step, share in keep.items()],
+        "peak_memory_bytes": costed.step_bytes,
+        "final": {
+            **{"ce_base": found["ce_base"], "ce_sae": None, "ce": found["ce"], "ce_clean": found["ce_base"]},
+            **{"kl": found["kl"], "top1": found["top1"], "gap_closed": None},
+            **last["saes"].compute()[str(hookpoint)],
+            **{"jaccard": None, "rate_correlation": None},
+            "n_tokens_evaluated": found["n_tokens_evaluated"],
+            "ci95": found["ci95"],
+        },
+    }
+
+
+def _save(sae: Any, folder: Path) -> None:
+    """Write an SAE in SAELens's format, whole or not at all."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    sae.save_model(part)
+    shutil.rmtree(folder, ignore_errors=True)
+    part.replace(folder)
+
+
+def _checkpoint(points: list[dict[str, float]], at: float, share: float) -> dict[str, float]:
+    """What an SAE run had cost at a checkpoint."""
+    point = min(points, key=lambda each: abs(each["share"] - at))
+    return {"share": share, **{name: point[name] for name in ("n_tokens", "seconds", "model_flops", "ce")}}
+
+
+def method_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
+    """A method from an SAE on: an adapter, a map, the SAE itself, or both."""
+    start, ref = start_of(bench, run)
+    config: Any = build(config_type(run.entry), {**values, "sae": [ref]})
+    assembled = assemble(config, bench.loaded)
+    ((hookpoint, _),) = assembled.saes.items()
+    rows = read_rows(config, bench.loaded, config.tokens, "train", config.seed).input_ids
+    yardstick, before = bench.yardstick(config, hookpoint), bench.spliced_losses(config, assembled)
+    last: dict[str, Any] = {}
+    with students(bench, [config], assembled, len(rows)) as (model, objective):
+        student = objective.runs[0].student
+        assert student.splice is not None
+
+        def evaluate(step: int) -> dict[str, float]:
+            last["saes"] = SAESums()
+            last["losses"] = yardstick.losses(model, student, observe=last["saes"]) if step else before
+            return means(last["losses"])
+
+        n_steps = -(-len(rows) // config.batch_rows)
+        rows = within_reach(rows, objective.device)
+        state, costed = bench.train(run.id, objective, rows, config.batch_rows, run.entry.evaluations, (), evaluate)
+        if not last:
+            evaluate(state.step)
+        clean = yardstick.losses(model, Student(None, student.adapter), [student.splice]) if student.adapter else None
+        with splice(model, assembled.sae_modules, assembled.token_mask) as reference:
+            firing = firing_change(
+                model, reference, student, assembled.token_mask, yardstick.rows, autocast=yardstick.autocast
+            )[str(hookpoint)]
+    found = against_start(before, last["losses"])
+    figures = last["saes"].compute()[str(hookpoint)]
+    return {
+        "start": start,
+        "config": to_dict(config),
+        "curve": curve(state, costed, n_steps),
+        "peak_memory_bytes": costed.step_bytes,
+        "final": {
+            **{"ce_base": found["ce_base"], "ce_sae": found["ce_sae"], "ce": found["ce_adapted"]},
+            "ce_clean": found["ce_base"] if clean is None else means(clean)["ce"],
+            **{"kl": found["kl_adapted"], "top1": found["top1_adapted"], "gap_closed": found.get("gap_closed")},
+            **figures,
+            "jaccard": firing["jaccard"]["value"],
+            "rate_correlation": firing["rate_correlation"]["value"],
+            "latents_identical": firing["identical"],
+            "n_tokens_evaluated": found["n_tokens_evaluated"],
+            "ci95": {name.removesuffix("_adapted"): pair for name, pair in found["ci95"].items()},
+        },
+    }

@@ -1,0 +1,79 @@
+"""The learning rate of each method of a comparison, chosen on rows that are never reported."""
+
+import math
+from dataclasses import asdict
+from typing import Any
+
+from saelora.assemble import assemble, read_rows
+from saelora.config import build
+from saelora.core.splice import splice
+from saelora.core.students import Student
+from saelora.jobs import train_sae
+from saelora.jobs.compare_bench import Bench, means, start_of, students
+from saelora.jobs.compare_plan import Run, config_type
+from saelora.jobs.recipe_file import digest
+from saelora.manifest import read_json, write_json
+from saelora.models.hookpoints import parse_hookpoint
+
+SEED = 1_000_003  # of the rows that rates are tried on, in an order that no run has
+
+
+def learning_rate(bench: Bench, run: Run) -> tuple[float | None, list[dict[str, float]] | None]:
+    """The learning rate of a run's entry, and how each one did where several were tried.
+
+    All are tried side by side, on the recipe's tune.tokens or a tenth of the entry's largest budget, whichever is more,
+    from the entry's first seed and last checkpoint; the lowest cross entropy on tune.eval_tokens of held-out text
+    wins. Kept in tuning/ for the entry's other runs.
+
+    Returns:
+        None for the job's own default, and None where nothing was tried.
+    """
+    entry, tune = run.entry, bench.recipe.tune
+    if len(entry.lr) < 2 or tune is None:
+        return (entry.lr[0] if entry.lr else None), None
+    about = {"entry": {k: v for k, v in asdict(entry).items() if k not in ("seeds", "evaluations")}, "tune": asdict(tune)}
+    file = bench.folder / "tuning" / f"{digest(about)}.json"
+    if not file.exists():
+        bench.console.say(f"choosing lr of {entry.name} among {', '.join(f'{lr:g}' for lr in entry.lr)}")
+        n_tokens = max(tune.tokens, max(entry.budgets) // 10)
+        tried = (_try_saes if entry.kind == "sae" else _try_methods)(bench, run, n_tokens)
+        found = [{"lr": lr, "ce": ce} for lr, ce in zip(entry.lr, tried, strict=True)]
+        file.parent.mkdir(exist_ok=True)
+        write_json(file, {"name": entry.name, "n_tokens": n_tokens, "tried": found})
+    found = read_json(file)["tried"]
+    return min(found, key=lambda each: math.inf if each["ce"] is None else each["ce"])["lr"], found
+
+
+def _try_saes(bench: Bench, run: Run, n_tokens: int) -> list[float | None]:
+    names = [f"lr={lr!r}" for lr in run.entry.lr]
+    values = {**run.values, "variant": names, "tokens": n_tokens, "seed": SEED}
+    config = build(train_sae.Config, values)
+    model, hookpoint = bench.loaded.model, parse_hookpoint(config.hookpoint[0])
+    yardstick = bench.yardstick(config, hookpoint, tuning=True)
+    objective, rows = train_sae.objective_of(config, bench.loaded), train_sae.rows_of(config, bench.loaded)
+    bench.train(f"tuning-{run.id}", objective, rows, config.batch_rows)
+    found = []
+    for name in names:
+        sae: Any = objective.inference_sae(f"{hookpoint}/{name}")
+        with splice(model, {hookpoint: sae.to(model.device)}, bench.token_mask(config)) as spliced:
+            found.append(_finite(means(yardstick.losses(model, Student(spliced)))["ce"]))
+    return found
+
+
+def _try_methods(bench: Bench, run: Run, n_tokens: int) -> list[float | None]:
+    first = [each for each in bench.runs if each.entry is run.entry and each.seed == run.entry.seeds[0]][-1]
+    _, ref = start_of(bench, first)
+    values = {**run.values, "sae": [ref], "tokens": n_tokens, "seed": SEED}
+    configs: list[Any] = [build(config_type(run.entry), {**values, "lr": lr}) for lr in run.entry.lr]
+    assembled = assemble(configs[0], bench.loaded)
+    rows = read_rows(configs[0], bench.loaded, n_tokens, "train", SEED).input_ids
+    yardstick = bench.yardstick(configs[0], next(iter(assembled.saes)), tuning=True)
+    with students(bench, configs, assembled, len(rows)) as (model, objective):
+        bench.train(f"tuning-{run.id}", objective, rows, configs[0].batch_rows)
+        every = [one.student for one in objective.runs]
+        splices = [student.splice for student in every if student.splice is not None]
+        return [_finite(means(yardstick.losses(model, student, splices))["ce"]) for student in every]
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
