@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from saelora.data.pack import pack
     from saelora.evals.loss import evaluate_loss
     from saelora.jobs.adapt import adapt
+    from saelora.jobs.compare import compare
     from saelora.jobs.demo import demo
     from saelora.jobs.evaluate import evaluate
     from saelora.jobs.finetune_sae import finetune_sae
@@ -29,6 +30,7 @@ _HOMES = {
     "Hookpoint": "models.hookpoints",
     "TokenPolicy": "core.splice",
     "adapt": "jobs.adapt",
+    "compare": "jobs.compare",
     "demo": "jobs.demo",
     "evaluate": "jobs.evaluate",
     "evaluate_loss": "evals.loss",
@@ -50,6 +52,7 @@ __all__ = [
     "InputError",
     "TokenPolicy",
     "adapt",
+    "compare",
     "demo",
     "evaluate",
     "evaluate_loss",

@@ -24,6 +24,7 @@ JOBS = {
     "evaluate": "measure what SAEs cost a model, and what an adapter buys back",
     "train-sae": "train SAEs on a model's activations",
     "sweep": "adapters over a grid of ranks, SAEs, layers, models; what can share a pass does",
+    "compare": "every way to make a model work through its SAE, at matched cost: one table, figures, words",
     "report": "one HTML page of a run, or of several side by side: figures, text token by token, provenance",
 }
 

@@ -9,7 +9,7 @@ import yaml
 
 from saelora.config import build
 from saelora.errors import InputError
-from saelora.jobs.compare_plan import Recipe, Run, config_type, entries_named, expand, read_recipe
+from saelora.jobs.comparison.plan import Recipe, Run, config_type, entries_named, expand, read_recipe
 
 BASE = {"model": "m", "data": "d", "context": 128, "device": "cpu"}
 LOCAL = {"objective": "local", "hookpoint": ["layers.1.resid_post"], "tokens": "4k", "checkpoints": [0.5, 0.25]}

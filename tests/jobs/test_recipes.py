@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from saelora.config import build, read_yaml
-from saelora.jobs import compare_plan, train_sae
+from saelora.jobs import train_sae
+from saelora.jobs.comparison import plan
 from saelora.jobs.sweep_plan import Recipe, expand, group_points, read_recipe
 from saelora.saes import registry
 
@@ -99,7 +100,7 @@ def test_saes_that_sweeps_name_are_made_by_the_recipe_they_name(path: Path) -> N
 
 @pytest.mark.parametrize("path", TIMING, ids=name)
 def test_timing_recipe_expands_and_says_how_it_is_run(path: Path) -> None:
-    runs = compare_plan.expand(compare_plan.read_recipe(path), str(path))
+    runs = plan.expand(plan.read_recipe(path), str(path))
     assert {"local", "e2e", "lora"} <= {run.entry.method for run in runs}
     assert f"saelora compare recipes/{path.parent.name}/{path.name}" in path.read_text()
 
@@ -107,8 +108,8 @@ def test_timing_recipe_expands_and_says_how_it_is_run(path: Path) -> None:
 @pytest.mark.parametrize("stem", TIMED)
 def test_the_papers_timing_recipe_has_its_settings(stem: str) -> None:
     path, (model, tokens, lr) = RECIPES / "paper" / f"{stem}.yaml", TIMED[stem]
-    runs = compare_plan.expand(compare_plan.read_recipe(path), str(path))
-    configs = [(run, build(compare_plan.config_type(run.entry), run.values)) for run in runs]
+    runs = plan.expand(plan.read_recipe(path), str(path))
+    configs = [(run, build(plan.config_type(run.entry), run.values)) for run in runs]
     for _, config in configs:
         data = (config.data, config.subset, config.text_column)
         assert data == ("togethercomputer/RedPajama-Data-V2", "sample-10B", "raw_content")
@@ -135,11 +136,14 @@ def test_the_papers_timing_recipe_has_its_settings(stem: str) -> None:
 @pytest.mark.parametrize("stem", ["timing", "timing_gpu"])
 def test_the_default_models_timing_recipe_compares_every_method_at_equal_tokens(stem: str) -> None:
     path = RECIPES / "smollm" / f"{stem}.yaml"
-    runs = compare_plan.expand(compare_plan.read_recipe(path), str(path))
+    runs = plan.expand(plan.read_recipe(path), str(path))
     methods = {"lora", "lora+sae", "linear", "finetune-sae"}
     assert {run.entry.method for run in runs} == methods | {"local", "e2e", "e2e+downstream"}
-    names = {run.entry.name for run in runs if run.entry.kind == "method"}
-    most = max(run.budget for run in runs if run.entry.kind == "method")
+    finished = [run for run in runs if run.entry.kind == "method" and run.start_share in (1.0, None)]
+    most = max(run.budget for run in finished)
     for seed in (0, 1, 2):
-        equal = [r for r in runs if (r.seed, r.budget, r.start_share) == (seed, most, 1.0)]
-        assert {run.entry.name for run in equal} == names
+        equal = [run for run in finished if (run.seed, run.budget) == (seed, most)]
+        starts = {run.start_ref or run.start_run for run in equal}
+        assert any(
+            {run.entry.method for run in equal if (run.start_ref or run.start_run) == s} == methods for s in starts
+        )

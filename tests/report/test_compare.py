@@ -9,7 +9,7 @@ import pytest
 from compared_runs import closing, method, race, sae, start_at
 
 from saelora.report import compare
-from saelora.report.compare_curves import cost_at, curve_of, short
+from saelora.report.comparison.curves import cost_at, curve_of, short
 
 Row = dict[str, Any]
 

@@ -8,9 +8,9 @@ from typing import Any
 from saelora.config import build, option
 from saelora.console import Console
 from saelora.errors import InputError
-from saelora.jobs.compare_bench import Bench
-from saelora.jobs.compare_plan import Run, entries_named, expand, read_recipe
-from saelora.jobs.compare_runs import run_one
+from saelora.jobs.comparison.bench import Bench
+from saelora.jobs.comparison.plan import Run, entries_named, expand, read_recipe
+from saelora.jobs.comparison.runs import run_one
 from saelora.jobs.run import open_collection
 from saelora.manifest import read_json, write_json, write_whole
 from saelora.report import compare as tables

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from saelora.report import tables
-from saelora.report.compare_aftermath import AFTERMATH, left_behind, mean
-from saelora.report.compare_curves import COSTS, curve_of, finite, label_of_start, short, speedup_to_e2e, speedups
-from saelora.report.compare_equal import equal_seconds, equal_tokens, main_group
-from saelora.report.compare_figures import figures
-from saelora.report.compare_words import words
+from saelora.report.comparison.aftermath import AFTERMATH, left_behind, mean
+from saelora.report.comparison.curves import COSTS, curve_of, finite, label_of_start, short, speedup_to_e2e, speedups
+from saelora.report.comparison.equal import equal_seconds, equal_tokens, main_group
+from saelora.report.comparison.figures import figures
+from saelora.report.comparison.words import words
 from saelora.report.tables import Row
 
 __all__ = ["equal_seconds", "equal_tokens", "figures", "left_behind", "main_group", "markdown", "speedup_to_e2e"]

@@ -3,8 +3,8 @@
 import math
 from collections.abc import Sequence
 
-from saelora.report.compare_curves import finite, label_of_start
-from saelora.report.compare_equal import equal_tokens, main_group
+from saelora.report.comparison.curves import finite, label_of_start
+from saelora.report.comparison.equal import equal_tokens, main_group
 from saelora.report.tables import Row
 
 AFTERMATH = ("fvu", "l0", "dead_frac", "jaccard", "rate_correlation", "clean_cost")

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from saelora.report.compare_curves import finite, speedup_to_e2e
-from saelora.report.compare_equal import EQUAL, equal_seconds, equal_tokens, main_group
+from saelora.report.comparison.curves import finite, speedup_to_e2e
+from saelora.report.comparison.equal import EQUAL, equal_seconds, equal_tokens, main_group
 from saelora.report.tables import Row
 
 _OF_COST = {"seconds": "training time", "n_tokens": "training tokens", "model_flops": "operations"}

@@ -9,8 +9,8 @@ from saelora.config import build
 from saelora.core.splice import splice
 from saelora.core.students import Student
 from saelora.jobs import train_sae
-from saelora.jobs.compare_bench import Bench, means, start_of, students
-from saelora.jobs.compare_plan import Run, config_type
+from saelora.jobs.comparison.bench import Bench, means, start_of, students
+from saelora.jobs.comparison.plan import Run, config_type
 from saelora.jobs.recipe_file import digest
 from saelora.manifest import read_json, write_json
 from saelora.models.hookpoints import parse_hookpoint
@@ -31,8 +31,9 @@ def learning_rate(bench: Bench, run: Run) -> tuple[float | None, list[dict[str, 
     entry, tune = run.entry, bench.recipe.tune
     if len(entry.lr) < 2 or tune is None:
         return (entry.lr[0] if entry.lr else None), None
-    about = {"entry": {k: v for k, v in asdict(entry).items() if k not in ("seeds", "evaluations")}, "tune": asdict(tune)}
-    file = bench.folder / "tuning" / f"{digest(about)}.json"
+    shared = {key: value for key, value in asdict(entry).items() if key not in ("seeds", "evaluations")}
+    key = digest({"entry": shared, "tune": asdict(tune)})
+    file = bench.folder / "tuning" / f"{key}.json"
     if not file.exists():
         bench.console.say(f"choosing lr of {entry.name} among {', '.join(f'{lr:g}' for lr in entry.lr)}")
         n_tokens = max(tune.tokens, max(entry.budgets) // 10)
@@ -51,7 +52,7 @@ def _try_saes(bench: Bench, run: Run, n_tokens: int) -> list[float | None]:
     model, hookpoint = bench.loaded.model, parse_hookpoint(config.hookpoint[0])
     yardstick = bench.yardstick(config, hookpoint, tuning=True)
     objective, rows = train_sae.objective_of(config, bench.loaded), train_sae.rows_of(config, bench.loaded)
-    bench.train(f"tuning-{run.id}", objective, rows, config.batch_rows)
+    bench.train(f"tuning-{run.id}", objective, rows, config)
     found = []
     for name in names:
         sae: Any = objective.inference_sae(f"{hookpoint}/{name}")
@@ -69,7 +70,7 @@ def _try_methods(bench: Bench, run: Run, n_tokens: int) -> list[float | None]:
     rows = read_rows(configs[0], bench.loaded, n_tokens, "train", SEED).input_ids
     yardstick = bench.yardstick(configs[0], next(iter(assembled.saes)), tuning=True)
     with students(bench, configs, assembled, len(rows)) as (model, objective):
-        bench.train(f"tuning-{run.id}", objective, rows, configs[0].batch_rows)
+        bench.train(f"tuning-{run.id}", objective, rows, configs[0])
         every = [one.student for one in objective.runs]
         splices = [student.splice for student in every if student.splice is not None]
         return [_finite(means(yardstick.losses(model, student, splices))["ce"]) for student in every]

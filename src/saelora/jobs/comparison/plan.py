@@ -6,7 +6,7 @@ from typing import Any
 
 from saelora.config import build
 from saelora.errors import InputError
-from saelora.jobs.compare_recipe import Entry, Recipe, Start, Tune, config_type, read_recipe
+from saelora.jobs.comparison.recipe import Entry, Recipe, Start, Tune, config_type, read_recipe
 from saelora.jobs.recipe_file import compared, digest
 
 __all__ = ["Entry", "Recipe", "Run", "Start", "Tune", "config_type", "entries_named", "expand", "read_recipe"]

@@ -5,9 +5,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from saelora.report.compare_aftermath import left_behind
-from saelora.report.compare_curves import COSTS, curve_of, finite, label_of_start, rival_name, speedup_to_e2e, speedups
-from saelora.report.compare_equal import EQUAL, equal_seconds, equal_tokens, main_group
+from saelora.report.comparison.aftermath import left_behind
+from saelora.report.comparison.curves import (
+    COSTS,
+    curve_of,
+    finite,
+    label_of_start,
+    rival_name,
+    speedup_to_e2e,
+    speedups,
+)
+from saelora.report.comparison.equal import EQUAL, equal_seconds, equal_tokens, main_group
 from saelora.report.figures import BLUE, GREEN, GREY, ORANGE
 from saelora.report.tables import Row
 

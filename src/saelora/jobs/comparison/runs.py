@@ -12,9 +12,9 @@ from saelora.evals.aftermath import firing_change
 from saelora.evals.loss import SAESums
 from saelora.evals.yardstick import against_start
 from saelora.jobs import train_sae
-from saelora.jobs.compare_bench import Bench, curve, means, start_of, students
-from saelora.jobs.compare_plan import Run, config_type
-from saelora.jobs.compare_tuning import learning_rate
+from saelora.jobs.comparison.bench import Bench, curve, means, start_of, students
+from saelora.jobs.comparison.plan import Run, config_type
+from saelora.jobs.comparison.tuning import learning_rate
 from saelora.manifest import environment
 from saelora.models.hookpoints import parse_hookpoint
 from saelora.train.loop import within_reach
@@ -66,7 +66,7 @@ def sae_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
             last["losses"] = yardstick.losses(model, Student(spliced), observe=last["saes"])
         return means(last["losses"])
 
-    state, costed = bench.train(run.id, objective, rows, config.batch_rows, run.entry.evaluations, keep, evaluate)
+    state, costed = bench.train(run.id, objective, rows, config, run.entry.evaluations, keep, evaluate)
     if not last:
         evaluate(state.step)
     found = last["losses"].compute()
@@ -123,7 +123,7 @@ def method_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]
 
         n_steps = -(-len(rows) // config.batch_rows)
         rows = within_reach(rows, objective.device)
-        state, costed = bench.train(run.id, objective, rows, config.batch_rows, run.entry.evaluations, (), evaluate)
+        state, costed = bench.train(run.id, objective, rows, config, run.entry.evaluations, (), evaluate)
         if not last:
             evaluate(state.step)
         clean = yardstick.losses(model, Student(None, student.adapter), [student.splice]) if student.adapter else None

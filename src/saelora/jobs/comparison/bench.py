@@ -7,8 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from saelora.assemble import Assembled, autocast_dtype, load_frozen, token_policy, validation_rows
 from saelora.config import build
 from saelora.console import Console
@@ -18,7 +16,7 @@ from saelora.errors import InputError
 from saelora.evals.loss import LossSums
 from saelora.evals.yardstick import Yardstick
 from saelora.jobs import train_sae
-from saelora.jobs.compare_plan import Recipe, Run
+from saelora.jobs.comparison.plan import Recipe, Run
 from saelora.jobs.tuning import add_student
 from saelora.manifest import read_json
 from saelora.models.hookpoints import Hookpoint
@@ -88,7 +86,7 @@ class Bench:
         name: str,
         objective: Objective,
         rows: Rows,
-        batch_rows: int,
+        config: Any,
         points: int = 1,
         also_at: Iterable[int] = (),
         evaluate: Callable[[int], dict[str, float]] | None = None,
@@ -97,6 +95,7 @@ class Bench:
 
         Args:
             name: of the folder under work/ that holds metrics and checkpoints.
+            config: options of the run's job, for batch_rows, context and checkpoint_seconds.
             points: evaluations, evenly along the run.
             also_at: steps after which to evaluate besides.
             evaluate: told of the steps done; called before the first, too.
@@ -104,17 +103,22 @@ class Bench:
         Returns:
             The loop's state, whose history has "step" besides what ``evaluate`` gave, and the costs.
         """
-        n_steps = -(-len(rows) // batch_rows)
+        n_steps = -(-len(rows) // config.batch_rows)
         at = {max(1, round(n_steps * i / points)) for i in range(1, points + 1)} if evaluate else set()
         costed = Costed(objective, self.loaded.model.device)
         folder = self.folder / "work" / name
         folder.mkdir(parents=True, exist_ok=True)
         every = 10 if self.loaded.model.device.type != "cpu" else 1
-        config = LoopConfig(batch_rows, log_every=every, evaluate_at=tuple(sorted({*at, *also_at})))
-        loop = Loop(costed, rows, config, folder, Tracker(None, folder, {}))
+        loop_config = LoopConfig(
+            config.batch_rows,
+            log_every=every,
+            evaluate_at=tuple(sorted({*at, *also_at})),
+            checkpoint_seconds=config.checkpoint_seconds,
+        )
+        loop = Loop(costed, rows, loop_config, folder, Tracker(None, folder, {}))
         if evaluate is not None:
             loop.evaluate = lambda: {"step": float(loop.state.step), **evaluate(loop.state.step)}
-        with self.console.progress("training", _n_tokens(rows)) as bar:
+        with self.console.progress("training", len(rows) * config.context) as bar:
             loop.report = lambda row: bar.update(int(row["n_tokens"]), _shown(row))
             if loop.resume():
                 bar.start_at(loop.state.n_tokens)
@@ -157,10 +161,6 @@ def students(bench: Bench, configs: Sequence[Any], assembled: Assembled, n_rows:
         finally:
             if model is not None and model is not bench.loaded.model:
                 model.unload()
-
-
-def _n_tokens(rows: Rows) -> int:
-    return rows.numel() if isinstance(rows, Tensor) else getattr(rows, "n_tokens", len(rows))
 
 
 def _shown(row: dict[str, float]) -> str:

@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from saelora.evals.intervals import Estimate, t_interval
-from saelora.report.compare_curves import finite, label_of_start
+from saelora.report.comparison.curves import finite, label_of_start
 from saelora.report.tables import Row
 
 EQUAL = ("measured", "interpolated")  # how a figure came to stand for the time compared at
