@@ -17,7 +17,7 @@ def test_help_explains_every_option_with_its_default(command: str, capsys: pytes
         main([command, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    own = () if command in ("sweep", "report") else ("--device", "(default: auto)")  # a sweep's points name theirs
+    own = () if command in ("sweep", "compare", "report") else ("--device", "(default: auto)")  # a sweep's points name theirs
     for shown in ("--config FILE", "--json", "(default: ", "--quiet", *own):
         assert shown in text
 

@@ -113,8 +113,8 @@ def test_the_papers_timing_recipe_has_its_settings(stem: str) -> None:
     for _, config in configs:
         data = (config.data, config.subset, config.text_column)
         assert data == ("togethercomputer/RedPajama-Data-V2", "sample-10B", "raw_content")
-        shared = (config.model, config.dtype, config.exempt, config.context, config.batch_rows, config.eval_tokens)
-        assert shared == (model, "float32", ["none"], 1024, 1, 1_000_000)
+        shared = (config.model, config.dtype, config.exempt, config.context, config.eval_tokens)
+        assert shared == (model, "float32", ["none"], 1024, 1_000_000)
     saes = [config for run, config in configs if run.entry.kind == "sae"]
     assert [config.objective for config in saes] == ["local", "e2e"]
     for config in saes:
