@@ -7,8 +7,8 @@ Written, for each entry of the recipe (its largest budget, last checkpoint, mean
   ce, gap_closed    of the gap between the original model and the SAE that a method began from; of an SAE trained end to
                     end: of the gap that the recipe's SAE trained on reconstruction alone leaves
   seconds, n_tokens, model_flops    of training, the SAE's included where that was trained here
-and speedup_to_e2e: how many times sooner than the end-to-end SAE the quickest of the others reached its lowest loss (None:
-never), with tokens and operations under "reached".
+and speedup_to_e2e: how many times sooner than the end-to-end SAE the quickest of the others reached its lowest loss
+(None: never); tokens and operations likewise, under "reached".
 """
 
 import argparse
