@@ -43,7 +43,7 @@ def recipe_of(workspace: Workspace, **changed: Any) -> dict[str, Any]:
 
 
 def write(path: Path, recipe: dict[str, Any]) -> Path:
-    path.write_text(yaml.safe_dump(recipe))
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
 
 
