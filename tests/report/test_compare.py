@@ -146,6 +146,23 @@ def test_differences_are_paired_over_seeds() -> None:
     assert "both (+7.5 to +12.5 points) closed more than lora" in " ".join(compare.words(paired()))
 
 
+def test_kl_can_tell_apart_what_the_gap_cannot() -> None:
+    runs, kl_of = [], {0: (0.18, 0.17), 1: (0.19, 0.181), 2: (0.2, 0.189)}
+    for seed, gaps in {0: (0.2, 0.3), 1: (0.4, 0.2), 2: (0.3, 0.5)}.items():
+        for name, gap, kl in zip(("lora", "both"), gaps, kl_of[seed], strict=True):
+            run = closing(name, gap, 10, seed=seed)
+            run["final"]["kl"] = kl
+            runs.append(run)
+    row = only(compare.equal_tokens(runs), name="both")
+    assert row["kl"] == pytest.approx(0.18)
+    half = 4.302653 * 0.001 / math.sqrt(3)  # differences -0.010, -0.009, -0.011
+    found = row["kl_difference"]
+    assert (found["value"], found["low"], found["high"]) == pytest.approx((-0.01, -0.01 - half, -0.01 + half))
+    told = " ".join(compare.words(runs))
+    assert "cannot be told apart from lora. By KL" in told
+    assert "both (-0.0125 to -0.0075 nats) ended below lora." in told
+
+
 def test_methods_are_compared_at_budgets_and_starts_that_they_share() -> None:
     runs = [
         closing("lora", 0.2, 5, budget=500),

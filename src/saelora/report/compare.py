@@ -123,17 +123,24 @@ def _spread(row: Row) -> str:
 def _equal(rows: Sequence[Row]) -> list[list[str]]:
     timed = any("how" in row for row in rows)
     header = ["", "from", "gap closed", "95 % interval", "seeds", "against the first", "seconds"]
-    lines = [[*header[:2], "seconds allowed" if timed else "tokens", *header[2:], *(["how"] if timed else [])]]
+    kl = [] if timed else ["KL", "KL against the first"]
+    lines = [[*header[:2], "seconds allowed" if timed else "tokens", *header[2:], *(["how"] if timed else kl)]]
     for row in rows:
         limit = f"{row['limit']:,.0f}" if timed else short(row["budget"])
-        difference = row["difference"]
-        against = "–" if difference is None else f"{difference['value'] * 100:+.1f} points"
-        if difference is not None:
-            against += f" ({difference['low'] * 100:+.1f} to {difference['high'] * 100:+.1f})"
+        against = _difference(row["difference"], "{:+.1f}", 100, " points")
         interval = "–" if row["low"] is None else f"{row['low']:.1%} to {row['high']:.1%}"
         cells = [row["name"], row["start"], limit, f"{row['value']:.1%}", interval, str(len(row["per_seed"])), against]
-        lines.append([*cells, f"{row['seconds']:,.0f}", *([row["how"]] if timed else [])])
+        last = [row["how"]] if timed else [_form(row["kl"], ".4f"), _difference(row["kl_difference"], "{:+.4f}", 1, "")]
+        lines.append([*cells, f"{row['seconds']:,.0f}", *last])
     return lines
+
+
+def _difference(found: Row | None, form: str, scale: float, unit: str) -> str:
+    """A paired difference with its interval."""
+    if found is None:
+        return "–"
+    value, low, high = (form.format(found[name] * scale) for name in ("value", "low", "high"))
+    return f"{value}{unit} ({low} to {high})"
 
 
 def _left_behind(runs: Sequence[Row]) -> list[list[str]]:

@@ -46,19 +46,23 @@ def equal_tokens(runs: Sequence[Row]) -> list[Row]:
     Returns:
         Rows start, budget, name, seconds (median of its own training), per_seed {seed: gap_closed}, value, low, high
         (mean over seeds with Student's t 95 % interval; of a single seed its own 95 % interval over texts),
-        difference (paired with the reference method over seeds, with its interval; None for fewer than two seeds).
+        difference (paired with the reference method over seeds, with its interval; None for fewer than two seeds), kl
+        (mean over seeds, nats per token) and kl_difference (as difference).
     """
     rows = []
     for start, arms in by_start(runs).items():
         against = reference(arms)
         for budget in common_budgets(arms):
-            first = {seed: _gap(run) for seed, run in arms[against].get(budget, {}).items()}
+            firsts = arms[against].get(budget, {})
             for name, budgets in arms.items():
                 if finals := budgets.get(budget):
-                    gaps = {seed: _gap(run) for seed, run in finals.items()}
-                    difference = None if name == against else paired(gaps, first)
                     row = {"start": start, "budget": budget, "name": name, "seconds": _seconds(finals)}
-                    rows.append({**row, **_summary(gaps, finals), "difference": difference})
+                    gaps, kls = _gaps(finals), _kls(finals)
+                    row |= _summary(gaps, finals)
+                    row["difference"] = None if name == against else paired(gaps, _gaps(firsts))
+                    row["kl"] = statistics.fmean(kls.values()) if kls else None
+                    row["kl_difference"] = None if name == against else paired(kls, _kls(firsts))
+                    rows.append(row)
     return rows
 
 
@@ -81,7 +85,7 @@ def equal_seconds(runs: Sequence[Row]) -> list[Row]:
             if budget not in arms[against]:
                 continue
             limit = _seconds(arms[against][budget])
-            first = {seed: _gap(run) for seed, run in arms[against][budget].items()}
+            first = _gaps(arms[against][budget])
             for name, budgets in arms.items():
                 row = _in_time(budgets if name != against else {budget: budgets[budget]}, limit)
                 as_long = row["how"] in EQUAL and name != against
@@ -94,7 +98,7 @@ def equal_seconds(runs: Sequence[Row]) -> list[Row]:
 def _in_time(budgets: Mapping[int, Finals], limit: float) -> Row:
     nearest = min(budgets.values(), key=lambda finals: abs(math.log(max(_seconds(finals), 1e-9) / max(limit, 1e-9))))
     seconds = _seconds(nearest)
-    gaps = {seed: _gap(run) for seed, run in nearest.items()}
+    gaps = _gaps(nearest)
     if len(budgets) == 1 or abs(seconds / max(limit, 1e-9) - 1) <= SAME_TIME:
         ratio = seconds / max(limit, 1e-9)
         how = "measured" if abs(ratio - 1) <= SAME_TIME else "less time" if ratio < 1 else "more time"
@@ -141,6 +145,14 @@ def _summary(values: Mapping[int, float], runs: Finals) -> Row:
         low, high = (runs[seed]["final"].get("ci95") or {}).get("gap_closed") or (None, None)
         return {"per_seed": dict(values), "value": value, "low": low, "high": high}
     return {"per_seed": dict(values), **t_interval(list(values.values()), 0.95)}
+
+
+def _gaps(finals: Finals) -> dict[int, float]:
+    return {seed: _gap(run) for seed, run in finals.items()}
+
+
+def _kls(finals: Finals) -> dict[int, float]:
+    return {seed: float(run["final"]["kl"]) for seed, run in finals.items() if finite(run["final"].get("kl"))}
 
 
 def _gap(run: Row) -> float:

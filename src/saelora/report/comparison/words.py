@@ -48,17 +48,29 @@ def _at_equal_tokens(runs: Sequence[Row]) -> list[str]:
     if not rest:
         return told if len(group) == 1 else [*told, "With one seed the methods cannot be told apart."]
     first = next(row["name"] for row in group if row["difference"] is None)
-    kinds = {"more": [], "less": [], "same": []}  # type: dict[str, list[str]]
-    for row in rest:
-        low, high = row["difference"]["low"], row["difference"]["high"]
+    n = min(len(row["per_seed"]) for row in rest)
+    points = _told_apart(rest, "difference", first, ("closed more than", "closed less than"), "{:+.1f}", 100, "points")
+    told.append(f"By 95 % intervals of differences paired over {n} seeds: {points}.")
+    by_kl = [row for row in rest if row["kl_difference"] is not None]
+    if by_kl:
+        nats = _told_apart(by_kl, "kl_difference", first, ("ended above", "ended below"), "{:+.4f}", 1, "nats")
+        told.append(f"By KL to the original model, which is what all of them train on: {nats}.")
+    return told
+
+
+def _told_apart(
+    rows: Sequence[Row], key: str, first: str, verbs: tuple[str, str], form: str, scale: float, unit: str
+) -> str:
+    """Which methods' differences from the first one exclude zero, and on which side."""
+    kinds: dict[str, list[str]] = {"more": [], "less": [], "same": []}
+    for row in rows:
+        low, high = row[key]["low"], row[key]["high"]
         kind = "more" if low > 0 else "less" if high < 0 else "same"
-        kinds[kind].append(f"{row['name']} ({low * 100:+.1f} to {high * 100:+.1f} points)")
-    sentences = {"more": "more than", "less": "less than"}
-    parts = [f"{_listed(kinds[kind])} closed {text} {first}" for kind, text in sentences.items() if kinds[kind]]
+        kinds[kind].append(f"{row['name']} ({form.format(low * scale)} to {form.format(high * scale)} {unit})")
+    parts = [f"{_listed(kinds[k])} {verb} {first}" for k, verb in zip(("more", "less"), verbs, strict=True) if kinds[k]]
     if kinds["same"]:
         parts.append(f"{_listed(kinds['same'])} cannot be told apart from {first}")
-    n = min(len(row["per_seed"]) for row in rest)
-    return [*told, f"By 95 % intervals of differences paired over {n} seeds: {'; '.join(parts)}."]
+    return "; ".join(parts)
 
 
 def _in_equal_time(runs: Sequence[Row]) -> str | None:
