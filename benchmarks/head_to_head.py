@@ -24,11 +24,12 @@ from saelora.report import compare as tables
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm" / "timing.yaml"
 QUICK = [
-    *("seeds=[0]", "evaluations=2", "eval_tokens=2k"),
-    *("saes.local.tokens=32k", "saes.local.checkpoints=[1.0]", "saes.e2e.tokens=8k", "saes.e2e.lr=3e-3"),
+    *("seeds=[0]", "evaluations=1", "eval_tokens=1k"),
+    *("saes.local.tokens=32k", "saes.local.checkpoints=[1.0]", "saes.local-short.tokens=8192"),
+    *("saes.e2e.tokens=8192", "saes.e2e.lr=3e-3", "saes.e2e.evaluations=2"),
     *("saes.e2e+downstream.tokens=2k", "saes.e2e+downstream.lr=3e-3"),
 ]
-QUICK_TOKENS = 2_048  # of each method
+QUICK_TOKENS = 1_024  # of each method
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
