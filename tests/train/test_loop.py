@@ -147,9 +147,7 @@ def test_checkpoints_come_as_often_as_asked(tmp_path: Path) -> None:
 
 
 def test_first_signal_is_a_request_and_the_second_acts_as_usual() -> None:
-    before = signal.signal(
-        signal.SIGINT, signal.default_int_handler
-    )  # a shell ignores it in what it runs beside itself
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in a background job it is ignored
     try:
         with StopRequest() as stop:
             assert stop.signum is None
