@@ -6,7 +6,7 @@
 Written, for each entry of the recipe (its largest budget, last checkpoint, means over seeds):
   ce, gap_closed    of the gap between the original model and the SAE that a method began from; of an SAE trained end to
                     end: of the gap that the recipe's SAE trained on reconstruction alone leaves
-  seconds, n_tokens, model_flops    of training, the SAE's included where that was trained here
+  seconds, n_tokens, model_flops    of training, the SAE's included where that was trained here (with_sae)
 and speedup_to_e2e: how many times sooner than the end-to-end SAE the quickest of the others reached its lowest loss
 (None: never); tokens and operations likewise, under "reached".
 """
@@ -29,6 +29,7 @@ QUICK = [
     *("saes.e2e.tokens=8192", "saes.e2e.lr=3e-3", "saes.e2e.evaluations=2"),
     *("saes.e2e+downstream.tokens=2k", "saes.e2e+downstream.lr=3e-3"),
 ]
+COSTS = ("seconds", "n_tokens", "model_flops")
 QUICK_TOKENS = 1_024  # of each method
 
 
@@ -56,7 +57,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         "methods": summary(found["runs"]),
         "speedup_to_e2e": reached and reached["median"],
         "reached": reached,
-        "runs": found["runs"],
+        "curves": tables.tidy(found["runs"]),
     }
     if args.json:
         write_json(args.json, result)
@@ -86,8 +87,9 @@ def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
         gap = mean([run["final"]["gap_closed"] for run in mine])
         if mine[0]["method"].startswith("e2e") and None not in (local, base, ce):
             gap = (local - ce) / (local - base)
-        totals = {cost: mean([row[f"total_{cost}"] for row in rows]) for cost in ("seconds", "n_tokens", "model_flops")}
-        out[name] = {"ce": ce, "gap_closed": gap, **totals}
+        here = rows[0]["total_seconds"] is not None
+        costs = {c: mean([row[f"total_{c}" if here else c] for row in rows]) for c in COSTS}
+        out[name] = {"ce": ce, "gap_closed": gap, **costs, "with_sae": here}
     return out
 
 

@@ -23,11 +23,13 @@ def test_summary_counts_the_saes_training_and_takes_means_over_seeds_at_the_last
         run["final"]["gap_closed"] = (4.0 - ce) / (4.0 - CE_BASE)
         runs.append(run)
     runs.append(method("lora", [(0.0, 5.0), (5.0, 4.5)], start=start_at(5, 0.5)))
+    runs.append(method("x", [(0.0, 4.0), (5.0, 3.9)], start={"ref": "an SAE from elsewhere"}))
     found = head_to_head.summary(runs)
-    keys = {"ce", "gap_closed", "seconds", "n_tokens", "model_flops"}
+    keys = {"ce", "gap_closed", "seconds", "n_tokens", "model_flops", "with_sae"}
     assert all(each.keys() == keys for each in found.values())
     assert found["lora"] == pytest.approx(
-        {"ce": 3.3, "gap_closed": 0.7, "seconds": 15, "n_tokens": 1500, "model_flops": 1.5e12}
+        {"ce": 3.3, "gap_closed": 0.7, "seconds": 15, "n_tokens": 1500, "model_flops": 1.5e12, "with_sae": True}
     )
     assert found["e2e"]["gap_closed"] == pytest.approx(0.5)  # of what the local SAE leaves
     assert found["local"]["gap_closed"] is None
+    assert (found["x"]["seconds"], found["x"]["with_sae"]) == (5, False)
