@@ -22,7 +22,7 @@ class Config(ModelOptions, SAEOptions, DataOptions, TrainingOptions, RunOptions)
         "kl+mse", "half of KL and half of the SAE's own error, kept in balance; or KL alone"
     )
     tokens: Count = option(Count(1_000_000), "tokens to train on; fewer where the data holds fewer")
-    lr: float = option(5e-5, "peak learning rate of AdamW")
+    lr: float = option(3e-4, "peak learning rate of AdamW; for a small model and short runs, others want less")
 
 
 def finetune_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
