@@ -4,7 +4,9 @@
         --variant paper=recipes/paper.yaml --variant default= --variant "lr2=lr: 2e-3"
 
 A variant is NAME=FILE.yaml or NAME=inline YAML of `saelora adapt` options over its defaults. Every variant sees the
-same documents in the same order, as many tokens, and is measured on the same held-out rows of 512 tokens.
+same documents in the same order, as many tokens, and is measured on the same held-out rows of 512 tokens. `--along` also
+measures on the way: with a constant learning rate and no warm-up that is what a run of so many tokens would end at;
+with a schedule it is not, since a shorter run would have decayed by then.
 """
 
 import argparse
@@ -32,6 +34,7 @@ def main() -> None:
     parser.add_argument("--sae", default=DEFAULT_SAE)
     parser.add_argument("--data", default=DEFAULT_DATA)
     parser.add_argument("--tokens", default="25k")
+    parser.add_argument("--along", nargs="*", default=[], help="training tokens after which to measure as well")
     parser.add_argument("--eval-tokens", default="10k")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--variant", action="append", required=True)
@@ -50,7 +53,7 @@ def main() -> None:
         options = read_yaml(Path(value)) if value.endswith(".yaml") else yaml.safe_load(value) or {}
         for seed in args.seeds:
             config = build(adapt.Config, {**options, **common, "seed": seed})
-            found = run(config, assembled, heldout, before)
+            found = run(config, assembled, heldout, before, [coerce(Count, at, "along") for at in args.along])
             rows.append({"variant": name, "seed": seed, "options": options, **found})
             print(
                 f"{name:24s} seed {seed}  gap closed {found['gap_closed']:6.1%}  kl {found['kl']:.4f}  "
@@ -62,24 +65,38 @@ def main() -> None:
                 write_json(args.json, {"inputs": inputs, "environment": environment(), "before": before, "rows": rows})
 
 
-def run(config: adapt.Config, assembled: Any, heldout: torch.Tensor, before: dict[str, Any]) -> dict[str, Any]:
-    """Adapt once, measure, take the adapter off again."""
+def run(
+    config: adapt.Config, assembled: Any, heldout: torch.Tensor, before: dict[str, Any], along: list[int]
+) -> dict[str, Any]:
+    """Adapt once, measure (also after each of `along` training tokens), take the adapter off again."""
+
+    def measured() -> dict[str, Any]:
+        after = evaluate_loss(model, assembled.sae_modules, assembled.token_mask, heldout, arms=["adapted"])
+        gap_closed = (before["ce_sae"] - after["ce_adapted"]) / before["ce_gap"]
+        return {"gap_closed": gap_closed, "ce": after["ce_adapted"], "kl": after["kl_adapted"]}
+
     rows = read_rows(config, assembled.loaded, coerce(Count, config.tokens, "tokens"), "train", config.seed).input_ids
     model: Any = add_adapter(None, config, assembled)
     n_steps = -(-len(rows) // config.batch_rows)
+    waiting, on_the_way, seconds = sorted(along), [], 0.0
     with splice(model, assembled.sae_modules, assembled.token_mask) as spliced:
         objective = Distill(model, [Branch("default", spliced, recipe_of(config))], n_rows=len(rows))
-        started = time.perf_counter()
         for first in range(0, len(rows), config.batch_rows):
+            started = time.perf_counter()
             objective.step(rows[first : first + config.batch_rows], first / len(rows))
-        seconds = time.perf_counter() - started
-    after = evaluate_loss(model, assembled.sae_modules, assembled.token_mask, heldout, arms=["adapted"])
+            seconds += time.perf_counter() - started
+            seen = min(first + config.batch_rows, len(rows)) * rows.shape[1]
+            # a run of N tokens takes as many whole rows as fit in N
+            while waiting and seen + rows.shape[1] > waiting[0]:
+                waiting.pop(0)
+                with spliced.disabled():
+                    on_the_way.append({"n_tokens": seen, **measured()})
+                print(f"  after {seen} tokens: gap closed {on_the_way[-1]['gap_closed']:6.1%}", flush=True)
+    found = measured()
     model.unload()
-    gap_closed = (before["ce_sae"] - after["ce_adapted"]) / before["ce_gap"]
     return {
-        "gap_closed": gap_closed,
-        "ce": after["ce_adapted"],
-        "kl": after["kl_adapted"],
+        **found,
+        "along": on_the_way,
         "n_tokens": rows.numel(),
         "n_steps": n_steps,
         "seconds": seconds,
