@@ -4,9 +4,9 @@
         --variant paper=recipes/paper.yaml --variant default= --variant "lr2=lr: 2e-3"
 
 A variant is NAME=FILE.yaml or NAME=inline YAML of `saelora adapt` options over its defaults. Every variant sees the
-same documents in the same order, as many tokens, and is measured on the same held-out rows of 512 tokens. `--along` also
-measures on the way: with a constant learning rate and no warm-up that is what a run of so many tokens would end at;
-with a schedule it is not, since a shorter run would have decayed by then.
+same documents in the same order, as many tokens, and is measured on the same held-out rows of 512 tokens. `--along`
+also measures on the way: with a constant learning rate and no warm-up that is what a run of so many tokens would end
+at; with a schedule it is not, since a shorter run would have decayed by then.
 """
 
 import argparse
