@@ -32,6 +32,11 @@ TRAIN_SAE: dict[str, Any] = {
     "batch_tokens": 64,
     "dead_after_tokens": 1000,
 }
+# what trains SAEs in the model; rows in all: 21, so that the last batch has one for two processes
+BOTH: dict[str, Any] = {**ADAPT, "tokens": 21 * ws.CONTEXT, "method": "lora+sae", "sae_lr": 1e-3, "objective": "kl+mse"}
+LINEAR: dict[str, Any] = {**BOTH, "method": "linear", "objective": "kl"}
+FINETUNE = {k: v for k, v in BOTH.items() if k not in ("method", "rank", "sae_lr")} | {"lr": 1e-3}
+END_TO_END: dict[str, Any] = {**TRAIN_SAE, "tokens": 20 * ws.CONTEXT, "objective": "e2e+downstream"}
 
 
 class Runs:
@@ -45,6 +50,10 @@ class Runs:
             "adapt": ("adapt", {**adapter, **ADAPT, "samples": 1, "track": "tensorboard"}),
             "long": ("adapt", {**adapter, **LONG}),
             "train": ("train_sae", {**common, **TRAIN_SAE, "checkpoint_seconds": 0}),
+            "both": ("adapt", {**adapter, **BOTH}),
+            "linear": ("adapt", {**adapter, **LINEAR}),
+            "finetune": ("finetune_sae", {**adapter, **FINETUNE}),
+            "e2e": ("train_sae", {**common, **END_TO_END}),
         }
         self.alone: dict[str, Any] = {}
 
@@ -55,7 +64,8 @@ class Runs:
         self.alone["evaluate"] = saelora.evaluate(**measured, device="cpu", quiet=True)
 
     def run_together(self) -> None:
-        adapt, long, train = (options for _, options in self.jobs.values())
+        adapt, long, train = (self.jobs[name][1] for name in ("adapt", "long", "train"))
+        others = ("both", "linear", "finetune", "e2e")
         given = {
             "adapt": ("adapt", {**adapt, "out": str(self.two("adapt"))}),
             "sharded": ("adapt", {**adapt, "track": None, "out": str(self.two("sharded")), "shard": True}),
@@ -64,6 +74,14 @@ class Runs:
             "train": ("train_sae", {**train, "out": str(self.two("train")), "shard": True}),
             "stopped": ("train_sae", {**train, "out": str(self.two("stopped"))}),
         }
+        for name in others:
+            job, options = self.jobs[name]
+            given[name] = (job, {**options, "out": str(self.two(name)), "quiet": True})
+            if name != "e2e":
+                given[f"{name} sharded"] = (
+                    job,
+                    {**given[name][1], "out": str(self.two(f"{name}-sharded")), "shard": True},
+                )
         (self.root / "given.json").write_text(json.dumps(given))
         script = Path(__file__).with_name("jobs_together.py")
         code, self.said, self.errors = finished(str(script), str(self.root))
@@ -126,6 +144,13 @@ def assert_same_adapter(folder: Path, reference: Path, rel: float) -> None:
         assert (ours[name] - weights).norm() <= rel * weights.norm(), name
 
 
+def assert_same_sae(folder: Path, reference: Path, rel: float) -> None:
+    ours, theirs = (load_file(f / "sae_weights.safetensors") for f in (folder, reference))
+    assert ours.keys() == theirs.keys()
+    for name, weights in theirs.items():
+        assert (ours[name] - weights).norm() <= rel * weights.norm(), name
+
+
 @pytest.mark.parametrize(("name", "reference"), [("adapt", "adapt"), ("sharded", "adapt"), ("resumed", "long")])
 def test_two_processes_adapt_as_one_does(runs: Runs, name: str, reference: str) -> None:
     assert_same_adapter(runs.two(name), runs.one(reference), 2e-5)
@@ -136,6 +161,24 @@ def test_two_processes_adapt_as_one_does(runs: Runs, name: str, reference: str) 
 
 def test_sharded_weights_change_no_bit_of_the_adapter(runs: Runs) -> None:
     assert_same_adapter(runs.two("sharded"), runs.two("adapt"), 0.0)
+
+
+@pytest.mark.parametrize("sharded", ["", "-sharded"])
+@pytest.mark.parametrize("name", ["both", "linear", "finetune"])
+def test_two_processes_train_the_sae_in_the_model_as_one_does(runs: Runs, name: str, sharded: str) -> None:
+    ours, theirs = runs.two(name + sharded), runs.one(name)
+    if name == "both":
+        assert_same_adapter(ours, theirs, 2e-5)
+    below = "" if name == "finetune" else "sae"
+    assert_same_sae(ours / below, theirs / below, 2e-5)
+    assert_close(metrics_of(ours), metrics_of(theirs), 5e-5)
+    assert_close(*(json.loads((f / "results.json").read_text()) for f in (ours, theirs)), 5e-5)
+
+
+def test_end_to_end_saes_divided_over_processes_equal_those_of_one(runs: Runs) -> None:
+    for hookpoint in TRAIN_SAE["hookpoint"]:
+        assert_same_sae(runs.two("e2e") / hookpoint, runs.one("e2e") / hookpoint, 0.0)
+    assert_close(metrics_of(runs.two("e2e")), metrics_of(runs.one("e2e")), 1e-9)
 
 
 def test_evaluation_by_two_processes_draws_the_same_intervals(runs: Runs) -> None:
