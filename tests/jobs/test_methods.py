@@ -144,14 +144,38 @@ def test_report_shows_the_losses_of_any_method(finished: dict[str, Path], name: 
 
 
 @pytest.mark.parametrize("name", RUNS)
+def test_tokens_and_drift_set_the_trained_sae_against_the_frozen_one(
+    finished: dict[str, Path], name: str, tmp_path: Path
+) -> None:
+    told = main(
+        ["evaluate", "--adapter", str(finished[name]), "--parts", "tokens", "drift", "--out", str(tmp_path), "--quiet"]
+    )
+    assert told == 0
+    tokens, drift = (json.loads((tmp_path / f"{part}.json").read_text())["result"] for part in ("tokens", "drift"))
+    recorded = results_of(finished[name])
+    assert tokens["trained"] == ("the adapter with its trained SAE" if name == "lora+sae" else "the trained SAE")
+    gained = recorded["ce_adapted"] - recorded["ce_sae"]
+    assert tokens["change"]["mean"]["value"] == pytest.approx(gained, rel=1e-4)
+    assert tokens["cost"]["mean"]["value"] == pytest.approx(recorded["ce_sae"] - recorded["ce_base"], rel=1e-4)
+    latents = drift["latents"]["layers.1.resid_post"]
+    # only finetuning moves the encoder (the others refold its bias); lora+sae's adapter lies above the SAE
+    assert (latents["jaccard"]["value"] == 1.0) == (name != "finetune-sae")
+    for arm, key in (("base", "saes"), ("adapted", "saes_adapted")):
+        assert latents["fvu"][arm]["value"] == pytest.approx(recorded[key]["layers.1.resid_post"]["fvu"], rel=1e-4)
+    last = drift["layers"][-1]["l2"]
+    assert (last["adapted_clean"]["value"] == 0) == (name != "lora+sae")
+    assert last["adapted"]["value"] != last["sae"]["value"]
+
+
+@pytest.mark.parametrize("name", RUNS)
 def test_parts_that_need_one_frozen_sae_are_refused(
     finished: dict[str, Path], name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["evaluate", "--adapter", str(finished[name]), "--parts", "drift", "--quiet"]) == 2
+    assert main(["evaluate", "--adapter", str(finished[name]), "--parts", "faithfulness", "--quiet"]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "trained its SAE" in said
-    assert "expected --parts loss" in said
+    assert "expected --parts loss tokens drift capabilities" in said
     assert not (finished[name] / "evals").exists()
 
 

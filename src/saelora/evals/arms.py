@@ -15,18 +15,29 @@ ARMS = {"base": (False, False), "sae": (True, False), "adapted": (True, True), "
 
 
 @contextmanager
-def arm(model: nn.Module, spliced: Splice, name: str, autocast: torch.dtype | None = None) -> Iterator[None]:
+def arm(
+    model: nn.Module,
+    spliced: Splice,
+    name: str,
+    autocast: torch.dtype | None = None,
+    *,
+    adapted: Splice | None = None,
+) -> Iterator[None]:
     """The model as one of ARMS, in evaluation mode and without gradient, for as long as this context is open.
 
     Args:
         spliced: the model's open splice.
         autocast: half precision to run in, as for ``evaluate_loss``.
+        adapted: the adapted model's own open splice, where its SAEs were trained.
     """
     with_sae, with_adapter = ARMS[name]
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluating(model))
-        stack.enter_context(spliced.switched(with_sae))
+        own = adapted is not None and with_adapter
+        stack.enter_context(spliced.switched(with_sae and not own))
+        if adapted is not None:
+            stack.enter_context(adapted.switched(with_sae and own))
         stack.enter_context(lora.only(model, lora.adapter_name(model) if with_adapter else None))
         if autocast is not None:
             stack.enter_context(torch.autocast(next(model.parameters()).device.type, autocast))

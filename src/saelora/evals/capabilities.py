@@ -41,6 +41,7 @@ def evaluate_tasks(
     bos: bool = True,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n: None,
+    adapted: Splice | None = None,
 ) -> list[dict[str, Any]]:
     """Scores of each arm on each task, metric by metric.
 
@@ -51,6 +52,7 @@ def evaluate_tasks(
         batch_size: requests a forward pass.
         bos: begin every text with BOS, see ``saelora.evals.bos``; else as the tokenizer does.
         progress: called with numbers of requests answered; there are ``loaded.n_requests(limit)`` an arm.
+        adapted: the adapted model's own open splice, where its SAEs were trained.
 
     Returns:
         One dict a task and metric: task, metric, n, n_shot, scores, differences (mean over documents with a 95 %
@@ -59,7 +61,7 @@ def evaluate_tasks(
     raw = {}
     tokenizer = with_bos(tokenizer) if bos else tokenizer
     for name in arms:
-        with arm(model, spliced, name, autocast), quietly(), same_draws():
+        with arm(model, spliced, name, autocast, adapted=adapted), quietly(), same_draws():
             raw[name] = _ask(model, tokenizer, loaded, limit, batch_size, progress)
     return _rows(raw, loaded)
 

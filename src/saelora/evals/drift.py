@@ -37,11 +37,14 @@ def measure_drift(
     batch_rows: int = 1,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
+    adapted: Splice | None = None,
 ) -> dict[str, Any]:
     """Distances of every layer's output from the clean base's, and the latents' firing, on rows [n_rows, context].
 
     Args:
         spliced: the model's open splice.
+        adapted: the adapted model's own open splice, where its SAEs were trained; its latents are then set against
+            those of the SAEs as they were.
 
     Returns:
         n_positions; layers, each with the mean over positions of l2 (of the difference; activation units),
@@ -64,7 +67,7 @@ def measure_drift(
         batch = rows[start : start + batch_rows].to(device)
         mask = token_mask(batch)
         base: dict[int, Tensor] = {}
-        with arm(model, spliced, "base", autocast):
+        with arm(model, spliced, "base", autocast, adapted=adapted):
             with watching(anatomy, base.__setitem__):
                 run(anatomy, batch)
             clean = activations(model, batch, None, list(spliced.saes))
@@ -73,7 +76,9 @@ def measure_drift(
         for name in AWAY:
             # sae is observed too, though not looked at: an SAE may reconstruct by other steps where nobody watches
             after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]] = {}
-            with arm(model, spliced, name, autocast), distances.of(anatomy, name), observed(spliced, after):
+            own = adapted if adapted is not None and name == "adapted" else spliced
+            variant = arm(model, spliced, name, autocast, adapted=adapted)
+            with variant, distances.of(anatomy, name), observed(own, after):
                 run(anatomy, batch)
             for hookpoint, seen in after.items() if name == "adapted" else ():
                 firing[hookpoint].update(start, mask, before[hookpoint], seen)

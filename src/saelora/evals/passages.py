@@ -53,6 +53,7 @@ def show(
     *,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_rows: None,
+    adapted: Splice | None = None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Passages in full, under the names of ``places``; each row that occurs is run once.
 
@@ -62,22 +63,20 @@ def show(
         (None where the SAE leaves that position alone); top, the likeliest next tokens of each model in its place, as
         [id, probability]. A row's first token is predicted from nothing: its entries are None.
     """
-    top = _likeliest_of_rows(
-        model, spliced, found, {row for some in places.values() for row, *_ in some}, autocast, progress
-    )
+    trio = Trio(model, spliced, adapted)
+    top = _likeliest_of_rows(trio, found, {row for some in places.values() for row, *_ in some}, autocast, progress)
     return {name: [_passage(found, place, top[place[0]]) for place in some] for name, some in places.items()}
 
 
 def _likeliest_of_rows(
-    model: nn.Module,
-    spliced: Splice,
+    trio: Trio,
     found: PerToken,
     rows: Iterable[int],
     autocast: torch.dtype | None,
     progress: Callable[[int], None],
 ) -> dict[int, dict[str, list[list[list[float]]]]]:
     """row -> model -> the likeliest tokens after each position."""
-    device, trio = next(model.parameters()).device, Trio(model, spliced)
+    device = next(trio.model.parameters()).device
     top = {}
     with trio.running(autocast):
         for row in sorted(rows):

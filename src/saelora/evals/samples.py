@@ -1,6 +1,5 @@
 """Sample continuations: the original model, the spliced one, and the adapted one on the same prompts."""
 
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -42,8 +41,7 @@ def continuations(
     prompts = prompts.to(next(model.parameters()).device)
     out = [{"prompt": text_of(tokenizer, row)} for row in prompts]
     for name, variant in arms.items():
-        own, other = (adapted, spliced) if adapted is not None and name == "adapted" else (spliced, adapted)
-        with other.disabled() if other is not None else nullcontext(), arm(model, own, variant):
+        with arm(model, spliced, variant, adapted=adapted):
             ids = generate(model, tokenizer, prompts, n_new_tokens)
         for sample, row in zip(out, ids, strict=True):
             sample[name] = text_of(tokenizer, row[prompts.shape[1] :])

@@ -50,10 +50,10 @@ class PerToken:
 class Trio:
     """A model's clean, spliced and adapted variants, run together on a batch; whatever they share is run once."""
 
-    def __init__(self, model: nn.Module, spliced: Splice):
-        """``spliced``: the model's open splice."""
-        self.model, self.spliced = model, spliced
-        self.plan = {"sae": Student(spliced), "adapted": Student(spliced, lora.adapter_name(model))}
+    def __init__(self, model: nn.Module, spliced: Splice, adapted: Splice | None = None):
+        """``spliced``: the model's open splice; ``adapted``: the adapted model's, where its SAEs were trained."""
+        self.model, self.splices = model, [spliced, *([] if adapted is None else [adapted])]
+        self.plan = {"sae": Student(spliced), "adapted": Student(adapted or spliced, lora.adapter_name(model))}
         self.students = Students(model, list(self.plan.values()))
         self.head: Head = anatomy_of(model).head
 
@@ -73,13 +73,14 @@ class Trio:
         The SAE runs with an observer in both, since it may reconstruct by other steps, to other bits, where nobody
         watches: then even an adapter of zeros would seem to help here and hurt there.
         """
-        with self.spliced.observed_by(unobserved):
+        with ExitStack() as stack:
+            for spliced in self.splices:
+                stack.enter_context(spliced.observed_by(unobserved))
             shared = self.students.teacher(input_ids)
-            found = {"base": shared.clean.hidden}
-            for name, student in self.plan.items():
-                with self.spliced.observed_by(observer if name == "sae" else unobserved):
-                    found[name] = self.students.hidden(student, shared)
-        return found
+            with self.splices[0].observed_by(observer):
+                sae = self.students.hidden(self.plan["sae"], shared)
+            adapted = self.students.hidden(self.plan["adapted"], shared)
+        return {"base": shared.clean.hidden, "sae": sae, "adapted": adapted}
 
 
 def unobserved(hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
@@ -95,16 +96,18 @@ def per_token(
     batch_rows: int = 2,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
+    adapted: Splice | None = None,
 ) -> PerToken:
     """Cross entropies and KL of every prediction of rows [n_rows, context], in one pass.
 
     Args:
         spliced: the model's open splice.
+        adapted: the adapted model's own open splice, where its SAEs were trained.
 
     Raises:
         InputError: no prediction counts.
     """
-    device, trio = next(model.parameters()).device, Trio(model, spliced)
+    device, trio = next(model.parameters()).device, Trio(model, spliced, adapted)
     watch = _ReconError(lowest(spliced))
     found: dict[str, list[Tensor]] = {name: [] for name in FIGURES}
     with trio.running(autocast):

@@ -1,6 +1,7 @@
 """saelora evaluate: what SAEs cost a model, and what an adapter buys back."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -43,6 +44,7 @@ PARTS: dict[str, Any] = {
     "saebench": saebench,
 }
 ALL = ("loss", "tokens", "drift", "faithfulness", "steering")  # what needs nothing beside the adapter's run
+OF_TRAINED_SAES = ("loss", "tokens", "drift", "capabilities")  # the others ask about an adapter around a frozen SAE
 
 
 @dataclass(kw_only=True)
@@ -128,8 +130,11 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
             write_part(folder, "loss", dict(results), _provenance(config, assembled, started))
     further = [part for part in parts if part != "loss"]
     if further:
-        with splice(model, assembled.sae_modules, assembled.token_mask) as spliced:
-            subject = Subject(model, spliced, assembled, rows, console, str(config.adapter))
+        with ExitStack() as stack:
+            spliced = stack.enter_context(splice(model, assembled.sae_modules, assembled.token_mask))
+            own = {**assembled.sae_modules, **tuned}
+            adapted = stack.enter_context(splice(model, own, assembled.token_mask)) if tuned else None
+            subject = Subject(model, spliced, assembled, rows, console, str(config.adapter), adapted)
             for part in further:
                 started = time.monotonic()
                 results[part] = PARTS[part].run(subject, config)
@@ -258,12 +263,12 @@ def _recorded(path: Path) -> dict[str, Any]:
 
 
 def _check_parts(parts: list[str], recorded: dict[str, Any], config: Config) -> None:
-    """Raise InputError where a part beyond the losses is asked of a run that trained its SAE."""
-    further = [part for part in parts if part != "loss"]
-    if further and recorded.get("tuned_saes"):
+    """Raise InputError where a part is asked of a run that trained its SAE and has nothing to say of it."""
+    others = [part for part in parts if part not in OF_TRAINED_SAES]
+    if others and recorded.get("tuned_saes"):
         raise InputError(
-            f"--parts {further[0]} compares an adapter around one frozen SAE, {config.adapter} trained its SAE (method "
-            f"{recorded['method']}): expected --parts loss"
+            f"--parts {others[0]} is about an adapter around a frozen SAE, {config.adapter} trained its SAE (method "
+            f"{recorded['method']}): expected --parts {' '.join(OF_TRAINED_SAES)}, or some of them"
         )
 
 

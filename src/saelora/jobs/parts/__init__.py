@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saelora.assemble import Assembled, autocast_dtype
 from saelora.console import Console
+from saelora.core import lora
 from saelora.core.splice import Splice, TokenMask
 
 
@@ -25,6 +26,14 @@ class Subject:
     rows: Tensor
     console: Console
     adapter: str  # the folder of the adapter's run
+    adapted: Splice | None = None  # the adapted model's own, where its SAEs were trained
+
+    @property
+    def trained(self) -> str:
+        """What was trained, in words: whose doing it is that the adapted model differs."""
+        if self.adapted is None:
+            return "the adapter"
+        return "the adapter with its trained SAE" if lora.adapter_name(self.model) else "the trained SAE"
 
     @property
     def tokenizer(self) -> Any:

@@ -59,10 +59,12 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
             bos=config.capability_bos,
             autocast=subject.autocast,
             progress=bar.advance,
+            adapted=subject.adapted,
         )
     return {
         "arms": list(ARMS),
         "tasks": rows,
+        "trained": subject.trained,
         "limit": config.limit,
         "bos": config.capability_bos,
         "lm_eval": version,

@@ -9,11 +9,13 @@ from saelora.jobs.parts import Subject
 def run(subject: Subject, config: Any) -> dict[str, Any]:
     """Distances of every layer's output and the latents' firing; see saelora.evals.drift."""
     with subject.console.progress("drift", subject.rows.numel()) as bar:
-        return measure_drift(
+        found = measure_drift(
             subject.model,
             subject.spliced,
             subject.token_mask,
             subject.rows,
             autocast=subject.autocast,
             progress=bar.advance,
+            adapted=subject.adapted,
         )
+    return {**found, "trained": subject.trained}

@@ -42,6 +42,7 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
             subject.rows,
             autocast=subject.autocast,
             progress=bar.advance,
+            adapted=subject.adapted,
         )
     places = {
         "most_helped": extreme(found, config.passages, helped=True),
@@ -50,9 +51,18 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
     }
     n_rows = len({row for some in places.values() for row, *_ in some})
     with subject.console.progress("likeliest tokens", n_rows, "rows") as bar:
-        shown = show(subject.model, subject.spliced, found, places, autocast=subject.autocast, progress=bar.advance)
+        shown = show(
+            subject.model,
+            subject.spliced,
+            found,
+            places,
+            autocast=subject.autocast,
+            progress=bar.advance,
+            adapted=subject.adapted,
+        )
     return {
         **summarise(found, count_V),
+        "trained": subject.trained,
         "frequency_counted_on": counted_on,
         "recon_error_of": str(lowest(subject.spliced)),
         "vocab": vocabulary([passage for some in shown.values() for passage in some], subject.tokenizer),

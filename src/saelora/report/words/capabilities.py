@@ -11,7 +11,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     rows = main_rows(result["tasks"])
     if not rows:
         return ["No task gave a score."]
-    said = [_finding(rows), *(_row(row) for row in rows[:SHOWN])]
+    said = [_finding(rows, result.get("trained", "the adapter")), *(_row(row) for row in rows[:SHOWN])]
     if len(rows) > SHOWN:
         said.append(f"{len(rows) - SHOWN} more tasks are in the results.")
     if floor := [row["task"] for row in rows if _at_chance(row)]:
@@ -33,23 +33,24 @@ def main_rows(tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(chosen.values())
 
 
-def _finding(rows: list[dict[str, Any]]) -> str:
-    """What the adapter did to the spliced model, and to the model without the SAE."""
+def _finding(rows: list[dict[str, Any]], who: str) -> str:
+    """What the adaptation did to the spliced model, and to the model without the SAE."""
     won = [row["task"] for row in rows if _sign(row, "adapted_minus_sae") > 0]
     lost = [row["task"] for row in rows if _sign(row, "adapted_minus_sae") < 0]
     harmed = [row["task"] for row in rows if _sign(row, "adapted_clean_minus_base") < 0]
     parts = []
     if won:
-        parts.append(f"the adapter makes the spliced model better on {', '.join(won)}")
+        parts.append(f"{who} makes the spliced model better on {', '.join(won)}")
     if lost:
-        parts.append(f"the adapter makes the spliced model worse on {', '.join(lost)}")
+        parts.append(f"{who} makes the spliced model worse on {', '.join(lost)}")
     if not won and not lost:
-        parts.append("no task shows a difference between the spliced model with and without the adapter")
-    parts.append(
-        f"without the SAE the adapter costs on {', '.join(harmed)}"
-        if harmed
-        else "without the SAE no task shows harm by the adapter"
-    )
+        parts.append(f"no task shows a difference between the spliced model with and without {who}")
+    if who != "the trained SAE":  # without the SAE that is the original model
+        parts.append(
+            f"without the SAE the adapter costs on {', '.join(harmed)}"
+            if harmed
+            else "without the SAE no task shows harm by the adapter"
+        )
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]} (95 % intervals, paired by document)."
 

@@ -7,17 +7,17 @@ Layer = dict[str, Any]
 
 def lines(result: dict[str, Any]) -> list[str]:
     """Distances of the layers first, then what the latents see."""
-    layers = result["layers"]
+    layers, who = result["layers"], result.get("trained", "the adapter")
     return [
-        *_nearer(layers, result["n_positions"]),
-        *_last(layers[-1]),
+        *_nearer(layers, result["n_positions"], who),
+        *_last(layers[-1], who),
         *_untouched(layers),
-        *(_latents(hookpoint, found) for hookpoint, found in result["latents"].items()),
+        *(_latents(hookpoint, found, who) for hookpoint, found in result["latents"].items()),
     ]
 
 
-def _nearer(layers: list[Layer], n_positions: int) -> list[str]:
-    """At how many layers the adapter brings the spliced model's output nearer to the base's."""
+def _nearer(layers: list[Layer], n_positions: int, who: str) -> list[str]:
+    """At how many layers the adaptation brings the spliced model's output nearer to the base's."""
     touched = [each for each in layers if each["l2"]["sae"]["value"] or each["l2"]["adapted"]["value"]]
     if not touched:
         return [f"No layer's output differs from the clean base at any of {n_positions:,} replaced positions."]
@@ -25,7 +25,8 @@ def _nearer(layers: list[Layer], n_positions: int) -> list[str]:
     farther = [each["layer"] for each in touched if each["l2_difference"]["low"] > 0]
     same = [each["layer"] for each in touched if each["l2_difference"]["low"] == each["l2_difference"]["high"] == 0]
     unclear = len(touched) - len(nearer) - len(farther) - len(same)
-    told = f"Of the {len(touched)} layers whose output splice or adapter change, the adapter brings {len(nearer)} "
+    kind = "adapter" if who == "the adapter" else "training"
+    told = f"Of the {len(touched)} layers whose output splice or {kind} change, {who} brings {len(nearer)} "
     told += f"nearer to the clean base in L2 distance{_list(nearer)}, moves {len(farther)} farther off{_list(farther)}"
     told += f", leaves {len(same)} exactly as the splice has {'it' if len(same) == 1 else 'them'}{_list(same)}"
     told += f"; for {unclear} the data cannot tell" if unclear else ""
@@ -45,13 +46,15 @@ def _list(layers: list[int]) -> str:
     return f" ({', '.join(str(low) if low == high else f'{low}–{high}' for low, high in ranges)})"
 
 
-def _last(layer: Layer) -> list[str]:
+def _last(layer: Layer, who: str) -> list[str]:
     sae, adapted, clean = (layer["relative_l2"][arm]["value"] for arm in ("sae", "adapted", "adapted_clean"))
     l2, cosine = layer["l2_difference"], layer["cosine_difference"]
     return [
         f"At the last layer ({layer['layer']}) the output lies {sae:.1%} of its norm from the base's when spliced, "
         f"{adapted:.1%} when adapted too: L2 changes by {_number(l2)}, cosine distance by {_number(cosine)}.",
-        f"With the SAE taken out, the adapter alone moves that output by {clean:.1%} of its norm.",
+        "With the SAE taken out, the model is the original: no adapter was trained."
+        if who == "the trained SAE"
+        else f"With the SAE taken out, the adapter alone moves that output by {clean:.1%} of its norm.",
     ]
 
 
@@ -63,7 +66,7 @@ def _untouched(layers: list[Layer]) -> list[str]:
     return [f"Unchanged bit for bit in every variant: the output of {number}{_list(same)}."]
 
 
-def _latents(hookpoint: str, found: dict[str, Any]) -> str:
+def _latents(hookpoint: str, found: dict[str, Any], who: str) -> str:
     if found["identical"]:
         return (
             f"The SAE at {hookpoint} sees what it saw in the clean base: its latents are identical bit for bit "
@@ -72,10 +75,15 @@ def _latents(hookpoint: str, found: dict[str, Any]) -> str:
         )
     rates, fvu, l0 = found["rate_correlation"], found["fvu"], found["l0"]
     correlated = "" if rates["value"] is None else f", their firing rates correlate by {_plain(rates)}"
+    why = (
+        "sees something else than in the clean base (an adapter or another SAE lies below it)"
+        if who == "the adapter"
+        else "was trained, and is set against what it was in the clean base"
+    )
     return (
-        f"The SAE at {hookpoint} sees something else than in the clean base (an adapter or another SAE lies below "
-        f"it): the sets of active latents overlap by {_plain(found['jaccard'])} (Jaccard){correlated}; L0 "
-        f"{l0['base']:.1f} → {l0['adapted']:.1f}, FVU {fvu['base']['value']:.3f} → {fvu['adapted']['value']:.3f}."
+        f"The SAE at {hookpoint} {why}: the sets of active latents overlap by {_plain(found['jaccard'])} "
+        f"(Jaccard){correlated}; L0 {l0['base']:.1f} → {l0['adapted']:.1f}, FVU {fvu['base']['value']:.3f} → "
+        f"{fvu['adapted']['value']:.3f}."
     )
 
 

@@ -17,16 +17,17 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 
 def _headline(result: dict[str, Any]) -> list[str]:
+    who = result.get("trained", "the adapter")
     change, helped, hurt = result["change"], result["share_helped"], result["share_hurt"]
     mean = change["mean"]
     if mean["high"] < 0:
-        told = f"On average the adapter lowers the loss by {_nats(-mean['value'])} nats a prediction"
+        told = f"On average {who} lowers the loss by {_nats(-mean['value'])} nats a prediction"
         interval = f"95 % interval {_nats(-mean['high'])} to {_nats(-mean['low'])}"
     elif mean["low"] > 0:
-        told = f"On average the adapter raises the loss by {_nats(mean['value'])} nats a prediction"
+        told = f"On average {who} raises the loss by {_nats(mean['value'])} nats a prediction"
         interval = f"95 % interval {_nats(mean['low'])} to {_nats(mean['high'])}"
     else:
-        told = f"On average the adapter changes the loss by {_nats(mean['value'])} nats a prediction, maybe by none"
+        told = f"On average {who} changes the loss by {_nats(mean['value'])} nats a prediction, maybe by none"
         interval = f"95 % interval {_nats(mean['low'])} to {_nats(mean['high'])}"
     out = [f"{told} ({interval}; {result['n_predictions']:,} predictions, against the spliced model)."]
     sides = (
@@ -68,7 +69,7 @@ def _told(bins: list[dict[str, Any]], of: str, unit: str) -> str | None:
     high = max(known, key=lambda b: b["gap_closed"]["value"])
     if low["gap_closed"]["high"] >= high["gap_closed"]["low"]:
         return f"By {of}: no difference in the share of the gap closed that these data can tell."
-    harm = "; the adapter does harm there" if low["gap_closed"]["high"] < 0 else ""
+    harm = "; it does harm there" if low["gap_closed"]["high"] < 0 else ""
     return (
         f"By {of}: the largest share of the gap is closed at {_group(high, unit)} ({_closed(high)}), the smallest at "
         f"{_group(low, unit)} ({_closed(low)}{harm})."
