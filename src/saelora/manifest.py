@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 MANIFEST = "saelora.json"
 RESULTS = "results.json"
+# parts of an evaluation that have something to say of a run that trained its SAE
+OF_TRAINED_SAES = ("loss", "tokens", "drift", "capabilities")
 _VERSIONED = ("saelora", "torch", "transformers", "peft", "sae-lens", "safetensors", "datasets")
 
 

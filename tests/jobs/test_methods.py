@@ -138,9 +138,15 @@ def test_two_saes_leave_a_folder_each(workspace: ws.Workspace, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("name", RUNS)
-def test_report_shows_the_losses_of_any_method(finished: dict[str, Path], name: str, tmp_path: Path) -> None:
+def test_report_shows_the_losses_of_any_method_and_how_to_go_on(
+    finished: dict[str, Path], name: str, tmp_path: Path
+) -> None:
     assert main(["report", str(finished[name]), "--out", str(tmp_path / "page.html")]) == 0
-    assert f"{results_of(finished[name])['ce_adapted']:.3f}" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert f"{results_of(finished[name])['ce_adapted']:.3f}" in page
+    assert f"saelora {'finetune-sae' if name == 'finetune-sae' else 'adapt'} --config" in page
+    assert "--parts drift" in page
+    assert "--parts faithfulness" not in page  # which would refuse
 
 
 @pytest.mark.parametrize("name", RUNS)

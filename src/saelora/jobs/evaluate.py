@@ -27,7 +27,16 @@ from saelora.jobs.parts import Subject, capabilities, drift, faithfulness, saebe
 from saelora.jobs.run import processes
 from saelora.jobs.tuned_folder import load_tuned_saes
 from saelora.jobs.tuning import ADAPTED
-from saelora.manifest import MANIFEST, check_part_files, describe, environment, read_json, write_json, write_part
+from saelora.manifest import (
+    MANIFEST,
+    OF_TRAINED_SAES,
+    check_part_files,
+    describe,
+    environment,
+    read_json,
+    write_json,
+    write_part,
+)
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device
 from saelora.report.text import loss_table
@@ -44,7 +53,6 @@ PARTS: dict[str, Any] = {
     "saebench": saebench,
 }
 ALL = ("loss", "tokens", "drift", "faithfulness", "steering")  # what needs nothing beside the adapter's run
-OF_TRAINED_SAES = ("loss", "tokens", "drift", "capabilities")  # the others ask about an adapter around a frozen SAE
 
 
 @dataclass(kw_only=True)

@@ -26,7 +26,7 @@ def section(runs: Sequence[Run]) -> Section:
     tables = [table for table in (_differences(runs, found), _latents(runs, found)) if table.rows]
     about = (
         "How far each layer's output is from the clean original's, at the positions that the SAE replaces. A distance "
-        "of 0 is the original itself; the SAE taken out shows what the adapter alone changes."
+        "of 0 is the original itself; the SAE taken out shows what an adapter alone changes."
     )
     return Section(
         "drift", "Layer by layer", about, notes(runs, "drift"), figures, tables, short="Layers", measured=bool(found)

@@ -104,7 +104,7 @@ def gap(runs: Sequence[Run]) -> Figure | None:
         return None
     columns = [("run", "text"), ("CE original", "nats"), ("CE spliced", "nats"), ("CE adapted", "nats")]
     columns += [("cost of the SAE", "nats"), ("won back", "nats"), ("gap closed", "share")]
-    told = "The gap: from the original model (0) to the spliced one, and how much of it the adapter wins back."
+    told = "The gap: from the original model (0) to the spliced one, and how much of it was won back."
     if any(bar["interval"] for bar in bars):
         told += " The whisker is the 95 % interval of that share."
     return Figure("gap", told, charts.gap_bars(bars, "gap"), Table("The gap", columns, rows))

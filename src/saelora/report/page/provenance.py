@@ -35,7 +35,8 @@ _NAMED = [("what", "text"), ("value", "text")]
 
 
 def _commands(run: Run) -> tuple[Run, list[str]]:
-    own = [f"saelora adapt --config {quoted(run)}/config.yaml --out NEW_FOLDER"]
+    command = "finetune-sae" if run.manifest.get("method") == "sae" else "adapt"
+    own = [f"saelora {command} --config {quoted(run)}/config.yaml --out NEW_FOLDER"]
     parts = [name for name in run.parts if name != "loss"]
     if parts:
         own.append(f"saelora evaluate --adapter NEW_FOLDER --parts {' '.join(parts)}")

@@ -22,9 +22,7 @@ def section(runs: Sequence[Run]) -> Section:
         figure for figure in (_histogram(runs, found), *(_groups(runs, found, key) for key in _GROUPS)) if figure
     ]
     tables = [_quantiles(runs, found)] if found else []
-    about = (
-        "Change: loss of the adapted model minus loss of the spliced one, token by token; below 0 the adapter helped."
-    )
+    about = "Change: loss of the adapted model minus loss of the spliced one, token by token; below 0 it helped."
     return Section(
         "tokens", "Token by token", about, notes(runs, "tokens"), figures, tables, short="Tokens", measured=bool(found)
     )

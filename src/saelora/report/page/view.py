@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from saelora.manifest import OF_TRAINED_SAES
 from saelora.report.page.read import PARTS, Run, differences
 
 # How a column's numbers are written. An estimate {"value", "low", "high"} is written with its interval.
@@ -135,6 +136,9 @@ def notes(runs: Sequence[Run], part: str) -> list[Note]:
     told = []
     for run in runs:
         result = run.part(part)
+        if result is None and run.manifest.get("tuned_saes") and part not in OF_TRAINED_SAES:
+            told.append(Note(run, ["This is about an adapter around a frozen SAE; here the SAE was trained."]))
+            continue
         if result is None:
             told.append(Note(run, command=f"saelora evaluate --adapter {quoted(run)} --parts {part}"))
             continue
