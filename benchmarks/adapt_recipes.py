@@ -25,7 +25,8 @@ from saelora.jobs import adapt
 from saelora.jobs.tuning import add_adapter, recipe_of
 from saelora.manifest import environment, write_json
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
-from saelora.objectives.distill import Branch, Distill
+from saelora.objectives.branch import Branch
+from saelora.objectives.distill import Distill
 
 
 def main() -> None:

@@ -17,7 +17,8 @@ from saelora.models.anatomy import anatomy_of
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device, resolve_dtype
-from saelora.objectives.distill import Branch, Distill, DistillRecipe
+from saelora.objectives.branch import Branch, DistillRecipe
+from saelora.objectives.distill import Distill
 from saelora.saes.sparse import sparse, worthwhile
 
 

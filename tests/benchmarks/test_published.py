@@ -12,7 +12,8 @@ import families
 from families import BOS, D_MODEL, EOS, PAD, VOCAB
 from saelora.core.splice import splice
 from saelora.models.hookpoints import Hookpoint
-from saelora.objectives.distill import Branch, Distill, DistillRecipe
+from saelora.objectives.branch import Branch, DistillRecipe
+from saelora.objectives.distill import Distill
 from tiny_saes import SPARE_SPECIAL, TinySAE
 
 SITE, RANK, ALPHA, N_ROWS = Hookpoint(1), 2, 4.0, 3

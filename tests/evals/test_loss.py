@@ -15,7 +15,8 @@ from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.lora import disabled, lora_config
 from saelora.core.splice import TokenMask, ZeroAblation, splice
 from saelora.errors import InputError
-from saelora.evals.loss import LossSums, evaluate_loss
+from saelora.evals.loss import evaluate_loss
+from saelora.evals.loss_sums import LossSums
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, Broken, Identity, TinySAE, hooks_in, saes_at

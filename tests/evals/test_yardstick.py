@@ -10,7 +10,8 @@ from saelora.core.lora import lora_config
 from saelora.core.splice import splice
 from saelora.core.students import Student
 from saelora.evals.aftermath import firing_change
-from saelora.evals.loss import SAESums, evaluate_branches
+from saelora.evals.loss import evaluate_branches
+from saelora.evals.loss_sums import SAESums
 from saelora.evals.yardstick import Yardstick, against_start
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, TinySAE

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from jobs.workspace import ADAPT, CONTEXT, D_SAE, Workspace, write_sae
 from saelora.cli import main
-from saelora.jobs import sweep as sweep_job
+from saelora.jobs import sweep_groups
 from saelora.jobs.sweep_plan import expand, group_points, read_recipe, split
 
 
@@ -178,7 +178,7 @@ def test_memory_splits_a_group_and_changes_no_figure(
 ) -> None:
     recipe = write(tmp_path / "r.yaml", base=base(workspace), grid={"rank": [1, 2, 4]})
     assert main(["sweep", str(recipe), "--out", str(tmp_path / "whole")]) == 0
-    monkeypatch.setattr(sweep_job, "free_bytes", lambda device: 1)
+    monkeypatch.setattr(sweep_groups, "free_bytes", lambda device: 1)
     assert main(["sweep", str(recipe), "--out", str(tmp_path / "parts")]) == 0
     whole, parts = rows_of(tmp_path / "whole"), rows_of(tmp_path / "parts")
     assert [row["n_branches"] for row in parts] == [1, 1, 1]

@@ -16,7 +16,8 @@ from families import D_MODEL, VOCAB
 from saelora.core.lora import lora_config
 from saelora.core.splice import splice
 from saelora.models.hookpoints import Hookpoint
-from saelora.objectives.distill import Branch, Distill, DistillRecipe
+from saelora.objectives.branch import Branch, DistillRecipe
+from saelora.objectives.distill import Distill
 from saelora.train.loop import NonFiniteLoss
 from tiny_saes import SPARE_SPECIAL, TinySAE
 

@@ -21,7 +21,8 @@ from saelora.errors import InputError
 from saelora.evals.loss import evaluate_branches, evaluate_loss
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
-from saelora.objectives.distill import Branch, Distill, DistillRecipe
+from saelora.objectives.branch import Branch, DistillRecipe
+from saelora.objectives.distill import Distill
 from saelora.objectives.tuned_sae import Part, TunedSAE
 from tiny_saes import SPARE_SPECIAL
 

@@ -18,7 +18,7 @@ from saelora.core.kl_head import chunk_size
 from saelora.core.splice import SAE, Observer, Splice, TokenMask
 from saelora.core.students import Shared, Student, Students
 from saelora.evals.intervals import UNDEFINED, Estimate, ratio
-from saelora.evals.loss import wide
+from saelora.evals.loss_sums import wide
 from saelora.evals.mode import evaluating
 from saelora.models.anatomy import Head, anatomy_of
 from saelora.models.hookpoints import Hookpoint

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from saelora.core.splice import Splice, TokenMask
 from saelora.evals.arms import arm
 from saelora.evals.intervals import ratio
-from saelora.evals.loss import wide
+from saelora.evals.loss_sums import wide
 from saelora.models.anatomy import Anatomy, anatomy_of, unwrap
 
 ARMS = ("base", "sae", "adapted")

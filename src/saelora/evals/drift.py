@@ -20,7 +20,7 @@ from saelora.errors import InputError
 from saelora.evals.arms import arm
 from saelora.evals.firing import Firing
 from saelora.evals.intervals import ratios
-from saelora.evals.loss import wide
+from saelora.evals.loss_sums import wide
 from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.hookpoints import Hookpoint
 

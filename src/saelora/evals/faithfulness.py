@@ -33,7 +33,7 @@ from saelora.evals.ablation import (
 )
 from saelora.evals.attention import NoWeightsError, attention_to_exempt
 from saelora.evals.intervals import UNDEFINED, Estimate
-from saelora.evals.loss import SAESums
+from saelora.evals.loss_sums import SAESums
 from saelora.evals.verdict import judge
 from saelora.models.hookpoints import Hookpoint
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from saelora.evals.intervals import UNDEFINED, Estimate, ratio
-from saelora.evals.loss import wide
+from saelora.evals.loss_sums import wide
 
 BLOCKS = 100  # groups of rows that are drawn anew for the rates' correlation: rows by themselves are too many counts
 DRAWS = 400

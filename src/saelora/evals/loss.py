@@ -6,10 +6,8 @@ SAE replaces its input position (the token mask), which is SAELens's rule. Rows 
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,125 +15,13 @@ from saelora.core import lora
 from saelora.core.kl_head import kl_heads
 from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
 from saelora.core.students import Shared, Student, Students
-from saelora.errors import InputError
-from saelora.evals.intervals import resampled
+from saelora.evals.loss_sums import LossSums, SAESums
 from saelora.evals.mode import evaluating
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from saelora.train.distributed import ALONE, Group
 
 ARMS = ("sae", "adapted", "adapted_clean", "zero")
-RATIOS = ("gap_closed", "loss_recovered_sae", "loss_recovered_adapted")
-
-
-@dataclass
-class LossSums:
-    """Per-row sums over counted predictions; everything reported is derived from them."""
-
-    n: list[float] = field(default_factory=list)
-    sums: dict[str, list[float]] = field(default_factory=dict)
-
-    def update(self, weight_BS: Tensor, values: dict[str, Tensor]) -> None:
-        """Add rows: weights and per-token values [batch, seq]."""
-        self.n += wide(weight_BS).sum(1).tolist()
-        for name, value in values.items():
-            self.sums.setdefault(name, []).extend(wide(value * weight_BS).sum(1).tolist())
-
-    def extend(self, more: "LossSums") -> None:
-        """Add the rows of another."""
-        self.n += more.n
-        for name, values in more.sums.items():
-            self.sums.setdefault(name, []).extend(values)
-
-    def compute(self, seed: int = 0) -> dict[str, Any]:
-        """Means, derived ratios, and 95 % intervals by bootstrap over rows (the same rows for every arm: paired).
-
-        gap_closed is left out where there is no gap (ce_gap <= 0), loss_recovered where zero ablation costs nothing.
-
-        Raises:
-            InputError: no prediction counts.
-        """
-        n = np.array(self.n)
-        counted = n > 0
-        if not counted.any():
-            raise InputError(
-                "nothing to evaluate: no position is replaced by the SAE; expected rows with tokens that the token "
-                "policy does not exempt"
-            )
-        n = n[counted]
-        sums = {name: np.array(values)[counted] for name, values in self.sums.items()}
-        drawn_rows = resampled(len(n), seed)
-        counts = n[drawn_rows].sum(1)
-        point = _derive({k: v.sum() / n.sum() for k, v in sums.items()})
-        point = {k: float(v) for k, v in point.items() if k not in RATIOS or np.isfinite(v)}
-        drawn = _derive({k: v[drawn_rows].sum(1) / counts for k, v in sums.items()})
-        interval = {k: [float(q) for q in np.nanquantile(drawn[k], [0.025, 0.975])] for k in point}
-        return {**point, "n_tokens_evaluated": int(n.sum()), "ci95": interval}
-
-
-def _derive(means: dict[str, Any]) -> dict[str, Any]:
-    """Add gap and ratios to means, single ones or [n_draws]; NaN where a ratio has nothing to be a share of."""
-    out = dict(means)
-    base, sae = means["ce_base"], means.get("ce_sae")
-    adapted, zero = means.get("ce_adapted"), means.get("ce_zero")
-    if sae is not None:
-        out["ce_gap"] = sae - base
-    if sae is not None and adapted is not None:
-        out["ce_gain"] = sae - adapted
-        out["gap_closed"] = (sae - adapted) / np.where(sae > base, sae - base, np.nan)
-    for arm, ce in (("sae", sae), ("adapted", adapted)):
-        if ce is not None and zero is not None:
-            out[f"loss_recovered_{arm}"] = (zero - ce) / np.where(zero > base, zero - base, np.nan)
-    return out
-
-
-def wide(x: Tensor) -> Tensor:
-    """A tensor in float64, which Apple's GPUs lack: from there it comes to the CPU first."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
-
-
-@dataclass
-class SAESums:
-    """FVU, L0 and firing of the SAEs in a splice, over the whole evaluation set."""
-
-    hookpoint_sums: dict[Hookpoint, dict[str, Tensor]] = field(default_factory=dict)
-
-    def __call__(self, hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
-        """The observer of a splice."""
-        x, recon, active = wide(x[mask]), wide(recon[mask]), latents[mask] != 0
-        new = {
-            "n": torch.tensor(float(len(x))),
-            "x": x.sum(0),
-            "xx": x.square().sum(),
-            "error": (x - recon).square().sum(),
-            "active": wide(active.sum()),
-            "fired": wide(active.sum(0)),
-        }
-        self._add(hookpoint, new)
-
-    def _add(self, hookpoint: Hookpoint, new: dict[str, Tensor]) -> None:
-        old = self.hookpoint_sums.get(hookpoint)
-        self.hookpoint_sums[hookpoint] = new if old is None else {k: old[k] + v for k, v in new.items()}
-
-    def over(self, group: Group) -> "SAESums":
-        """The sums of all processes."""
-        total = SAESums()
-        for part in group.gather({h: {k: v.cpu() for k, v in own.items()} for h, own in self.hookpoint_sums.items()}):
-            for hookpoint, sums in part.items():
-                total._add(hookpoint, sums)
-        return total
-
-    def compute(self) -> dict[str, dict[str, float]]:
-        """hookpoint -> fvu, l0, dead_frac (share of latents that never fired on these tokens)."""
-        out = {}
-        for hookpoint, s in self.hookpoint_sums.items():
-            variance = s["xx"] - s["x"].square().sum() / s["n"]
-            out[str(hookpoint)] = {
-                "fvu": float(s["error"] / variance),
-                "l0": float(s["active"] / s["n"]),
-                "dead_frac": float((s["fired"] == 0).double().mean()),
-            }
-        return out
 
 
 def evaluate_loss(

@@ -11,7 +11,7 @@ from saelora.core.kl_head import kl_heads
 from saelora.core.replay import NO_PREFIX, Clean, clean_forward, entry_layer
 from saelora.core.splice import Splice, TokenMask
 from saelora.core.students import Student, Students
-from saelora.evals.loss import LossSums, SAESums
+from saelora.evals.loss_sums import LossSums, SAESums
 from saelora.evals.mode import evaluating
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint

@@ -24,16 +24,15 @@ from saelora.core.splice import splice
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
 from saelora.jobs.parts import Subject, capabilities, drift, faithfulness, saebench, steering, tokens
+from saelora.jobs.recorded import check_parts, check_same, load_adapter, recorded_run, with_recorded
 from saelora.jobs.run import processes
 from saelora.jobs.tuned_folder import load_tuned_saes
 from saelora.jobs.tuning import ADAPTED
 from saelora.manifest import (
     MANIFEST,
-    OF_TRAINED_SAES,
     check_part_files,
     describe,
     environment,
-    read_json,
     write_json,
     write_part,
 )
@@ -87,6 +86,9 @@ class Config(
     """Options of evaluate"""
 
 
+_OWN = {f.name for f in fields(EvaluateOptions)} | {"quiet", "device", "dtype", "shard", "compile"}
+
+
 def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     """Measure a model, its splice, and (with ``adapter``) an adapter on held-out text.
 
@@ -103,11 +105,11 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     console = Console(quiet=config.quiet or not group.is_main)
     parts = parts_of(config, group)
     file, folder = _outputs(config, parts)
-    recorded = _recorded(Path(config.adapter) / MANIFEST) if config.adapter else None
+    recorded = recorded_run(Path(config.adapter) / MANIFEST) if config.adapter else None
     own_model, own_sae = bool(config.model), bool(config.sae)
     if recorded is not None:
-        _check_parts(parts, recorded, config)
-        config = _with_recorded(config, recorded["config"])
+        check_parts(parts, recorded, str(config.adapter))
+        config = with_recorded(config, recorded["config"], _OWN)
         if not own_model and config.revision is None:
             config.revision = recorded["model"]["revision"]  # the commit, where a branch may have moved on
     for part in parts:
@@ -116,10 +118,10 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     assembled = assemble(config)
     if recorded is not None and not own_model:
-        _check_same(describe(assembled)["model"], recorded["model"], "model", "as MODEL")
+        check_same(describe(assembled)["model"], recorded["model"], "model", "as MODEL")
     if recorded is not None and not own_sae:
         for now, then in zip(describe(assembled)["saes"], recorded["saes"], strict=True):
-            _check_same(now, then, "SAE", "with --sae")
+            check_same(now, then, "SAE", "with --sae")
     rows = group.on_main(lambda: validation_rows(config, assembled.loaded))
     model: nn.Module = assembled.loaded.model
     tuned: dict[Hookpoint, Any] = {}
@@ -233,56 +235,4 @@ def measure(
             progress=bar.advance,
             group=group,
             reference=assembled.sae_modules if tuned else None,
-        )
-
-
-def load_adapter(model: nn.Module, folder: str) -> nn.Module:
-    """A PEFT adapter on a loaded model.
-
-    Raises:
-        InputError: there is none, it is damaged, or it is for another model.
-    """
-    from peft import PeftModel
-    from safetensors import SafetensorError
-
-    try:
-        return PeftModel.from_pretrained(model, folder).eval()
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"adapter {folder} does not load on this model: {reason}") from error
-
-
-def _with_recorded(config: Config, recorded: dict[str, Any]) -> Config:
-    """Options that were left at their defaults are taken from the adapter's own run."""
-    fresh = Config()
-    own = {f.name for f in fields(EvaluateOptions)} | {"quiet", "device", "dtype", "shard", "compile"}
-    names = {f.name for f in fields(Config)} - own
-    unset = {name for name in names if getattr(config, name) == getattr(fresh, name) and name in recorded}
-    values = {f.name: getattr(config, f.name) for f in fields(Config)}
-    return build(Config, {**values, **{name: recorded[name] for name in unset}}, "the adapter's recorded configuration")
-
-
-def _recorded(path: Path) -> dict[str, Any]:
-    """The manifest of an adapter's run."""
-    found = read_json(path)
-    if not isinstance(found, dict) or not {"config", "model", "saes"} <= found.keys():
-        raise InputError(f"{path} is no manifest of an adapter: is {path.parent} the output folder of saelora adapt?")
-    return found
-
-
-def _check_parts(parts: list[str], recorded: dict[str, Any], config: Config) -> None:
-    """Raise InputError where a part is asked of a run that trained its SAE and has nothing to say of it."""
-    others = [part for part in parts if part not in OF_TRAINED_SAES]
-    if others and recorded.get("tuned_saes"):
-        raise InputError(
-            f"--parts {others[0]} is about an adapter around a frozen SAE, {config.adapter} trained its SAE (method "
-            f"{recorded['method']}): expected --parts {' '.join(OF_TRAINED_SAES)}, or some of them"
-        )
-
-
-def _check_same(now: dict[str, Any], then: dict[str, Any], kind: str, how: str) -> None:
-    if now["fingerprint"] != then["fingerprint"]:
-        raise InputError(
-            f"{kind} {now['ref']} has changed since the adapter was made (fingerprint {then['fingerprint']}, now "
-            f"{now['fingerprint']}): name one {how} to evaluate the adapter with it all the same"
         )

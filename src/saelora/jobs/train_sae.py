@@ -1,14 +1,7 @@
 """saelora train-sae: train SAEs on a model's activations, saved in SAELens's native format."""
 
-import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
-
-import torch
-from torch import Tensor
 
 from saelora.assemble import (
     DataOptions,
@@ -22,16 +15,17 @@ from saelora.assemble import (
 from saelora.config import Count, build, option, to_dict
 from saelora.console import Console
 from saelora.data.pack import stream_rows
+from saelora.data.streamed import StreamedRows
 from saelora.errors import InputError
-from saelora.evals.loss import evaluate_loss
 from saelora.jobs.run import RunOptions, check_out, processes, run_loop, start
-from saelora.manifest import RESULTS, check_room, environment, read_json, write_json
+from saelora.jobs.sae_folder import FINISHED, finish, names_of, target_of
+from saelora.manifest import RESULTS, check_room, read_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import parse_hookpoint
 from saelora.models.loading import LoadedModel, pick_device
 from saelora.objectives.sae import SAEObjective
 from saelora.objectives.sae_e2e import EndToEnd
-from saelora.objectives.sae_recipe import Architecture, SAERecipe, variant_name, variant_recipes
+from saelora.objectives.sae_recipe import Architecture, SAERecipe, variant_recipes
 from saelora.objectives.sae_start import Start
 from saelora.saes.loading import load_sae
 from saelora.train.distributed import ALONE, Group
@@ -39,7 +33,6 @@ from saelora.train.loop import Loop, LoopConfig
 from saelora.train.shard import shard_layers
 from saelora.train.tracking import Tracker
 
-FINISHED = "training.json"  # written last
 Objective = Literal["local", "e2e", "e2e+downstream"]
 _DOWNSTREAM = 1.0
 _PROGRESS = {"local": "training SAE", "e2e": "training SAE end to end"}
@@ -100,23 +93,6 @@ class Config(ModelOptions, DataOptions, SAETrainingOptions, RunOptions):
     eval_tokens: Count = option(Count(25_000), "tokens of held-out text for the card's figures")
 
 
-class StreamedRows:
-    """Rows of a corpus as a sequence that is read forwards; after a resume the rows before are passed over."""
-
-    def __init__(self, rows: Iterator[Tensor], n_rows: int):
-        self._rows, self._n_rows, self._next = rows, n_rows, 0
-
-    def __len__(self) -> int:
-        return self._n_rows
-
-    def __getitem__(self, index: slice, /) -> Tensor:
-        start, stop, _ = index.indices(self._n_rows)
-        for _ in islice(self._rows, start - self._next):
-            pass
-        self._next = stop
-        return torch.stack(list(islice(self._rows, stop - start)))
-
-
 def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
     """Train SAEs and measure them on held-out text; each is saved under ``out``.
 
@@ -136,7 +112,7 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
     folder = group.on_main(lambda: check_out(config))
     if config.resume and group.on_main((folder / FINISHED).exists):
         console.say(f"{folder} is finished already; nothing to resume")
-        return {name: read_json(_target(config, folder, name) / RESULTS) for name in _names(config)}
+        return {name: read_json(target_of(config, folder, name) / RESULTS) for name in names_of(config)}
     _check(config)
     loaded = load_frozen(config)
     for text in config.hookpoint:
@@ -160,7 +136,7 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
 
         loop = Loop(objective, rows, loop_config, folder, tracker, report=report, group=group)
         state = run_loop(loop, "train-sae", bar, resume=config.resume)
-    return _finish(config, loaded, objective, heldout, folder, state.seconds, console)
+    return finish(config, loaded, objective, heldout, folder, state.seconds, console)
 
 
 def objective_of(config: Config, loaded: LoadedModel, group: Group = ALONE) -> SAEObjective | EndToEnd:
@@ -252,91 +228,3 @@ def _recipes(config: Config, begin: Start | None) -> dict[str, SAERecipe]:
         like_start |= {} if "expansion" in given else {"d_sae": begin.d_sae}
         given = {**{name: value for name, value in like_start.items() if value is not None}, **given}
     return variant_recipes(config.variant, SAERecipe(**given), kinds)
-
-
-def _finish(
-    config: Config,
-    loaded: LoadedModel,
-    objective: SAEObjective | EndToEnd,
-    heldout: Tensor,
-    folder: Path,
-    seconds: float,
-    console: Console,
-) -> dict[str, Any]:
-    """Save every SAE, measure it spliced in, write results and cards."""
-    token_mask = token_policy(config).resolve(loaded.tokenizer)
-    results: dict[str, Any] = {}
-    group = objective.group
-    for hookpoint, name in ((hookpoint, name) for hookpoint, names in objective.names.items() for name in names):
-        target = _target(config, folder, name)
-        sae = objective.inference_sae(name).to(getattr(torch, config.save_dtype))
-        sae.cfg.dtype = config.save_dtype
-        if group.is_main:
-            sae.save_model(target)
-        measured = sae.to(objective.device).float().eval().requires_grad_(False)
-        with console.progress(f"evaluating {name}", heldout.numel()) as bar:
-            found = evaluate_loss(
-                loaded.model, {hookpoint: measured}, token_mask, heldout, progress=bar.advance, group=group
-            )
-        figures = {**found.pop("saes")[str(hookpoint)], **found}
-        results[name] = {**figures, "n_tokens_trained": objective.n_tokens, "seconds_training": seconds}
-        if group.is_main:
-            write_json(target / RESULTS, results[name])
-            card = _card(config, name, objective.recipes[name], sae, results[name])
-            (target / "README.md").write_text(card, encoding="utf-8")
-        console.say(
-            f"{name}: fvu {figures['fvu']:.3f}  l0 {figures['l0']:.1f}  dead {figures['dead_frac']:.1%}  "
-            f"ce {figures['ce_base']:.3f} -> {figures['ce_sae']:.3f} spliced  saved in {target}"
-        )
-    if group.is_main:
-        write_json(folder / FINISHED, {"config": to_dict(config), "environment": environment()})
-        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
-    return results
-
-
-def _names(config: Config) -> list[str]:
-    hookpoints = [str(parse_hookpoint(text)) for text in config.hookpoint]
-    return [f"{h}/{variant_name(text)}" for h in hookpoints for text in config.variant] or hookpoints
-
-
-def _target(config: Config, folder: Path, name: str) -> Path:
-    return folder if len(config.hookpoint) == 1 and not config.variant else folder / name
-
-
-def _card(config: Config, name: str, recipe: SAERecipe, sae: Any, figures: dict[str, Any]) -> str:
-    """The model card of one SAE: recipe, tokens and what it does to the model."""
-    hookpoint, _, variant = name.partition("/")
-    passes = recipe.passes if config.objective == "local" else 1
-    title = f"SAE of {config.model} at {hookpoint}" + (f", variant {variant}" if variant else "")
-    return f"""---
-library_name: saelens
----
-# {title}
-
-A {recipe.architecture} sparse autoencoder, d_in {sae.cfg.d_in}, d_sae {sae.cfg.d_sae}, trained with saelora
-on the activations of {figures["n_tokens_trained"]:,} tokens of {config.data} (BOS, EOS and padding left out).
-{_how(config)}Load it with `SAE.load_from_disk(folder)` (SAELens) or `--sae folder` (saelora).
-
-| on {figures["n_tokens_evaluated"]:,} held-out tokens | |
-|---|---|
-| FVU (fraction of variance unexplained) | {figures["fvu"]:.4f} |
-| L0 (active latents per token) | {figures["l0"]:.1f} |
-| latents that never fired there | {figures["dead_frac"]:.1%} |
-| cross entropy, clean model | {figures["ce_base"]:.4f} nats per token |
-| cross entropy, SAE spliced in | {figures["ce_sae"]:.4f} nats per token |
-| loss recovered against zero ablation | {figures.get("loss_recovered_sae", float("nan")):.4f} |
-
-Recipe: `{recipe.architecture}`, k {recipe.k}, lr {recipe.lr}, warm-up {recipe.warmup}, decay {recipe.decay},
-{recipe.batch_tokens} tokens a step, passes {passes}, seed {recipe.seed} (of rows {config.seed}),
-{config.tokens:,} tokens, context {config.context}. cfg.json holds it whole.
-Documents were held out by a hash of their text (fraction {config.validation_fraction}); the SAE saw none of them.
-"""
-
-
-def _how(config: Config) -> str:
-    """The card's lines on what was optimised and from where, where that is not the usual."""
-    how = f"It went on from {config.start}.\n" if config.start is not None else ""
-    if config.objective == "local":
-        return how
-    later = f" and its later layers' outputs (weight {config.downstream:g})" if "downstream" in config.objective else ""
-    return f"Trained end to end: the model that runs through it is to keep its predictions (KL){later}.\n" + how

@@ -13,7 +13,7 @@ from saelora.core.lora import layers_of, lora_config
 from saelora.core.splice import SAE, splice
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint
-from saelora.objectives.distill import Branch, DistillRecipe
+from saelora.objectives.branch import Branch, DistillRecipe
 from saelora.objectives.tuned_sae import Part, TunedSAE
 from saelora.train.optim import Schedule
 

@@ -9,7 +9,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,6 +22,7 @@ from saelora.core.students import Shared, Student, Students
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from saelora.objectives.sae_tally import Tally
 from saelora.objectives.sae_trainer import SAETrainer
 from saelora.objectives.sae_training import SAETraining, summary
 from saelora.train.loop import NonFiniteLoss
@@ -93,7 +94,7 @@ class EndToEnd(SAETraining):
         undo, failure = self._undo(rows), ""
         if self.n_steps == 0:
             self._start(rows)
-        tallies = {name: _Tally() for name in self.trainers}
+        tallies = {name: Tally() for name in self.trainers}
         try:
             self._go_through(rows, progress, tallies)
         except NonFiniteLoss as error:
@@ -129,7 +130,7 @@ class EndToEnd(SAETraining):
 
         return undo
 
-    def _go_through(self, rows: Tensor, progress: float, tallies: dict[str, "_Tally"]) -> None:
+    def _go_through(self, rows: Tensor, progress: float, tallies: dict[str, Tally]) -> None:
         """All optimiser steps of a chunk. SAEs whose pieces are cut alike share the clean passes."""
         span = rows.numel() / self.n_tokens_total
         cuts: dict[int, list[str]] = {}
@@ -253,39 +254,3 @@ class _Batch:
     shared: Shared
     kept_N: Tensor  # long: tokens that the SAEs see, as indices into all tokens
     outputs: dict[int, Tensor]  # of the layers whose error counts
-
-
-@dataclass
-class _Tally:
-    """A chunk's figures of one SAE, summed on the device piece by piece, in scaled units."""
-
-    n_tokens: int = 0
-    n_kept: int = 0
-    sums: Tensor | float = 0.0  # [4]: loss and KL over all tokens, squared error and active latents over kept ones
-    mean_D: Tensor | float = 0.0
-    variation: Tensor | float = field(default=0.0)  # squared deviations from that mean
-
-    def add(self, loss: Tensor, kl: Tensor, output: "TrainStepOutput", l0: Tensor, n_tokens: int) -> None:
-        x_ND = output.sae_in.detach()
-        n, mean_D = len(x_ND), x_ND.mean(dim=0)
-        # variances of two parts and the distance of their means make the whole's: sums of squares would cancel
-        apart_D = mean_D - self.mean_D
-        spread = (x_ND - mean_D).pow(2).sum() + apart_D.pow(2).sum() * (self.n_kept * n / (self.n_kept + n))
-        self.variation = self.variation + spread
-        self.n_tokens, self.n_kept = self.n_tokens + n_tokens, self.n_kept + n
-        self.mean_D = self.mean_D + apart_D * (n / self.n_kept)
-        sse = output.losses["mse_loss"].detach()
-        self.sums = self.sums + torch.stack([loss * n_tokens, kl * n_tokens, sse * n, l0 * n])
-
-    def metrics(self, trainer: SAETrainer) -> dict[str, Tensor]:
-        assert isinstance(self.sums, Tensor)
-        assert isinstance(self.mean_D, Tensor)
-        loss, kl, sse, l0 = self.sums.unbind()
-        return {
-            "loss": loss / self.n_tokens,
-            "kl": kl / self.n_tokens,
-            "mse": sse / self.n_kept / trainer.scale**2 / len(self.mean_D),
-            "fvu": sse / self.variation,
-            "l0": l0 / self.n_kept,
-            "dead_frac": trainer.dead_S.float().mean(),
-        }

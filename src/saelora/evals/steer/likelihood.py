@@ -12,7 +12,7 @@ from saelora.core.kl_head import chunk_size
 from saelora.core.replay import clean_forward, entry_layer, replay
 from saelora.core.splice import Splice, TokenMask, splice
 from saelora.evals.arms import arm
-from saelora.evals.loss import wide
+from saelora.evals.loss_sums import wide
 from saelora.evals.steer.interventions import Intervention
 from saelora.evals.steer.texts import Text
 from saelora.models.anatomy import Head, anatomy_of

@@ -13,7 +13,7 @@ from saelora.console import Console
 from saelora.core.splice import TokenMask, splice
 from saelora.core.students import Student
 from saelora.errors import InputError
-from saelora.evals.loss import LossSums
+from saelora.evals.loss_sums import LossSums
 from saelora.evals.yardstick import Yardstick
 from saelora.jobs import train_sae
 from saelora.jobs.comparison.plan import Recipe, Run

@@ -9,7 +9,7 @@ from saelora.config import build, to_dict
 from saelora.core.splice import splice
 from saelora.core.students import Student
 from saelora.evals.aftermath import firing_change
-from saelora.evals.loss import SAESums
+from saelora.evals.loss_sums import SAESums
 from saelora.evals.yardstick import against_start
 from saelora.jobs import train_sae
 from saelora.jobs.comparison.bench import Bench, curve, means, start_of, students

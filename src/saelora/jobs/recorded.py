@@ -1,0 +1,70 @@
+"""A finished run as a later command takes it up: its manifest, its options, its adapter."""
+
+from collections.abc import Collection
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from saelora.config import build
+from saelora.errors import InputError
+from saelora.manifest import OF_TRAINED_SAES, read_json
+
+
+def load_adapter(model: nn.Module, folder: str) -> nn.Module:
+    """A PEFT adapter on a loaded model.
+
+    Raises:
+        InputError: there is none, it is damaged, or it is for another model.
+    """
+    from peft import PeftModel
+    from safetensors import SafetensorError
+
+    try:
+        return PeftModel.from_pretrained(model, folder).eval()
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"adapter {folder} does not load on this model: {reason}") from error
+
+
+def with_recorded(config: Any, recorded: dict[str, Any], own: Collection[str]) -> Any:
+    """Options that were left at their defaults, ``own`` aside, are taken from the adapter's own run."""
+    fresh = type(config)()
+    names = {f.name for f in fields(config)} - set(own)
+    unset = {name for name in names if getattr(config, name) == getattr(fresh, name) and name in recorded}
+    values = {f.name: getattr(config, f.name) for f in fields(config)}
+    return build(
+        type(config), {**values, **{name: recorded[name] for name in unset}}, "the adapter's recorded configuration"
+    )
+
+
+def recorded_run(path: Path) -> dict[str, Any]:
+    """The manifest of an adapter's run.
+
+    Raises:
+        InputError: there is none, or it is of something else.
+    """
+    found = read_json(path)
+    if not isinstance(found, dict) or not {"config", "model", "saes"} <= found.keys():
+        raise InputError(f"{path} is no manifest of an adapter: is {path.parent} the output folder of saelora adapt?")
+    return found
+
+
+def check_parts(parts: list[str], recorded: dict[str, Any], adapter: str) -> None:
+    """Raise InputError where a part is asked of a run that trained its SAE and has nothing to say of it."""
+    others = [part for part in parts if part not in OF_TRAINED_SAES]
+    if others and recorded.get("tuned_saes"):
+        raise InputError(
+            f"--parts {others[0]} is about an adapter around a frozen SAE, {adapter} trained its SAE (method "
+            f"{recorded['method']}): expected --parts {' '.join(OF_TRAINED_SAES)}, or some of them"
+        )
+
+
+def check_same(now: dict[str, Any], then: dict[str, Any], kind: str, how: str) -> None:
+    """Raise InputError where a model or SAE is not the one that the adapter was made on."""
+    if now["fingerprint"] != then["fingerprint"]:
+        raise InputError(
+            f"{kind} {now['ref']} has changed since the adapter was made (fingerprint {then['fingerprint']}, now "
+            f"{now['fingerprint']}): name one {how} to evaluate the adapter with it all the same"
+        )

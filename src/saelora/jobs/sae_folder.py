@@ -1,0 +1,72 @@
+"""What train-sae leaves: SAEs in SAELens's native format, each with results and a card."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from saelora.assemble import token_policy
+from saelora.config import to_dict
+from saelora.console import Console
+from saelora.evals.loss import evaluate_loss
+from saelora.manifest import RESULTS, environment, write_json
+from saelora.models.hookpoints import parse_hookpoint
+from saelora.models.loading import LoadedModel
+from saelora.objectives.sae_recipe import variant_name
+from saelora.objectives.sae_training import SAETraining
+from saelora.report.sae_card import sae_card
+
+FINISHED = "training.json"  # written last
+
+
+def finish(
+    config: Any,
+    loaded: LoadedModel,
+    objective: SAETraining,
+    heldout: Tensor,
+    folder: Path,
+    seconds: float,
+    console: Console,
+) -> dict[str, Any]:
+    """Save every SAE, measure it spliced in, write results and cards."""
+    token_mask = token_policy(config).resolve(loaded.tokenizer)
+    results: dict[str, Any] = {}
+    group = objective.group
+    for hookpoint, name in ((hookpoint, name) for hookpoint, names in objective.names.items() for name in names):
+        target = target_of(config, folder, name)
+        sae = objective.inference_sae(name).to(getattr(torch, config.save_dtype))
+        sae.cfg.dtype = config.save_dtype
+        if group.is_main:
+            sae.save_model(target)
+        measured = sae.to(objective.device).float().eval().requires_grad_(False)
+        with console.progress(f"evaluating {name}", heldout.numel()) as bar:
+            found = evaluate_loss(
+                loaded.model, {hookpoint: measured}, token_mask, heldout, progress=bar.advance, group=group
+            )
+        figures = {**found.pop("saes")[str(hookpoint)], **found}
+        results[name] = {**figures, "n_tokens_trained": objective.n_tokens, "seconds_training": seconds}
+        if group.is_main:
+            write_json(target / RESULTS, results[name])
+            card = sae_card(config, name, objective.recipes[name], sae, results[name])
+            (target / "README.md").write_text(card, encoding="utf-8")
+        console.say(
+            f"{name}: fvu {figures['fvu']:.3f}  l0 {figures['l0']:.1f}  dead {figures['dead_frac']:.1%}  "
+            f"ce {figures['ce_base']:.3f} -> {figures['ce_sae']:.3f} spliced  saved in {target}"
+        )
+    if group.is_main:
+        write_json(folder / FINISHED, {"config": to_dict(config), "environment": environment()})
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return results
+
+
+def names_of(config: Any) -> list[str]:
+    """The names of a run's SAEs, as their objective names them."""
+    hookpoints = [str(parse_hookpoint(text)) for text in config.hookpoint]
+    return [f"{h}/{variant_name(text)}" for h in hookpoints for text in config.variant] or hookpoints
+
+
+def target_of(config: Any, folder: Path, name: str) -> Path:
+    """The folder of one of a run's SAEs."""
+    return folder if len(config.hookpoint) == 1 and not config.variant else folder / name

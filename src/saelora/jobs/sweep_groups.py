@@ -1,0 +1,243 @@
+"""Groups of a sweep's points, run side by side: one model, its SAEs and its rows for all of them."""
+
+import hashlib
+import math
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelora.assemble import Assembled, SAECache, assemble, autocast_dtype, load_frozen, read_rows, validation_rows
+from saelora.config import to_dict
+from saelora.console import Console
+from saelora.core.lora import layers_of
+from saelora.core.splice import Splice, splice
+from saelora.core.students import Student
+from saelora.errors import InputError
+from saelora.evals.loss import evaluate_branches
+from saelora.jobs import adapt
+from saelora.jobs.sweep_plan import SAES, Point, Recipe, split
+from saelora.jobs.tuning import add_adapter, recipe_of
+from saelora.manifest import environment, write_json
+from saelora.models.anatomy import anatomy_of
+from saelora.models.loading import LoadedModel
+from saelora.objectives.branch import Branch
+from saelora.objectives.distill import Distill
+from saelora.train.interrupt import Interrupted
+from saelora.train.loop import Loop, LoopConfig, within_reach
+from saelora.train.memory import free_bytes
+from saelora.train.tracking import Tracker
+
+BYTES_PER_WEIGHT = 16  # an adapter's weight, its gradient and AdamW's two moments, in float32
+
+
+@dataclass
+class Runner:
+    """Runs groups one after another; keeps the model, its SAEs and its rows while the next group needs the same."""
+
+    save_adapters: bool
+    recipe: Recipe
+    folder: Path
+    saes: str
+    console: Console
+    memory_share: float  # of what is free: for adapters with optimisers, and again for what backward passes hold
+    loaded: LoadedModel | None = None
+    model_key: Any = None
+    cache: SAECache = field(default_factory=dict)
+    rows: dict[Any, Tensor] = field(default_factory=dict)
+
+    def run(self, points: list[Point]) -> None:
+        """Run one group, in as many parts as memory asks for."""
+        first = points[0].config
+        key = (first.model, first.revision, first.device, first.dtype)
+        if self.loaded is None or key != self.model_key:
+            self.loaded, self.cache, self.rows = None, {}, {}
+            self.console.say(f"loading {first.model}")
+            self.loaded, self.model_key = load_frozen(first), key
+        parts = split(points, self._limit(points))
+        while parts:
+            part = parts.pop(0)
+            try:
+                self._run_part(part)
+            except torch.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise InputError(
+                        f"one point alone does not fit memory: {part[0].values}; lower batch_rows"
+                    ) from error
+                self.console.say(f"{len(part)} points at once do not fit memory; in halves then")
+                torch.cuda.empty_cache()
+                parts = [*split(part, -(-len(part) // 2)), *parts]
+
+    def _limit(self, points: list[Point]) -> int:
+        """Points whose adapters and optimisers fit side by side; what backward passes hold is fitted later."""
+        assert self.loaded is not None
+        anatomy = anatomy_of(self.loaded.model)
+        names = anatomy.linears()
+        weights: list[Any] = [layer.get_submodule(name).weight for layer in anatomy.layers for name in names]
+        per_rank = sum(sum(weight.shape) for weight in weights)  # weights that rank 1 in all layers would have
+        most = max(point.config.rank for point in points) * per_rank * BYTES_PER_WEIGHT
+        return max(1, int(self.memory_share * free_bytes(self.loaded.model.device) / most))
+
+    def _run_part(self, points: list[Point]) -> None:
+        """Adapt and measure points side by side, and write their rows."""
+        assert self.loaded is not None
+        model: Any = None
+        first = points[0].config
+        rows, heldout = self._read(first)
+        assembled = {point.id: assemble(self._with_saes(point), self.loaded, self.cache) for point in points}
+        try:
+            for point in points:
+                model = add_adapter(model, point.config, assembled[point.id], f"p{point.id}")
+            with ExitStack() as stack:
+                splices = list(_splices(model, points, assembled, stack))
+                branches = [
+                    Branch(f"p{point.id}", spliced, recipe_of(point.config))
+                    for point, spliced in zip(points, splices, strict=True)
+                ]
+                autocast = autocast_dtype(self.loaded)
+                objective = Distill(model, branches, n_rows=len(rows), autocast=autocast)
+                objective.fit(rows[: first.batch_rows], int(self.memory_share * free_bytes(objective.device)))
+                seconds = self._train(points, objective, rows)
+                students = {p.id: Student(s, f"p{p.id}") for p, s in zip(points, splices, strict=True)}
+                with self.console.progress("evaluating", heldout.numel()) as bar:
+                    found = evaluate_branches(
+                        model,
+                        students,
+                        assembled[points[0].id].token_mask,
+                        heldout,
+                        arms=self.recipe.arms,
+                        autocast=autocast,
+                        progress=bar.advance,
+                    )
+            shared = {"n_tokens_trained": rows.numel(), "seconds_group": round(seconds, 2), "n_branches": len(points)}
+            for run, point in zip(objective.runs, points, strict=True):
+                row = _finite(_row(point, assembled[point.id], found[point.id], run.failed))
+                if self.save_adapters:
+                    _save_adapter(model, point, self.folder / "adapters")
+                write_json(row_file(self.folder, point), {**row, **shared, "environment": environment()})
+        finally:
+            if model is not None:
+                model.unload()
+
+    def _with_saes(self, point: Point) -> adapt.Config:
+        """The point's options with the folder of the recipe's own SAEs put in."""
+        values = {**vars(point.config), "sae": [ref.replace(SAES, self.saes) for ref in point.config.sae]}
+        return adapt.Config(**values)
+
+    def _read(self, config: adapt.Config) -> tuple[Tensor, Tensor]:
+        """Training and held-out rows; the last ones read are kept."""
+        assert self.loaded is not None
+        data = (config.data, config.subset, config.split, config.text_column, config.validation_fraction)
+        train = ("train", *data, config.context, config.tokens, config.seed)
+        held = ("validation", *data, config.eval_context or config.context, config.eval_tokens)
+        old, self.rows = self.rows, {}
+        if train in old:
+            self.rows[train] = old[train]
+        else:
+            self.rows[train] = read_rows(config, self.loaded, config.tokens, "train", config.seed).input_ids
+        self.rows[held] = old[held] if held in old else validation_rows(config, self.loaded)
+        return self.rows[train], self.rows[held]
+
+    def _train(self, points: list[Point], objective: Distill, rows: Tensor) -> float:
+        """Seconds of training; a part that was interrupted goes on from its checkpoint."""
+        name = hashlib.sha256("".join(point.id for point in points).encode()).hexdigest()[:12]
+        folder = self.folder / "groups" / name
+        folder.mkdir(parents=True, exist_ok=True)
+        config = points[0].config
+        every = 10 if objective.device.type != "cpu" else 1
+        loop_config = LoopConfig(config.batch_rows, log_every=every, checkpoint_seconds=config.checkpoint_seconds)
+        with self.console.progress(f"adapting {len(points)} branches", rows.numel()) as bar:
+
+            def report(row: dict[str, float]) -> None:
+                bar.update(int(row["n_tokens"]), f"mean KL {row['loss']:.4f}")
+
+            loop = Loop(
+                objective,
+                within_reach(rows, objective.device),
+                loop_config,
+                folder,
+                Tracker(None, folder, {}),
+                report=report,
+            )
+            if loop.resume():
+                bar.start_at(loop.state.n_tokens)
+            try:
+                state = loop.run()
+            except Interrupted as stop:
+                raise stop.with_advice(
+                    f"stopped after {loop.state.n_tokens:,} tokens of this group and saved; to go on, repeat the "
+                    "command with --resume"
+                ) from None
+        shutil.rmtree(loop.checkpoints, ignore_errors=True)
+        return state.seconds
+
+
+def _splices(
+    model: nn.Module, points: list[Point], assembled: dict[str, Assembled], stack: ExitStack
+) -> Iterator[Splice]:
+    """Each point's open splice; points with the same SAEs share one."""
+    opened: dict[Any, Splice] = {}
+    for point in points:
+        found = assembled[point.id]
+        key = tuple((hookpoint, id(sae)) for hookpoint, sae in found.saes.items())
+        if key not in opened:
+            opened[key] = stack.enter_context(splice(model, found.sae_modules, found.token_mask))
+        yield opened[key]
+
+
+def _save_adapter(model: Any, point: Point, folder: Path) -> None:
+    target, part = folder / point.id, folder / f".part-{point.id}"
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part, selected_adapters=[f"p{point.id}"])
+    shutil.rmtree(target, ignore_errors=True)
+    (part / f"p{point.id}").replace(target)
+    shutil.rmtree(part)
+
+
+def _row(point: Point, assembled: Assembled, found: dict[str, Any], failed: bool) -> dict[str, Any]:
+    """One row of the table: what the point is, and what was measured."""
+    config, saes = point.config, found.pop("saes")
+    layers = sorted(layers_of(config.placement, assembled.saes, assembled.anatomy.n_layers))
+    mean = {k: sum(s[k] for s in saes.values()) / len(saes) for k in ("fvu", "l0", "dead_frac")}
+    interval = found.pop("ci95")
+    frozen = [p for name, p in assembled.loaded.model.named_parameters() if "lora_" not in name]
+    return {
+        "id": point.id,
+        "status": "diverged" if failed else "done",
+        "model": config.model,
+        "n_parameters": sum(p.numel() for p in frozen),
+        "sae": config.sae,
+        "hookpoint": [str(hookpoint) for hookpoint in assembled.saes],
+        "layer": min(hookpoint.layer for hookpoint in assembled.saes),
+        "n_saes": len(assembled.saes),
+        "d_sae": max(sae.d_sae for sae in assembled.saes.values()),
+        **mean,
+        "rank": config.rank,
+        "alpha": config.rank if config.alpha is None else config.alpha,
+        "placement": config.placement,
+        "adapted_layer": layers[0] if len(layers) == 1 else None,
+        "n_adapted_layers": len(layers),
+        "lr": config.lr,
+        "seed": config.seed,
+        **found,
+        "ci95": interval,
+        "config": to_dict(config),
+    }
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    """NaN has no place in JSON: what is not finite is None, and the point has diverged."""
+    interval = {name: pair for name, pair in row["ci95"].items() if all(map(math.isfinite, pair))}
+    out = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    status = "diverged" if any(out[k] is None and row[k] is not None for k in row) else row["status"]
+    return {**out, "ci95": interval, "status": status}
+
+
+def row_file(folder: Path, point: Point) -> Path:
+    """Where a finished point's row is written."""
+    return folder / "points" / f"{point.id}.json"

@@ -1,0 +1,48 @@
+"""The card that train-sae leaves beside each SAE."""
+
+from typing import Any
+
+
+def sae_card(config: Any, name: str, recipe: Any, sae: Any, figures: dict[str, Any]) -> str:
+    """The model card of one SAE: recipe, tokens and what it does to the model.
+
+    Args:
+        config: of ``saelora train-sae``.
+        recipe: the SAE's own ``SAERecipe``.
+        figures: what its results.json holds.
+    """
+    hookpoint, _, variant = name.partition("/")
+    passes = recipe.passes if config.objective == "local" else 1
+    title = f"SAE of {config.model} at {hookpoint}" + (f", variant {variant}" if variant else "")
+    return f"""---
+library_name: saelens
+---
+# {title}
+
+A {recipe.architecture} sparse autoencoder, d_in {sae.cfg.d_in}, d_sae {sae.cfg.d_sae}, trained with saelora
+on the activations of {figures["n_tokens_trained"]:,} tokens of {config.data} (BOS, EOS and padding left out).
+{_how(config)}Load it with `SAE.load_from_disk(folder)` (SAELens) or `--sae folder` (saelora).
+
+| on {figures["n_tokens_evaluated"]:,} held-out tokens | |
+|---|---|
+| FVU (fraction of variance unexplained) | {figures["fvu"]:.4f} |
+| L0 (active latents per token) | {figures["l0"]:.1f} |
+| latents that never fired there | {figures["dead_frac"]:.1%} |
+| cross entropy, clean model | {figures["ce_base"]:.4f} nats per token |
+| cross entropy, SAE spliced in | {figures["ce_sae"]:.4f} nats per token |
+| loss recovered against zero ablation | {figures.get("loss_recovered_sae", float("nan")):.4f} |
+
+Recipe: `{recipe.architecture}`, k {recipe.k}, lr {recipe.lr}, warm-up {recipe.warmup}, decay {recipe.decay},
+{recipe.batch_tokens} tokens a step, passes {passes}, seed {recipe.seed} (of rows {config.seed}),
+{config.tokens:,} tokens, context {config.context}. cfg.json holds it whole.
+Documents were held out by a hash of their text (fraction {config.validation_fraction}); the SAE saw none of them.
+"""
+
+
+def _how(config: Any) -> str:
+    """The card's lines on what was optimised and from where, where that is not the usual."""
+    how = f"It went on from {config.start}.\n" if config.start is not None else ""
+    if config.objective == "local":
+        return how
+    later = f" and its later layers' outputs (weight {config.downstream:g})" if "downstream" in config.objective else ""
+    return f"Trained end to end: the model that runs through it is to keep its predictions (KL){later}.\n" + how
