@@ -177,11 +177,12 @@ def test_branches_are_evaluated_together_as_each_alone() -> None:
             assert alone == together[name]
 
 
-def test_compiled_layers_train_to_the_same_weights() -> None:
+@pytest.mark.parametrize("family", ["llama", "gemma2"])
+def test_compiled_layers_train_to_the_same_weights(family: str) -> None:
     """Splices, stems and adapters come and go between calls of one compiled layer: stale code would not see them."""
     settings = [SETTINGS["single-layer"], SETTINGS["all-layers"], SETTINGS["two-saes"]]
     torch._dynamo.reset()
-    with branches("gemma2", settings) as eager, branches("gemma2", settings) as compiled:
+    with branches(family, settings) as eager, branches(family, settings) as compiled:
         compile_layers(compiled.model, backend="aot_eager")
         for mine, theirs in zip(train(compiled), train(eager), strict=True):
             torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-12)

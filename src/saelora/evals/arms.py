@@ -22,8 +22,10 @@ def arm(
     autocast: torch.dtype | None = None,
     *,
     adapted: Splice | None = None,
-) -> Iterator[None]:
+) -> Iterator[Splice]:
     """The model as one of ARMS, in evaluation mode and without gradient, for as long as this context is open.
+
+    Yields the arm's splice: ``adapted`` where the arm is adapted and has one, else ``spliced``.
 
     Args:
         spliced: the model's open splice.
@@ -34,11 +36,10 @@ def arm(
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluating(model))
-        own = adapted is not None and with_adapter
-        stack.enter_context(spliced.switched(with_sae and not own))
-        if adapted is not None:
-            stack.enter_context(adapted.switched(with_sae and own))
+        own = adapted if adapted is not None and with_adapter else spliced
+        for each in (spliced,) if adapted is None else (spliced, adapted):
+            stack.enter_context(each.switched(with_sae and each is own))
         stack.enter_context(lora.only(model, lora.adapter_name(model) if with_adapter else None))
         if autocast is not None:
             stack.enter_context(torch.autocast(next(model.parameters()).device.type, autocast))
-        yield
+        yield own

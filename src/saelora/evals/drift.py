@@ -76,9 +76,8 @@ def measure_drift(
         for name in AWAY:
             # sae is observed too, though not looked at: an SAE may reconstruct by other steps where nobody watches
             after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]] = {}
-            own = adapted if adapted is not None and name == "adapted" else spliced
             variant = arm(model, spliced, name, autocast, adapted=adapted)
-            with variant, distances.of(anatomy, name), observed(own, after):
+            with variant as running, distances.of(anatomy, name), observed(running, after):
                 run(anatomy, batch)
             for hookpoint, seen in after.items() if name == "adapted" else ():
                 firing[hookpoint].update(start, mask, before[hookpoint], seen)

@@ -57,6 +57,10 @@ def show(
 ) -> dict[str, list[dict[str, Any]]]:
     """Passages in full, under the names of ``places``; each row that occurs is run once.
 
+    Args:
+        spliced: the model's open splice.
+        adapted: the adapted model's own open splice, where its SAEs were trained.
+
     Returns:
         Dicts of row, start, focus (index within the passage, or None), and lists with an entry a token: ids; counted,
         ce and kl of its prediction from the tokens before it; recon_error of the SAE at the position that predicts it

@@ -52,7 +52,7 @@ class Trio:
 
     def __init__(self, model: nn.Module, spliced: Splice, adapted: Splice | None = None):
         """``spliced``: the model's open splice; ``adapted``: the adapted model's, where its SAEs were trained."""
-        self.model, self.splices = model, [spliced, *([] if adapted is None else [adapted])]
+        self.model, self.spliced = model, spliced
         self.plan = {"sae": Student(spliced), "adapted": Student(adapted or spliced, lora.adapter_name(model))}
         self.students = Students(model, list(self.plan.values()))
         self.head: Head = anatomy_of(model).head
@@ -74,10 +74,10 @@ class Trio:
         watches: then even an adapter of zeros would seem to help here and hurt there.
         """
         with ExitStack() as stack:
-            for spliced in self.splices:
+            for spliced in self.students.splices:
                 stack.enter_context(spliced.observed_by(unobserved))
             shared = self.students.teacher(input_ids)
-            with self.splices[0].observed_by(observer):
+            with self.spliced.observed_by(observer):
                 sae = self.students.hidden(self.plan["sae"], shared)
             adapted = self.students.hidden(self.plan["adapted"], shared)
         return {"base": shared.clean.hidden, "sae": sae, "adapted": adapted}

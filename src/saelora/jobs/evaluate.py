@@ -1,7 +1,6 @@
 """saelora evaluate: what SAEs cost a model, and what an adapter buys back."""
 
 import time
-from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
@@ -20,22 +19,14 @@ from saelora.assemble import (
 )
 from saelora.config import build, option, to_dict
 from saelora.console import Console
-from saelora.core.splice import splice
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
 from saelora.jobs.parts import Subject, capabilities, drift, faithfulness, saebench, steering, tokens
-from saelora.jobs.recorded import check_parts, check_same, load_adapter, recorded_run, with_recorded
+from saelora.jobs.recorded import check_parts, check_unchanged, load_adapter, recorded_run, with_recorded
 from saelora.jobs.run import processes
 from saelora.jobs.tuned_folder import load_tuned_saes
-from saelora.jobs.tuning import ADAPTED
-from saelora.manifest import (
-    MANIFEST,
-    check_part_files,
-    describe,
-    environment,
-    write_json,
-    write_part,
-)
+from saelora.jobs.tuning import ADAPTED, frozen_and_tuned
+from saelora.manifest import MANIFEST, check_part_files, describe, environment, write_json, write_part
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device
 from saelora.report.text import loss_table
@@ -105,30 +96,20 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     console = Console(quiet=config.quiet or not group.is_main)
     parts = parts_of(config, group)
     file, folder = _outputs(config, parts)
-    recorded = recorded_run(Path(config.adapter) / MANIFEST) if config.adapter else None
-    own_model, own_sae = bool(config.model), bool(config.sae)
+    given, recorded = config, recorded_run(Path(config.adapter) / MANIFEST) if config.adapter else None
     if recorded is not None:
         check_parts(parts, recorded, str(config.adapter))
-        config = with_recorded(config, recorded["config"], _OWN)
-        if not own_model and config.revision is None:
-            config.revision = recorded["model"]["revision"]  # the commit, where a branch may have moved on
+        config = with_recorded(config, recorded, _OWN)
     for part in parts:
         if hasattr(PARTS.get(part), "check"):
             PARTS[part].check(config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     assembled = assemble(config)
-    if recorded is not None and not own_model:
-        check_same(describe(assembled)["model"], recorded["model"], "model", "as MODEL")
-    if recorded is not None and not own_sae:
-        for now, then in zip(describe(assembled)["saes"], recorded["saes"], strict=True):
-            check_same(now, then, "SAE", "with --sae")
+    about = describe(assembled)
+    if recorded is not None:
+        check_unchanged(about, recorded, model=not given.model, saes=not given.sae)
     rows = group.on_main(lambda: validation_rows(config, assembled.loaded))
-    model: nn.Module = assembled.loaded.model
-    tuned: dict[Hookpoint, Any] = {}
-    if config.adapter and recorded is not None:
-        if recorded.get("method", "lora") in ADAPTED:
-            model = load_adapter(model, config.adapter)
-        tuned = load_tuned_saes(Path(config.adapter), recorded, pick_device(config.device))
+    model, tuned = _with_trained(config, assembled, recorded)
     if config.shard:
         shard_layers(model, pick_device(config.device), group)
     results: dict[str, Any] = {}
@@ -137,25 +118,34 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
         results |= measure(console, assembled, model, rows, group, tuned)
         results |= {"method": recorded["method"]} if tuned and recorded else {}
         if folder is not None:
-            write_part(folder, "loss", dict(results), _provenance(config, assembled, started))
+            write_part(folder, "loss", dict(results), _provenance(config, about, started))
     further = [part for part in parts if part != "loss"]
     if further:
-        with ExitStack() as stack:
-            spliced = stack.enter_context(splice(model, assembled.sae_modules, assembled.token_mask))
-            own = {**assembled.sae_modules, **tuned}
-            adapted = stack.enter_context(splice(model, own, assembled.token_mask)) if tuned else None
+        with frozen_and_tuned(model, assembled, tuned) as (spliced, adapted):
             subject = Subject(model, spliced, assembled, rows, console, str(config.adapter), adapted)
             for part in further:
                 started = time.monotonic()
                 results[part] = PARTS[part].run(subject, config)
                 if folder is not None:
-                    write_part(folder, part, results[part], _provenance(config, assembled, started))
-    results["about"] = describe(assembled)
+                    write_part(folder, part, results[part], _provenance(config, about, started))
+    results["about"] = about
     if file is not None and group.is_main:
         write_json(file, results)
     if folder is not None and further:
         console.say(f"written to {folder}/; saelora report {config.adapter} makes one page of it")
     return results
+
+
+def _with_trained(
+    config: Config, assembled: Assembled, recorded: dict[str, Any] | None
+) -> tuple[nn.Module, dict[Hookpoint, Any]]:
+    """The model with the run's adapter, where it trained one, and the SAEs that it trained."""
+    model: nn.Module = assembled.loaded.model
+    if config.adapter is None or recorded is None:
+        return model, {}
+    if recorded.get("method", "lora") in ADAPTED:
+        model = load_adapter(model, config.adapter)
+    return model, load_tuned_saes(Path(config.adapter), recorded, pick_device(config.device))
 
 
 def render(results: dict[str, Any]) -> str:
@@ -203,10 +193,10 @@ def _outputs(config: Config, parts: list[str]) -> tuple[Path | None, Path | None
     return None, folder
 
 
-def _provenance(config: Config, assembled: Assembled, started: float) -> dict[str, Any]:
+def _provenance(config: Config, about: dict[str, Any], started: float) -> dict[str, Any]:
     """What stands beside a part's result."""
     return {
-        "about": describe(assembled),
+        "about": about,
         "options": to_dict(config),
         "environment": environment(),
         "seconds": round(time.monotonic() - started, 1),

@@ -29,14 +29,14 @@ def load_adapter(model: nn.Module, folder: str) -> nn.Module:
 
 
 def with_recorded(config: Any, recorded: dict[str, Any], own: Collection[str]) -> Any:
-    """Options that were left at their defaults, ``own`` aside, are taken from the adapter's own run."""
-    fresh = type(config)()
-    names = {f.name for f in fields(config)} - set(own)
-    unset = {name for name in names if getattr(config, name) == getattr(fresh, name) and name in recorded}
+    """Options that were left at their defaults, ``own`` aside, are taken from the run with this manifest."""
+    fresh, then = type(config)(), recorded["config"]
     values = {f.name: getattr(config, f.name) for f in fields(config)}
-    return build(
-        type(config), {**values, **{name: recorded[name] for name in unset}}, "the adapter's recorded configuration"
-    )
+    unset = {n for n, value in values.items() if n not in own and n in then and value == getattr(fresh, n)}
+    merged = build(type(config), {**values, **{n: then[n] for n in unset}}, "the adapter's recorded configuration")
+    if not config.model and merged.revision is None:
+        merged.revision = recorded["model"]["revision"]  # the commit, where a branch may have moved on
+    return merged
 
 
 def recorded_run(path: Path) -> dict[str, Any]:
@@ -61,10 +61,19 @@ def check_parts(parts: list[str], recorded: dict[str, Any], adapter: str) -> Non
         )
 
 
-def check_same(now: dict[str, Any], then: dict[str, Any], kind: str, how: str) -> None:
-    """Raise InputError where a model or SAE is not the one that the adapter was made on."""
-    if now["fingerprint"] != then["fingerprint"]:
-        raise InputError(
-            f"{kind} {now['ref']} has changed since the adapter was made (fingerprint {then['fingerprint']}, now "
-            f"{now['fingerprint']}): name one {how} to evaluate the adapter with it all the same"
-        )
+def check_unchanged(now: dict[str, Any], recorded: dict[str, Any], *, model: bool, saes: bool) -> None:
+    """Raise InputError where the model or an SAE is not the one that the run with this manifest was made on.
+
+    Args:
+        now: of the same form as the manifest, from ``saelora.manifest.describe``.
+        model, saes: whether they are to be the run's own.
+    """
+    pairs = [(now["model"], recorded["model"], "model", "as MODEL")] if model else []
+    if saes:
+        pairs += [(*pair, "SAE", "with --sae") for pair in zip(now["saes"], recorded["saes"], strict=True)]
+    for found, then, kind, how in pairs:
+        if found["fingerprint"] != then["fingerprint"]:
+            raise InputError(
+                f"{kind} {found['ref']} has changed since the adapter was made (fingerprint {then['fingerprint']}, now "
+                f"{found['fingerprint']}): name one {how} to evaluate the adapter with it all the same"
+            )

@@ -1,6 +1,7 @@
 """Students of one model, by method: what trains (adapter, affine map, SAE), and how it is optimised."""
 
-from contextlib import ExitStack
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,7 +11,7 @@ from torch import nn
 from saelora.assemble import Assembled
 from saelora.config import Count, option
 from saelora.core.lora import layers_of, lora_config
-from saelora.core.splice import SAE, splice
+from saelora.core.splice import SAE, Splice, splice
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.branch import Branch, DistillRecipe
@@ -121,6 +122,20 @@ def open_branch(model: nn.Module, config: Any, assembled: Assembled, name: str, 
     """The branch of a student whose adapter is in the model, with its splice opened on the stack."""
     saes: dict[Hookpoint, SAE] = {**assembled.sae_modules, **tuned_saes(config, assembled)}
     return Branch(name, stack.enter_context(splice(model, saes, assembled.token_mask)), recipe_of(config))
+
+
+@contextmanager
+def frozen_and_tuned(
+    model: nn.Module, assembled: Assembled, tuned: Mapping[Hookpoint, SAE]
+) -> Iterator[tuple[Splice, Splice | None]]:
+    """The splice of the SAEs as they came, and where some were trained that of the adapted model; both open."""
+    with ExitStack() as stack:
+        spliced = stack.enter_context(splice(model, assembled.sae_modules, assembled.token_mask))
+        if not tuned:
+            yield spliced, None
+        else:
+            own = {**assembled.sae_modules, **tuned}
+            yield spliced, stack.enter_context(splice(model, own, assembled.token_mask))
 
 
 def add_student(

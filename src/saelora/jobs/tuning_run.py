@@ -11,13 +11,12 @@ from torch import Tensor, nn
 from saelora.assemble import Assembled, assemble, autocast_dtype, read_rows, validation_rows
 from saelora.config import to_dict
 from saelora.console import Console
-from saelora.core.splice import SAE, splice
 from saelora.evals.loss import evaluate_loss
 from saelora.evals.samples import continuations, prompts_from
 from saelora.jobs.evaluate import measure
 from saelora.jobs.run import check_out, processes, run_loop, start
 from saelora.jobs.tuned_folder import save_adapter, save_saes
-from saelora.jobs.tuning import ADAPTED, open_branch, recipe_of, student_model
+from saelora.jobs.tuning import ADAPTED, frozen_and_tuned, open_branch, recipe_of, student_model
 from saelora.manifest import MANIFEST, RESULTS, check_room, describe, environment, read_json, write_json
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device
@@ -183,10 +182,8 @@ def _measure(
 
 
 def _samples(config: Any, assembled: Assembled, model: nn.Module, saes: SAEs, heldout: Tensor) -> list[dict[str, str]]:
-    own: dict[Hookpoint, SAE] = {**assembled.sae_modules, **saes}
     prompts = prompts_from(heldout, config.samples)
-    with splice(model, assembled.sae_modules, assembled.token_mask) as spliced, ExitStack() as stack:
-        adapted = stack.enter_context(splice(model, own, assembled.token_mask)) if saes else None
+    with frozen_and_tuned(model, assembled, saes) as (spliced, adapted):
         return continuations(model, spliced, assembled.loaded.tokenizer, prompts, adapted=adapted)
 
 

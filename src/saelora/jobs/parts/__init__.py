@@ -14,6 +14,7 @@ from saelora.assemble import Assembled, autocast_dtype
 from saelora.console import Console
 from saelora.core import lora
 from saelora.core.splice import Splice, TokenMask
+from saelora.report.words.trained import ADAPTER, BOTH, TRAINED_SAE
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,8 @@ class Subject:
     def trained(self) -> str:
         """What was trained, in words: whose doing it is that the adapted model differs."""
         if self.adapted is None:
-            return "the adapter"
-        return "the adapter with its trained SAE" if lora.adapter_name(self.model) else "the trained SAE"
+            return ADAPTER
+        return BOTH if lora.adapter_name(self.model) else TRAINED_SAE
 
     @property
     def tokenizer(self) -> Any:

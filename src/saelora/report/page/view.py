@@ -136,16 +136,19 @@ def notes(runs: Sequence[Run], part: str) -> list[Note]:
     told = []
     for run in runs:
         result = run.part(part)
-        if result is None and run.manifest.get("tuned_saes") and part not in OF_TRAINED_SAES:
-            told.append(Note(run, ["This is about an adapter around a frozen SAE; here the SAE was trained."]))
-            continue
         if result is None:
-            told.append(Note(run, command=f"saelora evaluate --adapter {quoted(run)} --parts {part}"))
+            told.append(_missing(run, part))
             continue
         other = differences(run, part)
         warning = f"Measured on something else than this run's own: {'; '.join(other)}." if other else None
         told.append(Note(run, import_module(f"saelora.report.words.{part}").lines(result), warning=warning))
     return told
+
+
+def _missing(run: Run, part: str) -> Note:
+    if run.manifest.get("tuned_saes") and part not in OF_TRAINED_SAES:
+        return Note(run, ["This is about an adapter around a frozen SAE; here the SAE was trained."])
+    return Note(run, command=f"saelora evaluate --adapter {quoted(run)} --parts {part}")
 
 
 def quoted(run: Run) -> str:

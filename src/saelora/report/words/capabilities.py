@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from saelora.report.words.trained import TRAINED_SAE, trained
+
 _PREFERRED = {"acc_norm": 2, "acc": 1}
 SHOWN = 12  # tasks; a table of all is in the result
 
@@ -11,7 +13,7 @@ def lines(result: dict[str, Any]) -> list[str]:
     rows = main_rows(result["tasks"])
     if not rows:
         return ["No task gave a score."]
-    said = [_finding(rows, result.get("trained", "the adapter")), *(_row(row) for row in rows[:SHOWN])]
+    said = [_finding(rows, trained(result)), *(_row(row) for row in rows[:SHOWN])]
     if len(rows) > SHOWN:
         said.append(f"{len(rows) - SHOWN} more tasks are in the results.")
     if floor := [row["task"] for row in rows if _at_chance(row)]:
@@ -45,7 +47,7 @@ def _finding(rows: list[dict[str, Any]], who: str) -> str:
         parts.append(f"{who} makes the spliced model worse on {', '.join(lost)}")
     if not won and not lost:
         parts.append(f"no task shows a difference between the spliced model with and without {who}")
-    if who != "the trained SAE":  # without the SAE that is the original model
+    if who != TRAINED_SAE:  # without the SAE that is the original model
         parts.append(
             f"without the SAE the adapter costs on {', '.join(harmed)}"
             if harmed

@@ -2,12 +2,14 @@
 
 from typing import Any
 
+from saelora.report.words.trained import ADAPTER, TRAINED_SAE, trained
+
 Layer = dict[str, Any]
 
 
 def lines(result: dict[str, Any]) -> list[str]:
     """Distances of the layers first, then what the latents see."""
-    layers, who = result["layers"], result.get("trained", "the adapter")
+    layers, who = result["layers"], trained(result)
     return [
         *_nearer(layers, result["n_positions"], who),
         *_last(layers[-1], who),
@@ -25,7 +27,7 @@ def _nearer(layers: list[Layer], n_positions: int, who: str) -> list[str]:
     farther = [each["layer"] for each in touched if each["l2_difference"]["low"] > 0]
     same = [each["layer"] for each in touched if each["l2_difference"]["low"] == each["l2_difference"]["high"] == 0]
     unclear = len(touched) - len(nearer) - len(farther) - len(same)
-    kind = "adapter" if who == "the adapter" else "training"
+    kind = "adapter" if who == ADAPTER else "training"
     told = f"Of the {len(touched)} layers whose output splice or {kind} change, {who} brings {len(nearer)} "
     told += f"nearer to the clean base in L2 distance{_list(nearer)}, moves {len(farther)} farther off{_list(farther)}"
     told += f", leaves {len(same)} exactly as the splice has {'it' if len(same) == 1 else 'them'}{_list(same)}"
@@ -53,7 +55,7 @@ def _last(layer: Layer, who: str) -> list[str]:
         f"At the last layer ({layer['layer']}) the output lies {sae:.1%} of its norm from the base's when spliced, "
         f"{adapted:.1%} when adapted too: L2 changes by {_number(l2)}, cosine distance by {_number(cosine)}.",
         "With the SAE taken out, the model is the original: no adapter was trained."
-        if who == "the trained SAE"
+        if who == TRAINED_SAE
         else f"With the SAE taken out, the adapter alone moves that output by {clean:.1%} of its norm.",
     ]
 
@@ -77,7 +79,7 @@ def _latents(hookpoint: str, found: dict[str, Any], who: str) -> str:
     correlated = "" if rates["value"] is None else f", their firing rates correlate by {_plain(rates)}"
     why = (
         "sees something else than in the clean base (an adapter or another SAE lies below it)"
-        if who == "the adapter"
+        if who == ADAPTER
         else "was trained, and is set against what it was in the clean base"
     )
     return (

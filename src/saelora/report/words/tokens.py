@@ -3,6 +3,7 @@
 from typing import Any
 
 from saelora.report.text import one_line
+from saelora.report.words.trained import trained
 
 _BINS = {
     "by_position": ("position in the row", "tokens before"),
@@ -17,7 +18,7 @@ def lines(result: dict[str, Any]) -> list[str]:
 
 
 def _headline(result: dict[str, Any]) -> list[str]:
-    who = result.get("trained", "the adapter")
+    who = trained(result)
     change, helped, hurt = result["change"], result["share_helped"], result["share_hurt"]
     mean = change["mean"]
     if mean["high"] < 0:
