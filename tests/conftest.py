@@ -18,6 +18,12 @@ import families
 install_import_hook("saelora.core", "typecheck.check")  # before any test imports it
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Each test starts from the same random state, fixtures included: what it finds hangs on no test before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture(params=families.NAMES)
 def model(request: pytest.FixtureRequest) -> nn.Module:
     """Every family in turn. Shared between tests: leave it as it was."""
