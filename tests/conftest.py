@@ -18,6 +18,18 @@ import families
 install_import_hook("saelora.core", "typecheck.check")  # before any test imports it
 
 
+SLOW = ("real", "distributed", "browser")  # groups that begin first, so that no worker ends long after the other
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file's tests run in one worker, which makes what they share once; files of one named group do so together."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group").args[0] not in SLOW)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup() -> None:
     """Each test starts from the same random state, fixtures included: what it finds hangs on no test before it."""

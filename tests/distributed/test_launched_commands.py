@@ -15,7 +15,7 @@ from saelora.train.checkpoint import load_checkpoint
 
 pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
 
-N_STEPS = 200
+N_STEPS = 120
 RUN: dict[str, Any] = {"tokens": 2 * N_STEPS * ws.CONTEXT, "lr": 1e-3, "history_tokens": ws.CONTEXT}
 
 

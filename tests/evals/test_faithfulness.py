@@ -92,7 +92,7 @@ def measured(forget: float, noise: float = 0.0) -> dict:
     rows = rows_for(base)
     model = adapted(base, forget, noise)
     with splice(model, {MLP: HalfSAE()}, SPARE_SPECIAL) as spliced:
-        return faithfulness(model, spliced, SPARE_SPECIAL, rows)
+        return faithfulness(model, spliced, SPARE_SPECIAL, rows, batch_rows=8)
 
 
 def test_an_adapter_that_goes_round_its_sae_is_told_from_one_that_reads_it():

@@ -1,6 +1,7 @@
 """Operations and memory of a step: counted by hand on a linear map, and without effect on what is trained."""
 
 import copy
+import gc
 
 import pytest
 import torch
@@ -33,6 +34,14 @@ class Fit:
         self.linear.weight.data.copy_(state["weight"])
 
 
+class Collecting(Fit):
+    """Happens to be where Python collects its garbage."""
+
+    def step(self, rows, progress):
+        gc.collect()
+        return super().step(rows, progress)
+
+
 def test_operations_of_a_linear_maps_step_are_those_counted_by_hand():
     costed = Costed(Fit(), torch.device("cpu"))
     rows = torch.randn(5, 8)
@@ -63,8 +72,11 @@ def test_products_that_torchs_counter_leaves_out_are_counted(run, by_hand):
 
 def test_memory_of_a_step_is_what_it_holds_beyond_what_was_there():
     n = 40_000_000  # 160 MB of ones
-    costed = Costed(Fit(ballast=n), torch.device("cpu"))
+    costed = Costed(Collecting(ballast=n), torch.device("cpu"))
     for i in range(2):
+        garbage = [torch.ones(2 * n)]  # its room, given back during the step, would hide what the step takes
+        garbage.append(garbage)
+        del garbage
         costed.step(torch.randn(5, 8), i / 2)
     assert 3.8 * n < costed.step_bytes < 6 * n  # the system rounds resident memory to some pages
 

@@ -1,5 +1,6 @@
 """What a training run costs beside its time: floating-point operations, and memory of a step."""
 
+import gc
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -65,6 +66,7 @@ def _peak(device: torch.device) -> Iterator[Callable[[], int]]:
     On a CPU this is the process's resident set (Linux).
     """
     found = 0
+    gc.collect()  # what was garbage before would make room for the step unseen
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
