@@ -1,7 +1,6 @@
 """Operations and memory of a step: counted by hand on a linear map, and without effect on what is trained."""
 
 import copy
-import gc
 
 import pytest
 import torch
@@ -34,14 +33,6 @@ class Fit:
         self.linear.weight.data.copy_(state["weight"])
 
 
-class Collecting(Fit):
-    """Happens to be where Python collects its garbage."""
-
-    def step(self, rows, progress):
-        gc.collect()
-        return super().step(rows, progress)
-
-
 def test_operations_of_a_linear_maps_step_are_those_counted_by_hand():
     costed = Costed(Fit(), torch.device("cpu"))
     rows = torch.randn(5, 8)
@@ -70,15 +61,47 @@ def test_products_that_torchs_counter_leaves_out_are_counted(run, by_hand):
     assert costed.flops_per_token == by_hand
 
 
-def test_memory_of_a_step_is_what_it_holds_beyond_what_was_there():
-    n = 40_000_000  # 160 MB of ones
-    costed = Costed(Collecting(ballast=n), torch.device("cpu"))
-    for i in range(2):
-        garbage = [torch.ones(2 * n)]  # its room, given back during the step, would hide what the step takes
-        garbage.append(garbage)
-        del garbage
+class Deep(Fit):
+    """Squares, each kept for the backward pass by autograd alone; ``freed`` more tensors that nothing keeps."""
+
+    def __init__(self, depth, n, freed=0):
+        super().__init__()
+        self.depth, self.freed = depth, freed
+        self.x = torch.full((n,), 0.5, requires_grad=True)
+
+    def step(self, rows, progress):
+        self.x.grad = None  # of the step before
+        x = self.x
+        for _ in range(self.depth):
+            x = x.square()
+        for _ in range(self.freed):
+            torch.ones_like(self.x)
+        x.sum().backward()
+        return {"loss": x.detach()[:0].clone()}
+
+
+class Shrinking(Fit):
+    def step(self, rows, progress):
+        out = super().step(rows, progress)
+        self.ballast = 0
+        return out
+
+
+def step_bytes(objective, n_steps=2):
+    costed = Costed(objective, torch.device("cpu"))
+    for i in range(n_steps):
         costed.step(torch.randn(5, 8), i / 2)
-    assert 3.8 * n < costed.step_bytes < 6 * n  # the system rounds resident memory to some pages
+    return costed.step_bytes
+
+
+def test_memory_of_a_step_is_the_most_that_its_tensors_take_at_once():
+    n = 100_000
+    assert 4 * n <= step_bytes(Fit(ballast=n)) < 4 * n + 10_000
+    assert step_bytes(Deep(6, n)) == step_bytes(Deep(6, n, freed=9))
+    assert abs(step_bytes(Deep(9, n)) - step_bytes(Deep(6, n)) - 3 * 4 * n) < 100  # what autograd alone holds counts
+    assert step_bytes(Shrinking(ballast=n)) < 10_000  # the first step's most is not the second's
+    # a gradient held from the step before is not new, and giving it back makes room
+    assert abs(step_bytes(Deep(6, n), n_steps=1) - step_bytes(Deep(6, n)) - 4 * n) < 100
 
 
 def test_counting_changes_no_weight_and_survives_a_checkpoint():

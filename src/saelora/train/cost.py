@@ -1,15 +1,14 @@
 """What a training run costs beside its time: floating-point operations, and memory of a step."""
 
-import gc
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, UntypedStorage
 from torch.utils import flop_counter
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from saelora.train.loop import Objective
 
@@ -37,17 +36,34 @@ class Costed:
         self.n_steps = 0
         self.flops_per_token = 0.0
         self.step_bytes = 0  # most memory held during a step beyond what was held before it
+        self._allocated = _Allocated()
 
     def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
         """The objective's step."""
         if self.n_steps > _MEASURED_STEP:
             return self.objective.step(rows, progress)
-        with flop_counter.FlopCounterMode(display=False, custom_mapping=_MORE) as counter, _peak(self.device) as peak:
+        before = self._start()
+        with self._allocated, flop_counter.FlopCounterMode(display=False, custom_mapping=_MORE) as counter:
             out = self.objective.step(rows, progress)
         self.flops_per_token = counter.get_total_flops() / rows.numel()
-        self.step_bytes = peak()
+        self.step_bytes = self._most() - before
         self.n_steps += 1
         return out
+
+    def _start(self) -> int:
+        """Bytes that are held now, from where the most of them is counted anew."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            return torch.cuda.memory_allocated(self.device)
+        self._allocated.most = self._allocated.now
+        return self._allocated.now
+
+    def _most(self) -> int:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+            return torch.cuda.max_memory_allocated(self.device)
+        return self._allocated.most
 
     def state_dict(self) -> dict[str, Any]:
         cost = {"n_steps": self.n_steps, "flops_per_token": self.flops_per_token, "step_bytes": self.step_bytes}
@@ -59,29 +75,38 @@ class Costed:
             setattr(self, name, value)
 
 
-@contextmanager
-def _peak(device: torch.device) -> Iterator[Callable[[], int]]:
-    """Yields what tells, once the context is left, how far memory rose above where it stood; 0 where nobody knows.
+class _Allocated(TorchDispatchMode):
+    """Bytes of the tensors that operations inside have made and that are still alive, and the most of them ever.
 
-    On a CPU this is the process's resident set (Linux).
+    A kernel's own scratch memory is not seen.
     """
-    found = 0
-    gc.collect()  # what was garbage before would make room for the step unseen
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-    elif sys.platform.startswith("linux"):
-        Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
-        before = _resident("VmRSS")
-    yield lambda: found
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        found = torch.cuda.max_memory_allocated(device) - before
-    elif sys.platform.startswith("linux"):
-        found = max(0, _resident("VmHWM") - before)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self._alive: dict[int, weakref.ref[UntypedStorage]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = _storages((args, kwargs))
+        out = func(*args, **(kwargs or {}))
+        known = {id(storage) for storage in given} | self._alive.keys()
+        for storage in _storages(out):
+            if id(storage) not in known:  # neither a view nor written in place
+                self._note(storage)
+        return out
+
+    def _note(self, storage: UntypedStorage) -> None:
+        key, n_bytes = id(storage), storage.nbytes()
+
+        def freed(_: Any) -> None:
+            self.now -= n_bytes
+            del self._alive[key]
+
+        self._alive[key] = weakref.ref(storage, freed)
+        self.now += n_bytes
+        self.most = max(self.most, self.now)
 
 
-def _resident(key: str) -> int:
-    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(key + ":"))
-    return int(line.split()[1]) * 1024
+def _storages(tree: Any) -> list[UntypedStorage]:
+    tensors = (leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor) and leaf.layout == torch.strided)
+    return [tensor.untyped_storage() for tensor in tensors]
