@@ -156,7 +156,7 @@ def overview(runs: Sequence[Run]) -> Section:
         tables.append(arms(again, "Measured again by saelora evaluate", folded=True))
     figures = [figure for figure in (gap(runs), learning_curve(runs)) if figure is not None]
     about = (
-        "The same held-out text, read by four variants of the model. Loss recovered: 100 % is the original model, 0 % "
+        "The same held-out text, read by each variant of the model. Loss recovered: 100 % is the original model, 0 % "
         "the model with the SAE's output replaced by zeros."
     )
     return Section("results", "Result", about, figures=figures, tables=tables, first=first)
