@@ -93,6 +93,12 @@ def test_one_lr_is_fixed_several_are_left_to_choose_from(tmp_path: Path) -> None
     assert e2e.entry.lr == (1e-3, 3e-3)
 
 
+def test_an_option_over_the_base_leaves_what_entries_say_and_one_without_a_place_does_not(tmp_path: Path) -> None:
+    changes = {"saes": {"local": {**LOCAL, "context": 16}, "e2e": E2E}, "methods": {}, "seeds": 0}
+    for override, expected in (("base.context=64", [16, 64]), ("context=64", [64, 64])):
+        assert [run.values["context"] for run in runs_of(tmp_path, override, **changes)] == expected
+
+
 TUNED = {"saes": {"local": {**LOCAL, "lr": [1e-3, 3e-3]}}, "methods": {"lora": {**LORA, "tokens": 100}}, "seeds": 0}
 TUNED |= {"tune": {"tokens": 1000, "eval_tokens": 500}}
 

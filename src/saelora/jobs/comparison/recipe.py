@@ -84,7 +84,8 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
 
     Args:
         overrides: KEY=VALUE with the value in YAML: an option, which then holds for every entry whatever the recipe
-            says; seeds or evaluations; tune.KEY; or saes.NAME.KEY and methods.NAME.KEY for one entry alone.
+            says; base.KEY, which an entry's own wins over; seeds or evaluations; tune.KEY; or saes.NAME.KEY and
+            methods.NAME.KEY for one entry alone.
 
     Raises:
         InputError: the file or a key of it cannot be used.
@@ -135,8 +136,8 @@ def _override(text: str, loaded: dict[str, Any]) -> None:
             known = ", ".join(loaded[section]) or "none"
             raise InputError(f"--set {text!r}: there is no {name!r} under {section}, but {known}")
         loaded[section][name][key] = value
-    elif where == "tune":
-        loaded["tune"][key] = value
+    elif where in ("base", "tune"):
+        loaded[where][key] = value
     elif where:
         raise InputError(f"--set {text!r}: expected KEY=VALUE, such as {_EXAMPLE}")
     else:
