@@ -96,7 +96,7 @@ def measured(forget: float, noise: float = 0.0) -> dict:
 
 
 def test_an_adapter_that_goes_round_its_sae_is_told_from_one_that_reads_it():
-    for noise in (0.0, 0.02):
+    for noise in (0.0, 0.05):
         reading, round_it = measured(0.0, noise), measured(1.0, noise)
         assert reading["verdict"] == READS
         assert round_it["verdict"] == ROUND

@@ -131,11 +131,8 @@ def frozen_and_tuned(
     """The splice of the SAEs as they came, and where some were trained that of the adapted model; both open."""
     with ExitStack() as stack:
         spliced = stack.enter_context(splice(model, assembled.sae_modules, assembled.token_mask))
-        if not tuned:
-            yield spliced, None
-        else:
-            own = {**assembled.sae_modules, **tuned}
-            yield spliced, stack.enter_context(splice(model, own, assembled.token_mask))
+        own = {**assembled.sae_modules, **tuned}
+        yield spliced, stack.enter_context(splice(model, own, assembled.token_mask)) if tuned else None
 
 
 def add_student(

@@ -87,11 +87,10 @@ class _Allocated(TorchDispatchMode):
         self._alive: dict[int, weakref.ref[UntypedStorage]] = {}
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = _storages((args, kwargs))
+        given = {id(storage): storage for storage in _storages((args, kwargs))}  # held, so that no id is used again
         out = func(*args, **(kwargs or {}))
-        known = {id(storage) for storage in given} | self._alive.keys()
         for storage in _storages(out):
-            if id(storage) not in known:  # neither a view nor written in place
+            if id(storage) not in given and id(storage) not in self._alive:  # neither a view nor written in place
                 self._note(storage)
         return out
 
