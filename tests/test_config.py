@@ -1,21 +1,34 @@
 """One declaration of an option for the command line, the file and Python."""
 
 import argparse
-from dataclasses import dataclass
+import copy
+import pickle
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import yaml
 
-from saelora.config import Count, add_options, build, coerce, option, read_yaml, to_dict
+from saelora.config import (
+    Configuration,
+    Count,
+    add_options,
+    build,
+    coerce,
+    configured,
+    option,
+    read_yaml,
+    to_dict,
+    updated,
+)
 from saelora.errors import InputError
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(Configuration):
     """Some options"""
 
     name: str | None = option(None, "who", positional=True)
@@ -88,6 +101,42 @@ def test_unknown_key_that_is_near_to_none_lists_them_all() -> None:
 def test_defaults_are_not_shared_between_configurations() -> None:
     build(Options, {}).sae.append("x")
     assert build(Options, {}).sae == []
+
+
+GIVEN = {"rank": 4, "quiet": False}  # both defaults
+
+
+@pytest.mark.parametrize(
+    "made",
+    [lambda: parse("--rank", "4", "--no-quiet"), lambda: build(Options, GIVEN), lambda: Options(**GIVEN)],
+    ids=["flags", "keywords", "constructed"],
+)
+def test_an_option_given_as_its_default_is_given(made: Any) -> None:
+    assert made().given == {"rank", "quiet"}
+    assert made() == Options()
+
+
+def test_what_is_given_is_no_option_and_none_gives_nothing() -> None:
+    options = build(Options, {"rank": 4, "name": None})
+    assert options.given == {"rank"}
+    assert Options().given == frozenset()
+    assert set(to_dict(options)) == set(vars(options)) == {field.name for field in fields(Options)}
+    assert copy.copy(options).given == pickle.loads(pickle.dumps(options)).given == {"rank"}
+
+
+def test_a_copy_with_other_values_is_given_what_was_given_before() -> None:
+    other = updated(Options(rank=4), {"tokens": "2k", "share": 0.5})
+    assert (other.rank, other.tokens, other.given) == (4, 2000, {"rank"})
+
+
+def test_a_job_takes_a_configuration_or_keywords_and_checks_either() -> None:
+    assert configured(Options, Options(tokens="2k"), {}) == configured(Options, None, {"tokens": "2k"})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="rank: got 'many'"):
+        configured(Options, Options(rank="many"), {})  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="got a Config and rank beside it"):
+        configured(Options, Options(), {"rank": 8})
+    with pytest.raises(InputError, match=r"got 'smollm2', expected options by keyword, test_config"):
+        configured(Options, "smollm2", {})  # type: ignore[type-var]
 
 
 def test_flags_take_every_kind() -> None:

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from saelora.config import Count, option
+from saelora.config import Configuration, Count, option
 from saelora.core.splice import SAE, TokenMask, TokenPolicy
 from saelora.data.corpus import open_corpus
 from saelora.data.pack import Part, Rows, pack
@@ -22,7 +22,7 @@ VALIDATION_SEED = 0  # the same held-out rows for every training seed, so that s
 
 
 @dataclass(kw_only=True)
-class ModelOptions:
+class ModelOptions(Configuration):
     """Model"""
 
     model: str | None = option(
@@ -41,7 +41,7 @@ class ModelOptions:
 
 
 @dataclass(kw_only=True)
-class SAEOptions:
+class SAEOptions(Configuration):
     """SAEs"""
 
     sae: list[str] = option(
@@ -61,7 +61,7 @@ class SAEOptions:
 
 
 @dataclass(kw_only=True)
-class DataOptions:
+class DataOptions(Configuration):
     """Data"""
 
     data: str | None = option(

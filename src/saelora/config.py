@@ -1,7 +1,8 @@
 """Dataclasses <-> YAML <-> flags. One declaration of an option serves the command line, the file and Python.
 
-A job's configuration is a dataclass whose fields are made by ``option``. Flags override the YAML file, the file
-overrides defaults, and an unknown key is an error that names the nearest known one.
+A job's configuration is a dataclass under ``Configuration`` whose fields are made by ``option``. Flags override the
+YAML file, the file overrides defaults, and an unknown key is an error that names the nearest known one. A configuration
+knows which of its options were given, so that one given as what happens to be its default is not taken for left out.
 """
 
 import argparse
@@ -12,18 +13,36 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 import yaml
 
 from saelora.errors import InputError
 
 T = TypeVar("T")
+C = TypeVar("C", bound="Configuration")
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
 
 
 class Count(int):
     """A whole number that may be written 25k, 15M, 2B or 1e6."""
+
+
+class Configuration:
+    """Base of every configuration: it remembers which options it was made with."""
+
+    __slots__ = ("_given",)  # beside the fields, not among them: vars(), == and config.yaml know options alone
+    _given: frozenset[str]
+
+    def __new__(cls, **values: Any) -> Self:
+        made = super().__new__(cls)
+        made._given = frozenset(name for name, value in values.items() if value is not None)
+        return made
+
+    @property
+    def given(self) -> frozenset[str]:
+        """The options that were given by flag, file or keyword, defaults among them; None gives none."""
+        return self._given
 
 
 def option(default: Any, help: str, *, positional: bool = False) -> Any:
@@ -40,13 +59,49 @@ def build(kind: type[T], values: Mapping[str, Any], source: str = "options") -> 
     Raises:
         InputError: an unknown key (the nearest known one is named) or a value of the wrong kind.
     """
-    hints = typing.get_type_hints(kind)
+    hints = hints_of(kind)
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(key.replace("-", "_"), hints, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(sorted(hints))}"
             raise InputError(f"unknown key {key!r} in {source}{hint}")
     return kind(**{key: coerce(hints[key], value, key) for key, value in values.items()})
+
+
+def configured(kind: type[C], config: C | None, values: Mapping[str, Any]) -> C:
+    """What a job was called with, checked: a configuration made before, or options by keyword.
+
+    Raises:
+        InputError: both, a configuration of another job, or as ``build`` does.
+    """
+    job = kind.__module__.rpartition(".")[2]
+    if config is None:
+        return build(kind, values)
+    if type(config) is not kind:
+        raise InputError(
+            f"{job} got {str(config)[:60]!r}, expected options by keyword, {job}(out=..., ...), "
+            f"or a {kind.__module__}.Config"
+        )
+    if values:
+        raise InputError(f"{job} got a Config and {', '.join(values)} beside it: put everything into one of them")
+    return updated(config, {})
+
+
+def hints_of(kind: type) -> dict[str, Any]:
+    """The options of a configuration, and the type that each declares."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def updated(config: C, values: Mapping[str, Any], source: str = "options") -> C:
+    """A copy with other values, checked; given is what was given before.
+
+    Raises:
+        InputError: as ``build`` does.
+    """
+    made = build(type(config), {**vars(config), **values}, source)
+    made._given = config.given
+    return made
 
 
 def coerce(hint: Any, value: Any, key: str) -> Any:
@@ -125,7 +180,7 @@ def _as_plain(value: Any) -> Any:
 
 def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
     """One flag a field, grouped by the dataclass that declares it; unset flags stay out of the result."""
-    hints = typing.get_type_hints(kind)
+    hints = hints_of(kind)
     fields = {f.name: f for f in dataclasses.fields(kind)}
     shown: set[str] = set()  # a default that a job overrides stays in the group that declares the option
     for owner in (*kind.__mro__[1:], kind):

@@ -10,7 +10,10 @@ import torch
 import workspace as ws
 from safetensors.torch import load_file, save_file
 
+import saelora
 from saelora.cli import main
+from saelora.jobs.evaluate import Config
+from saelora.jobs.recorded import with_recorded
 
 
 def evaluate(*words: str, **options: Any) -> int:
@@ -52,6 +55,54 @@ def test_the_table_is_printed_without_json(
 def test_options_given_override_those_recorded(adapted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate("--adapter", str(adapted), "--json", eval_tokens=3 * ws.CONTEXT) == 0
     assert json.loads(capsys.readouterr().out)["n_tokens_evaluated"] < 3 * ws.CONTEXT
+
+
+def test_an_option_given_as_its_default_overrides_what_was_recorded(
+    adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    default = Config().eval_tokens
+    assert default > ws.COMMON["eval_tokens"]
+    assert evaluate("--adapter", str(adapted), "--json", eval_tokens=default) == 0
+    asked = json.loads(capsys.readouterr().out)["n_tokens_evaluated"]
+    assert asked > ws.COMMON["eval_tokens"]  # all the held-out text there is
+    (tmp_path / "given.yaml").write_text(f"eval-tokens: {default}\n")
+    assert evaluate("--adapter", str(adapted), "--json", config=tmp_path / "given.yaml") == 0
+    assert json.loads(capsys.readouterr().out)["n_tokens_evaluated"] == asked
+    assert saelora.evaluate(adapter=str(adapted), eval_tokens=default, quiet=True)["n_tokens_evaluated"] == asked
+    made = Config(adapter=str(adapted), eval_tokens=default, quiet=True)
+    assert saelora.evaluate(made)["n_tokens_evaluated"] == asked
+
+
+RECORDED = {
+    "config": {
+        **{"model": "m", "revision": "main", "sae": ["s"], "hookpoint": ["layers.3.resid_post"], "data": "d"},
+        **{"subset": "en", "split": "test", "text_column": "body", "context": 32, "rank": 4},
+    },
+    "model": {"revision": "c0ffee"},
+}
+
+
+@pytest.mark.parametrize(
+    ("given", "own"),
+    [
+        ({}, ()),
+        ({"context": 256}, ("context",)),
+        ({"revision": "v2"}, ("revision",)),
+        ({"model": "other"}, ("model", "revision")),
+        ({"sae": ["other"]}, ("sae", "hookpoint")),
+        ({"data": "other"}, ("data", "subset", "split", "text_column")),
+        ({"data": "other", "split": "dev"}, ("data", "subset", "split", "text_column")),
+    ],
+)
+def test_what_a_run_recorded_stands_in_for_what_is_not_given_and_goes_with_it(
+    given: dict[str, Any], own: tuple[str, ...]
+) -> None:
+    config = Config(**given)
+    merged = with_recorded(config, RECORDED, own=("adapter",))
+    then = {**RECORDED["config"], "revision": "c0ffee"}
+    for name in ("model", "revision", "sae", "hookpoint", "data", "subset", "split", "text_column", "context"):
+        assert getattr(merged, name) == (getattr(config, name) if name in own else then[name]), name
+    assert merged.given == set(given)
 
 
 def test_an_existing_out_is_refused_and_kept(

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from saelora.assemble import DataOptions, ModelOptions, SAEOptions
-from saelora.config import build, option
+from saelora.config import Configuration, configured, option
 from saelora.jobs.run import RunOptions
 from saelora.jobs.tuning import TrainingOptions
 from saelora.jobs.tuning_run import tune
@@ -12,7 +12,7 @@ from saelora.report.text import loss_table
 
 
 @dataclass(kw_only=True)
-class AdapterOptions:
+class AdapterOptions(Configuration):
     """Adapter"""
 
     method: Literal["lora", "linear", "lora+sae"] = option(
@@ -54,7 +54,7 @@ def adapt(config: Config | None = None, **options: Any) -> dict[str, Any]:
         InputError: bad input, with its remedy.
         Interrupted: stopped by a signal after saving a checkpoint.
     """
-    return tune(config or build(Config, options), "adapt")
+    return tune(configured(Config, config, options), "adapt")
 
 
 def render(results: dict[str, Any]) -> str:

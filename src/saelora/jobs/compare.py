@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saelora.config import build, option
+from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.jobs.comparison.bench import Bench
@@ -17,7 +17,7 @@ from saelora.report import compare as tables
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(Configuration):
     """Comparison"""
 
     recipe: str | None = option(None, "YAML file: base options, SAEs, methods (see the guide)", positional=True)
@@ -42,7 +42,7 @@ def compare(config: Config | None = None, **options: Any) -> dict[str, Any]:
         InputError: bad input, with its remedy; where some runs fail, after all others are done.
         Interrupted: stopped by a signal; the run in hand has been saved.
     """
-    config = config or build(Config, options)
+    config = configured(Config, config, options)
     if not config.recipe:
         raise InputError("no recipe given: name a YAML file, such as recipes/smollm/timing.yaml")
     recipe = read_recipe(Path(config.recipe), config.set)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from saelora.config import Count, build, option
+from saelora.config import Configuration, Count, configured, option
 from saelora.console import Console
 from saelora.jobs import adapt as adapt_job
 from saelora.jobs import evaluate as evaluate_job
@@ -15,7 +15,7 @@ PAGE_TOKENS = Count(6144)  # of held-out text, for what the page shows beside th
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(Configuration):
     """Demo"""
 
     out: str = option("saelora-demo", "folder for all results; never overwritten silently")
@@ -34,7 +34,7 @@ def demo(config: Config | None = None, **options: Any) -> dict[str, Any]:
     Returns:
         As ``saelora.adapt`` does, with three sample continuations and the path of the page about it.
     """
-    config = config or build(Config, options)
+    config = configured(Config, config, options)
     console = Console(quiet=config.quiet)
     console.say(
         "SmolLM2-135M-Instruct (30 layers), run through a TopK SAE at layer 12, adapted in the layers above it."

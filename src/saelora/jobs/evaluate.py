@@ -17,7 +17,7 @@ from saelora.assemble import (
     autocast_dtype,
     validation_rows,
 )
-from saelora.config import build, option, to_dict
+from saelora.config import Configuration, configured, option, to_dict
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
@@ -46,7 +46,7 @@ ALL = ("loss", "tokens", "drift", "faithfulness", "steering")  # what needs noth
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions:
+class EvaluateOptions(Configuration):
     """Evaluation"""
 
     adapter: str | None = option(None, "a saelora run's folder; model, SAEs and data default to those it was made with")
@@ -91,7 +91,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     Raises:
         InputError: bad input, with its remedy.
     """
-    config = config or build(Config, options)
+    config = configured(Config, config, options)
     group = processes(config)
     console = Console(quiet=config.quiet or not group.is_main)
     parts = parts_of(config, group)

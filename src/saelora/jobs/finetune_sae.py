@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from saelora.assemble import DataOptions, ModelOptions, SAEOptions
-from saelora.config import Count, build, option
+from saelora.config import Count, configured, option
 from saelora.jobs.run import RunOptions
 from saelora.jobs.tuning import TrainingOptions
 from saelora.jobs.tuning_run import tune
@@ -38,7 +38,7 @@ def finetune_sae(config: Config | None = None, **options: Any) -> dict[str, Any]
         InputError: bad input, with its remedy.
         Interrupted: stopped by a signal after saving a checkpoint.
     """
-    return tune(config or build(Config, options), "finetune-sae")
+    return tune(configured(Config, config, options), "finetune-sae")
 
 
 def render(results: dict[str, Any]) -> str:

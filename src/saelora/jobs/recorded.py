@@ -1,13 +1,12 @@
 """A finished run as a later command takes it up: its manifest, its options, its adapter."""
 
 from collections.abc import Collection
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from saelora.config import build
+from saelora.config import C, updated
 from saelora.errors import InputError
 from saelora.manifest import OF_TRAINED_SAES, read_json
 
@@ -28,15 +27,18 @@ def load_adapter(model: nn.Module, folder: str) -> nn.Module:
         raise InputError(f"adapter {folder} does not load on this model: {reason}") from error
 
 
-def with_recorded(config: Any, recorded: dict[str, Any], own: Collection[str]) -> Any:
-    """Options that were left at their defaults, ``own`` aside, are taken from the run with this manifest."""
-    fresh, then = type(config)(), recorded["config"]
-    values = {f.name: getattr(config, f.name) for f in fields(config)}
-    unset = {n for n, value in values.items() if n not in own and n in then and value == getattr(fresh, n)}
-    merged = build(type(config), {**values, **{n: then[n] for n in unset}}, "the adapter's recorded configuration")
-    if not config.model and merged.revision is None:
-        merged.revision = recorded["model"]["revision"]  # the commit, where a branch may have moved on
-    return merged
+# what says how a model, an SAE or a text is read goes with it: one that is given is not read as the run's own was
+_COMPANIONS = {"model": ("revision",), "sae": ("hookpoint",), "data": ("subset", "split", "text_column")}
+
+
+def with_recorded(config: C, recorded: dict[str, Any], own: Collection[str]) -> C:
+    """Options that were not given, ``own`` aside, are taken from the run with this manifest."""
+    then, given = recorded["config"], config.given
+    kept = {*own, *given, *(name for whole in given & _COMPANIONS.keys() for name in _COMPANIONS[whole])}
+    values = {name: then[name] for name in vars(config) if name in then and name not in kept}
+    if "model" not in kept and "revision" not in given:
+        values["revision"] = recorded["model"]["revision"]  # the commit, where a branch may have moved on
+    return updated(config, values, "the adapter's recorded configuration")
 
 
 def recorded_run(path: Path) -> dict[str, Any]:

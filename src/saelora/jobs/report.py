@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saelora.config import build, option
+from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.manifest import write_whole
@@ -12,7 +12,7 @@ from saelora.report.page import MARKER, page, read_runs
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(Configuration):
     """Report"""
 
     dirs: list[str] = option([], "folders of saelora adapt runs; several are compared", positional=True)
@@ -31,7 +31,7 @@ def report(config: Config | None = None, **options: Any) -> dict[str, Any]:
     Raises:
         InputError: a folder is no finished run, or the file would overwrite something that is no report.
     """
-    config = config or build(Config, options)
+    config = configured(Config, config, options)
     console = Console(quiet=config.quiet)
     runs = read_runs(config.dirs)
     out = Path(config.out) if config.out else Path("saelora-report.html")

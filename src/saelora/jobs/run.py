@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from saelora.config import option, read_yaml, to_dict
+from saelora.config import Configuration, option, read_yaml, to_dict
 from saelora.console import Bar
 from saelora.errors import InputError
 from saelora.manifest import check_room
@@ -21,7 +21,7 @@ NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "shard", "compi
 
 
 @dataclass(kw_only=True)
-class RunOptions:
+class RunOptions(Configuration):
     """Run"""
 
     out: str | None = option(None, "folder for all results; never overwritten silently")

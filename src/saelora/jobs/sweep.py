@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saelora.config import build, option
+from saelora.config import Configuration, build, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.jobs import train_sae
@@ -24,7 +24,7 @@ MEMORY_SHARE = 0.4  # of what is free, for all processes together: they may shar
 
 
 @dataclass(kw_only=True)
-class Config:
+class Config(Configuration):
     """Sweep"""
 
     recipe: str | None = option(None, "YAML file: base options, a grid, points (see docs/guide.md)", positional=True)
@@ -50,7 +50,7 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
         InputError: bad input, with its remedy; where some groups fail, after all others are done.
         Interrupted: stopped by a signal; the group in hand has been saved.
     """
-    config = config or build(Config, options)
+    config = configured(Config, config, options)
     if not config.recipe:
         raise InputError("no recipe given: name a YAML file, such as recipes/smollm/rank.yaml")
     recipe = read_recipe(Path(config.recipe), config.set)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from saelora.assemble import Assembled, SAECache, assemble, autocast_dtype, load_frozen, read_rows, validation_rows
-from saelora.config import to_dict
+from saelora.config import to_dict, updated
 from saelora.console import Console
 from saelora.core.lora import layers_of
 from saelora.core.splice import Splice, splice
@@ -126,8 +126,7 @@ class Runner:
 
     def _with_saes(self, point: Point) -> adapt.Config:
         """The point's options with the folder of the recipe's own SAEs put in."""
-        values = {**vars(point.config), "sae": [ref.replace(SAES, self.saes) for ref in point.config.sae]}
-        return adapt.Config(**values)
+        return updated(point.config, {"sae": [ref.replace(SAES, self.saes) for ref in point.config.sae]})
 
     def _read(self, config: adapt.Config) -> tuple[Tensor, Tensor]:
         """Training and held-out rows; the last ones read are kept."""

@@ -1,7 +1,7 @@
 """saelora train-sae: train SAEs on a model's activations, saved in SAELens's native format."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args, get_type_hints
+from typing import Any, Literal, get_args
 
 from saelora.assemble import (
     DataOptions,
@@ -12,7 +12,7 @@ from saelora.assemble import (
     token_policy,
     validation_rows,
 )
-from saelora.config import Count, build, option, to_dict
+from saelora.config import Configuration, Count, configured, hints_of, option, to_dict
 from saelora.console import Console
 from saelora.data.pack import stream_rows
 from saelora.data.streamed import StreamedRows
@@ -40,7 +40,7 @@ _PROGRESS["e2e+downstream"] = _PROGRESS["e2e"] + ", with later layers"
 
 
 @dataclass(kw_only=True)
-class SAETrainingOptions:
+class SAETrainingOptions(Configuration):
     """SAE and its training"""
 
     hookpoint: list[str] = option(
@@ -105,7 +105,7 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
         InputError: bad input, with its remedy.
         Interrupted: stopped by a signal after saving a checkpoint.
     """
-    config = config or build(Config, options)
+    config = configured(Config, config, options)
     group = processes(config)
     console = Console(quiet=config.quiet or not group.is_main)
     group.check_rows(config.batch_rows)
@@ -221,7 +221,7 @@ def _start(config: Config) -> Start | None:
 
 def _recipes(config: Config, begin: Start | None) -> dict[str, SAERecipe]:
     """Recipes by variant; what is not given is the start's, or the default."""
-    kinds = {name: kind for name, kind in get_type_hints(Config).items() if name in SAERecipe.__dataclass_fields__}
+    kinds = {name: kind for name, kind in hints_of(Config).items() if name in SAERecipe.__dataclass_fields__}
     given = {name: value for name in kinds if (value := getattr(config, name)) is not None}
     if begin is not None:
         like_start = {"architecture": begin.architecture, "k": begin.k}

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from saelora.assemble import Assembled
-from saelora.config import Count, option
+from saelora.config import Configuration, Count, option
 from saelora.core.lora import layers_of, lora_config
 from saelora.core.splice import SAE, Splice, splice
 from saelora.errors import InputError
@@ -23,7 +23,7 @@ ADAPTED: tuple[Method, ...] = ("lora", "lora+sae")  # methods with a PEFT adapte
 
 
 @dataclass(kw_only=True)
-class TrainingOptions:
+class TrainingOptions(Configuration):
     """Training"""
 
     tokens: Count = option(Count(15_000_000), "tokens to adapt on; fewer where the data holds fewer")

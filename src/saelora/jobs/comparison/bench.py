@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from saelora.assemble import Assembled, autocast_dtype, load_frozen, token_policy, validation_rows
-from saelora.config import build
+from saelora.config import build, updated
 from saelora.console import Console
 from saelora.core.splice import TokenMask, splice
 from saelora.core.students import Student
@@ -60,7 +60,7 @@ class Bench:
         key = (about, context, config.eval_tokens, mask, hookpoint, tuning)
         if key not in self._yardsticks:
             n_reported = max(1, config.eval_tokens // context)
-            every = type(config)(**{**vars(config), "eval_tokens": config.eval_tokens + n_tuning})
+            every = updated(config, {"eval_tokens": config.eval_tokens + n_tuning})
             rows = validation_rows(every, self.loaded)
             part = rows[n_reported:] if tuning else rows[:n_reported]
             autocast = autocast_dtype(self.loaded)

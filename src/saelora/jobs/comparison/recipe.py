@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal
 
-from saelora.config import Count, build, coerce, read_yaml
+from saelora.config import Count, build, coerce, hints_of, read_yaml
 from saelora.errors import InputError
 from saelora.jobs import adapt, finetune_sae, train_sae
 from saelora.jobs.recipe_file import check_keys, options, override, with_underscores
@@ -20,7 +20,7 @@ _EXAMPLE = "--set context=128, --set seeds=[0] or --set methods.lora.tokens=5k"
 _DECIDED = ("out", "resume", "overwrite", "track", "shard", "seed", "sae", "start", "variant")
 # what may stand under base: options that all jobs have
 _JOBS = (train_sae.Config, adapt.Config, finetune_sae.Config)
-_SHARED = tuple(sorted(set.intersection(*(set(get_type_hints(job)) for job in _JOBS)) - {*_DECIDED}))
+_SHARED = tuple(sorted(set.intersection(*(set(hints_of(job)) for job in _JOBS)) - {*_DECIDED}))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from saelora.config import option
+from saelora.config import Configuration, option
 from saelora.errors import InputError
 from saelora.evals import lm_tasks
 from saelora.evals.capabilities import ARMS, evaluate_tasks, same_draws
@@ -11,7 +11,7 @@ from saelora.jobs.parts import Subject
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(Configuration):
     """Capabilities (lm-evaluation-harness)"""
 
     tasks: tuple[str, ...] = option(

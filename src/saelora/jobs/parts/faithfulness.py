@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from saelora.config import Count, option
+from saelora.config import Configuration, Count, option
 from saelora.core.splice import SAE
 from saelora.errors import InputError
 from saelora.evals.faithfulness import faithfulness, n_tokens_run
@@ -16,7 +16,7 @@ _MANY_DRAWS = 100  # each is ten passes through the layers above the SAE
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(Configuration):
     """Faithfulness"""
 
     other_sae: str | None = option(

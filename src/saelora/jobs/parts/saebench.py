@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import torch
 
-from saelora.config import Count, option
+from saelora.config import Configuration, Count, option
 from saelora.errors import InputError
 from saelora.evals.saebench import environment
 from saelora.evals.saebench.results import EVALS
@@ -22,7 +22,7 @@ SMALL = {"train": 160, "test": 80, "context": 64, "batch": 16, "core_batches": 8
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(Configuration):
     """SAEBench (runs in an environment of its own, made on first use)"""
 
     saebench_evals: tuple[Eval, ...] = option(EVALS, "SAEBench's evaluations to run")

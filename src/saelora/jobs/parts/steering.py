@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from saelora.assemble import open_data
-from saelora.config import Count, option
+from saelora.config import Configuration, Count, option
 from saelora.core.splice import TokenMask
 from saelora.data.pack import WINDOW_CHARS, in_validation
 from saelora.errors import InputError
@@ -26,7 +26,7 @@ _ENOUGH = {"tuning": 4, "test": 8}  # for latents to be chosen, where as many ar
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(Configuration):
     """Steering"""
 
     steering_latents: tuple[int, ...] = option(

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from saelora.assemble import VALIDATION_SEED, read_rows
-from saelora.config import Count, option
+from saelora.config import Configuration, Count, option
 from saelora.errors import InputError
 from saelora.evals.passages import extreme, show, vocabulary, whole_rows
 from saelora.evals.tokens import lowest, per_token, summarise
@@ -14,7 +14,7 @@ from saelora.jobs.parts import Subject
 
 
 @dataclass(kw_only=True)
-class Options:
+class Options(Configuration):
     """Tokens"""
 
     text_rows: int = option(20, "held-out rows that the tokens part shows in full, token by token")
