@@ -121,6 +121,7 @@ def assemble(config: Any, loaded: LoadedModel | None = None, cache: SAECache | N
             found = load_sae(ref, hookpoint=where, device=device, dtype=torch.float32)
             cache[ref, where] = _with_sparse_decode(found, config.sparse_decode, device.type)
         found = cache[ref, where]
+        found = replace(found, hookpoint=anatomy.canonical(found.hookpoint))
         check_fits(found, anatomy.width(found.hookpoint))
         if found.hookpoint in saes:
             raise InputError(f"two SAEs at {found.hookpoint}: {saes[found.hookpoint].ref} and {ref}; give one")

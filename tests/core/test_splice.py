@@ -13,7 +13,9 @@ from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import SITES, Hookpoint
 from tiny_saes import SPARE_SPECIAL, Broken, Identity, SpecialTokens, TinySAE, hooks_in, saes_at
 
-ONE_OF_EACH_SITE = [Hookpoint(layer, site) for layer, site in enumerate((*SITES[:2], *SITES[3:]))]
+ONE_OF_EACH_SITE = [
+    Hookpoint(layer, site) for layer, site in enumerate(("resid_pre", "resid_post", "attn_out", "attn_z"))
+]
 
 
 class Replaced(nn.Module):
@@ -94,16 +96,20 @@ def test_sites_are_the_tensors_of_the_residual_stream(model, fresh, batch):
     found = activations(model, batch.ids, batch.attention, every)
     hidden = model(input_ids=batch.ids, attention_mask=batch.attention, output_hidden_states=True).hidden_states
     for layer in range(N_LAYERS):
-        pre, post, mlp_out, attn_out, z = (found[Hookpoint(layer, site)] for site in SITES)
+        pre, post, mlp_out, attn_out, z, mlp, attn = (found[Hookpoint(layer, site)] for site in SITES)
         assert torch.equal(pre, hidden[layer])
         if layer + 1 < N_LAYERS:  # transformers' last entry is taken after the final norm
             assert torch.equal(post, hidden[layer + 1])
         torch.testing.assert_close(pre + attn_out + mlp_out, post, rtol=0, atol=1e-10)
         block = anatomy.layers[layer]
-        projected = block.get_submodule(anatomy.family.attn_proj)(z)
-        if anatomy.family.attn_out == "post_attention_layernorm":
-            projected = block.post_attention_layernorm(projected)
-        assert torch.equal(projected, attn_out)
+        assert torch.equal(block.get_submodule(anatomy.family.attn_proj)(z), attn)
+        if "post_feedforward_layernorm" in dict(block.named_modules()):
+            attn, mlp = block.post_attention_layernorm(attn), block.post_feedforward_layernorm(mlp)
+            assert anatomy.canonical(Hookpoint(layer, "mlp_module_out")) == Hookpoint(layer, "mlp_module_out")
+        else:
+            assert anatomy.canonical(Hookpoint(layer, "attn_module_out")) == Hookpoint(layer, "attn_out")
+        assert torch.equal(attn, attn_out)
+        assert torch.equal(mlp, mlp_out)
 
 
 def test_observer_sees_each_input_and_what_the_sae_made_of_it(model, batch):

@@ -18,6 +18,7 @@ from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, Identity, TinySAE, hooks_in, saes_at
 
 ONE = [Hookpoint(1)]
+IN_ORDER = ("resid_pre", "attn_z", "attn_module_out", "attn_out", "mlp_module_out", "mlp_out", "resid_post")
 SEVERAL = [Hookpoint(2), Hookpoint(1, "mlp_out"), Hookpoint(1, "attn_out")]
 CLOSE = {"rel": 1e-5, "abs": 1e-6}
 
@@ -131,7 +132,7 @@ def test_an_sae_that_reconstructs_perfectly_has_one_bin_and_no_gap(fresh):
 
 
 def test_the_lowest_sae_is_the_first_of_a_forward_pass():
-    order = [Hookpoint(1, site) for site in ("resid_pre", "attn_z", "attn_out", "mlp_out", "resid_post")]
+    order = [Hookpoint(1, site) for site in IN_ORDER]
     order.append(Hookpoint(2, "resid_pre"))
     for i in range(len(order)):
         spliced = type("Spliced", (), {"saes": dict.fromkeys(reversed(order[i:]))})

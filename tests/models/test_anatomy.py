@@ -3,6 +3,7 @@
 import pytest
 import torch
 from peft import get_peft_model
+from torch import nn
 from transformers import BloomConfig, BloomForCausalLM
 
 import families
@@ -50,6 +51,29 @@ def test_adapter_hides_nothing(model, fresh):
     assert after.linears() == before.linears()
     for site in SITES:
         assert after.width(Hookpoint(1, site)) == before.width(Hookpoint(1, site))
+
+
+class Packed(nn.Module):
+    """As a 4-bit layer: no subclass of torch's, bytes in another shape as weight, widths of its own."""
+
+    def __init__(self, like):
+        super().__init__()
+        self.in_features, self.out_features = like.in_features, like.out_features
+        self.weight = nn.Parameter(torch.zeros(like.weight.numel() // 2, 1, dtype=torch.uint8), requires_grad=False)
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma2", "gpt_neox-serial", "phi"])
+def test_packed_weights_hide_neither_widths_nor_linears(fresh, name):
+    model = fresh(name)
+    before, site = anatomy_of(model), Hookpoint(1, "attn_z")
+    linears, width = before.linears(), before.width(site)
+    for layer in before.layers:
+        for path in linears:
+            parent, _, own = path.rpartition(".")
+            setattr(layer.get_submodule(parent), own, Packed(layer.get_submodule(path)))
+    after = anatomy_of(model)
+    assert (after.linears(), after.width(site)) == (linears, width)
+    assert width == 12 if name in ("llama", "gemma2") else width == D_MODEL
 
 
 def test_unknown_family_is_refused_and_the_known_ones_are_named():

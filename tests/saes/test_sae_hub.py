@@ -130,7 +130,7 @@ def test_sparsify_repository_brings_its_run_configuration(tmp_path: Path, hub: H
     (tmp_path / "repo" / "config.json").write_text('{"sae": {}, "model": "some/model"}')
     hub.repos["EleutherAI/sae-tiny"] = as_files(tmp_path / "repo")
     loaded = load_sae("EleutherAI/sae-tiny/layers.2.mlp")
-    assert (str(loaded.hookpoint), loaded.model_name) == ("layers.2.mlp_out", "some/model")
+    assert (str(loaded.hookpoint), loaded.model_name) == ("layers.2.mlp_module_out", "some/model")
     assert "choices: layers.1, layers.2.mlp" in refused("EleutherAI/sae-tiny")
     assert "has no folder 'layers.2.mpl': expected one such as layers.2.mlp" in refused(
         "EleutherAI/sae-tiny/layers.2.mpl"

@@ -169,7 +169,11 @@ def test_llama_scope_topk_ranks_by_decoder_norm_only_when_trained_so(tmp_path: P
 
 @pytest.mark.parametrize(
     ("name", "hookpoint"),
-    [("layers.12", "layers.12.resid_post"), ("layers.3.mlp", "layers.3.mlp_out"), ("h.2", "layers.2.resid_post")],
+    [
+        ("layers.12", "layers.12.resid_post"),
+        ("layers.3.mlp", "layers.3.mlp_module_out"),
+        ("h.2", "layers.2.resid_post"),
+    ],
 )
 @pytest.mark.parametrize("normalize_decoder", [True, False])
 def test_sparsify_equals_its_own_forward(tmp_path: Path, name: str, hookpoint: str, normalize_decoder: bool) -> None:
@@ -193,7 +197,7 @@ def test_sparsify_equals_its_own_forward(tmp_path: Path, name: str, hookpoint: s
 def test_sparsify_seed_folder_takes_hookpoint_from_its_parent(tmp_path: Path) -> None:
     coder = SparseCoder(D_IN, SparseCoderConfig(k=K, num_latents=D_SAE))
     coder.save_to_disk(tmp_path / "layers.4.attn" / "seed1")
-    assert str(load_sae(str(tmp_path / "layers.4.attn" / "seed1")).hookpoint) == "layers.4.attn_out"
+    assert str(load_sae(str(tmp_path / "layers.4.attn" / "seed1")).hookpoint) == "layers.4.attn_module_out"
 
 
 def _dictionaries() -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:

@@ -30,7 +30,8 @@ from saelora.models.hookpoints import Hookpoint
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 EDGES = np.logspace(-5, 1, 51)  # the paper's histogram of |ce_sae - ce_adapted|: 50 log bins
 FIGURES = ("ce_base", "ce_sae", "ce_adapted", "kl_sae", "kl_adapted")
-_IN_ORDER = ("resid_pre", "attn_z", "attn_out", "mlp_out", "resid_post")  # of the sites in a layer's forward pass
+# of the sites in a layer's forward pass
+_IN_ORDER = ("resid_pre", "attn_z", "attn_module_out", "attn_out", "mlp_module_out", "mlp_out", "resid_post")
 
 
 @dataclass(frozen=True)

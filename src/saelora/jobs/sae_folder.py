@@ -11,7 +11,7 @@ from saelora.assemble import token_policy
 from saelora.config import to_dict
 from saelora.console import Console
 from saelora.evals.loss import evaluate_loss
-from saelora.manifest import RESULTS, environment, write_json
+from saelora.manifest import RESULTS, environment, read_json, write_json
 from saelora.models.hookpoints import parse_hookpoint
 from saelora.models.loading import LoadedModel
 from saelora.objectives.sae_recipe import variant_name
@@ -56,13 +56,15 @@ def finish(
             f"ce {figures['ce_base']:.3f} -> {figures['ce_sae']:.3f} spliced  saved in {target}"
         )
     if group.is_main:
-        write_json(folder / FINISHED, {"config": to_dict(config), "environment": environment()})
+        write_json(folder / FINISHED, {"config": to_dict(config), "saes": [*results], "environment": environment()})
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return results
 
 
-def names_of(config: Any) -> list[str]:
-    """The names of a run's SAEs, as their objective names them."""
+def names_of(config: Any, folder: Path) -> list[str]:
+    """The names of a finished run's SAEs, as their objective named them."""
+    if names := read_json(folder / FINISHED).get("saes"):
+        return names
     hookpoints = [str(parse_hookpoint(text)) for text in config.hookpoint]
     return [f"{h}/{variant_name(text)}" for h in hookpoints for text in config.variant] or hookpoints
 

@@ -24,7 +24,7 @@ from saelora.jobs import adapt
 from saelora.jobs.sweep_plan import SAES, Point, Recipe, split
 from saelora.jobs.tuning import add_adapter, recipe_of
 from saelora.manifest import environment, write_json
-from saelora.models.anatomy import anatomy_of
+from saelora.models.anatomy import anatomy_of, widths
 from saelora.models.loading import LoadedModel
 from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
@@ -77,9 +77,8 @@ class Runner:
         """Points whose adapters and optimisers fit side by side; what backward passes hold is fitted later."""
         assert self.loaded is not None
         anatomy = anatomy_of(self.loaded.model)
-        names = anatomy.linears()
-        weights: list[Any] = [layer.get_submodule(name).weight for layer in anatomy.layers for name in names]
-        per_rank = sum(sum(weight.shape) for weight in weights)  # weights that rank 1 in all layers would have
+        linears = [layer.get_submodule(name) for layer in anatomy.layers for name in anatomy.linears()]
+        per_rank = sum(sum(widths(linear)) for linear in linears)  # weights that rank 1 in all layers would have
         most = max(point.config.rank for point in points) * per_rank * BYTES_PER_WEIGHT
         return max(1, int(self.memory_share * free_bytes(self.loaded.model.device) / most))
 

@@ -112,7 +112,7 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
     folder = group.on_main(lambda: check_out(config))
     if config.resume and group.on_main((folder / FINISHED).exists):
         console.say(f"{folder} is finished already; nothing to resume")
-        return {name: read_json(target_of(config, folder, name) / RESULTS) for name in names_of(config)}
+        return {name: read_json(target_of(config, folder, name) / RESULTS) for name in names_of(config, folder)}
     _check(config)
     loaded = load_frozen(config)
     for text in config.hookpoint:
@@ -163,7 +163,9 @@ def objective_of(config: Config, loaded: LoadedModel, group: Group = ALONE) -> S
         "begin": begin,
         "group": group,
     }
-    hookpoints, recipes = [parse_hookpoint(text) for text in config.hookpoint], _recipes(config, begin)
+    anatomy = anatomy_of(loaded.model)
+    hookpoints = [anatomy.canonical(parse_hookpoint(text)) for text in config.hookpoint]
+    recipes = _recipes(config, begin)
     if config.objective == "local":
         return SAEObjective(loaded.model, hookpoints, recipes, **options)
     weight = config.downstream if config.objective == "e2e+downstream" else 0.0

@@ -1,6 +1,6 @@
 """Where each model family keeps its layers, sublayer outputs, final norm and unembedding: the one table of it."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,30 +15,43 @@ Side = Literal["input", "output"]
 
 @dataclass(frozen=True)
 class Family:
-    """Names inside one decoder layer. A sublayer's output is what is added to the residual stream."""
+    """Names inside one decoder layer.
 
-    attn_out: str
-    attn_proj: str  # the projection whose input is z, the heads' outputs side by side
-    mlp_out: str
+    attn_proj: the projection whose input is z, the heads' outputs side by side.  attn_norm, mlp_norm: what stands
+    between the sublayer and the residual stream, if anything does.  removes_mean: every module that reads the stream
+    begins with a norm that takes off the mean over d_model (LayerNorm), so that a mean changes no logits.
+    """
+
+    attn: str
+    attn_proj: str
+    mlp: str = "mlp"
+    attn_norm: str | None = None
+    mlp_norm: str | None = None
+    removes_mean: bool = False
+
+    @property
+    def sandwich(self) -> bool:
+        """Whether a sublayer's own output differs from what is added to the residual stream."""
+        return self.attn_norm is not None or self.mlp_norm is not None
 
 
-_LLAMA = Family("self_attn", "self_attn.o_proj", "mlp")
-_SANDWICH = Family("post_attention_layernorm", "self_attn.o_proj", "post_feedforward_layernorm")
+_LLAMA = Family("self_attn", "self_attn.o_proj")
+_SANDWICH = replace(_LLAMA, attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm")
 _FAMILIES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
     "qwen2": _LLAMA,
     "qwen3": _LLAMA,
-    "olmo": _LLAMA,
+    "olmo": replace(_LLAMA, removes_mean=True),
     "phi3": _LLAMA,
     "gemma": _LLAMA,
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
     "olmo2": _SANDWICH,
     "olmo3": _SANDWICH,
-    "phi": Family("self_attn", "self_attn.dense", "mlp"),
-    "gpt2": Family("attn", "attn.c_proj", "mlp"),
-    "gpt_neox": Family("attention", "attention.dense", "mlp"),
+    "phi": Family("self_attn", "self_attn.dense", removes_mean=True),
+    "gpt2": Family("attn", "attn.c_proj", removes_mean=True),
+    "gpt_neox": Family("attention", "attention.dense", removes_mean=True),
 }
 
 
@@ -114,9 +127,13 @@ class Anatomy:
             case "resid_post":
                 return layer, "output"
             case "attn_out":
-                return layer.get_submodule(self.family.attn_out), "output"
+                return layer.get_submodule(self.family.attn_norm or self.family.attn), "output"
             case "mlp_out":
-                return layer.get_submodule(self.family.mlp_out), "output"
+                return layer.get_submodule(self.family.mlp_norm or self.family.mlp), "output"
+            case "attn_module_out":
+                return layer.get_submodule(self.family.attn), "output"
+            case "mlp_module_out":
+                return layer.get_submodule(self.family.mlp), "output"
             case "attn_z":
                 return layer.get_submodule(self.family.attn_proj), "input"
 
@@ -124,19 +141,36 @@ class Anatomy:
         """Width of the activation at a hookpoint."""
         module, _ = self.site(hookpoint)
         if hookpoint.site == "attn_z":
-            linear = getattr(module, "base_layer", module)
-            shape: torch.Size = linear.weight.shape  # type: ignore[assignment]
-            return shape[0] if isinstance(linear, Conv1D) else shape[1]
+            return widths(getattr(module, "base_layer", module))[0]
         return self.d_model
+
+    def canonical(self, hookpoint: Hookpoint) -> Hookpoint:
+        """One name for one activation: a module's own output, where it is added to the stream as it is."""
+        return hookpoint if self.family.sandwich else hookpoint.added_as_is()
 
     def linears(self) -> list[str]:
         """Names, inside a layer, of all attention and MLP linear modules."""
+        modules = dict(self.layers[0].named_modules())
+        wrappers = tuple(f"{name}." for name, module in modules.items() if hasattr(module, "base_layer"))
         names = (
             name.removesuffix(".base_layer")
-            for name, module in self.layers[0].named_modules()
-            if isinstance(module, nn.Linear | Conv1D) and "lora_" not in name
+            for name, module in modules.items()
+            if is_linear(module) and (name.endswith(".base_layer") or not name.startswith(wrappers))
         )
         return sorted(set(names))
+
+
+def widths(linear: nn.Module) -> tuple[int, int]:
+    """The widths of a linear module's input and output; a quantised one keeps its weight packed in another shape."""
+    if isinstance(linear, Conv1D):
+        return linear.nx, linear.nf
+    return linear.in_features, linear.out_features  # type: ignore[return-value]
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is one matrix product; not all quantised ones are subclasses of torch's."""
+    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
+    return isinstance(module, Conv1D) or all(isinstance(size, int) for size in sizes)
 
 
 def unwrap(model: nn.Module) -> nn.Module:

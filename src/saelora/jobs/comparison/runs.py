@@ -16,6 +16,7 @@ from saelora.jobs.comparison.bench import Bench, curve, means, start_of, student
 from saelora.jobs.comparison.plan import Run, config_type
 from saelora.jobs.comparison.tuning import learning_rate
 from saelora.manifest import environment
+from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import parse_hookpoint
 from saelora.train.loop import within_reach
 
@@ -48,7 +49,8 @@ def run_one(bench: Bench, run: Run) -> dict[str, Any]:
 def sae_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
     """An SAE from scratch, its checkpoints saved for the methods that start from them."""
     config = build(train_sae.Config, values)
-    hookpoint, token_mask = parse_hookpoint(config.hookpoint[0]), bench.token_mask(config)
+    hookpoint = anatomy_of(bench.loaded.model).canonical(parse_hookpoint(config.hookpoint[0]))
+    token_mask = bench.token_mask(config)
     model, yardstick = bench.loaded.model, bench.yardstick(config, hookpoint)
     objective, rows = train_sae.objective_of(config, bench.loaded), train_sae.rows_of(config, bench.loaded)
     n_steps = -(-len(rows) // config.batch_rows)

@@ -13,6 +13,7 @@ from saelora.jobs.comparison.bench import Bench, means, start_of, students
 from saelora.jobs.comparison.plan import Run, config_type
 from saelora.jobs.recipe_file import digest
 from saelora.manifest import read_json, write_json
+from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import parse_hookpoint
 
 SEED = 1_000_003  # of the rows that rates are tried on, in an order that no run has
@@ -49,7 +50,8 @@ def _try_saes(bench: Bench, run: Run, n_tokens: int) -> list[float | None]:
     names = [f"lr={lr!r}" for lr in run.entry.lr]
     values = {**run.values, "variant": names, "tokens": n_tokens, "seed": SEED}
     config = build(train_sae.Config, values)
-    model, hookpoint = bench.loaded.model, parse_hookpoint(config.hookpoint[0])
+    model = bench.loaded.model
+    hookpoint = anatomy_of(model).canonical(parse_hookpoint(config.hookpoint[0]))
     yardstick = bench.yardstick(config, hookpoint, tuning=True)
     objective, rows = train_sae.objective_of(config, bench.loaded), train_sae.rows_of(config, bench.loaded)
     bench.train(f"tuning-{run.id}", objective, rows, config)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from saelora.assemble import open_data
+from saelora.assemble import Assembled, open_data
 from saelora.config import Configuration, Count, option
 from saelora.core.splice import TokenMask
 from saelora.data.pack import WINDOW_CHARS, in_validation
@@ -94,7 +94,7 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
     Raises:
         InputError: a latent or hookpoint that the SAEs lack, or too little text.
     """
-    hookpoint = _hookpoint(config, list(subject.assembled.saes))
+    hookpoint = _hookpoint(config, subject.assembled)
     wanted = _wanted(config, subject.assembled.saes[hookpoint].d_sae)
     reader = find.Reader(subject.model, subject.spliced, hookpoint, subject.token_mask, subject.autocast)
     texts, divided = _held_out(config, subject.tokenizer)
@@ -143,10 +143,11 @@ def _corpora(config: Any, texts: dict[str, list[Text]], divided: str) -> dict[st
     }
 
 
-def _hookpoint(config: Any, there: list[Hookpoint]) -> Hookpoint:
+def _hookpoint(config: Any, assembled: Assembled) -> Hookpoint:
+    there = list(assembled.saes)
     if not config.steering_hookpoint:
         return min(there)
-    hookpoint = parse_hookpoint(config.steering_hookpoint)
+    hookpoint = assembled.anatomy.canonical(parse_hookpoint(config.steering_hookpoint))
     if hookpoint not in there:
         raise InputError(f"--steering-hookpoint {hookpoint} has no SAE: expected one of {', '.join(map(str, there))}")
     return hookpoint
