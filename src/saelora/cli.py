@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saelora.config import add_options, build, read_yaml
-from saelora.errors import InputError
+from saelora.errors import InputError, SomeFailed
 
 JOBS = {
     "demo": "the whole job on a real model, in minutes, without account or GPU",
@@ -73,11 +73,13 @@ def _run(argv: list[str], complain: Callable[[str], None]) -> int:
         result = getattr(module, command.replace("-", "_"))(config)
         if os.environ.get("RANK", "0") != "0":
             return 0
-        if as_json:
-            print(json.dumps(result, indent=2))
-        elif hasattr(module, "render"):
-            print(module.render(result))
+        _print(result, module, as_json)
         return 0
+    except SomeFailed as error:
+        _print(error.results, module, as_json)
+        for line in str(error).splitlines():
+            complain(line)
+        return error.exit_code
     except InputError as error:
         complain(str(error))
         return error.exit_code
@@ -95,6 +97,13 @@ def _run(argv: list[str], complain: Callable[[str], None]) -> int:
     except KeyboardInterrupt:
         complain("stopped")
         return 130
+
+
+def _print(result: Any, module: Any, as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result, indent=2))
+    elif hasattr(module, "render"):
+        print(module.render(result))
 
 
 def _complain(text: str) -> None:

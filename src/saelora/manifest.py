@@ -5,7 +5,6 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ from saelora.errors import InputError
 
 if TYPE_CHECKING:
     from saelora.assemble import Assembled
+    from saelora.models.loading import LoadedModel
 
 MANIFEST = "saelora.json"
 RESULTS = "results.json"
@@ -65,15 +65,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 def describe(assembled: "Assembled") -> dict[str, Any]:
     """What identifies model, SAEs and token policy."""
-    loaded = assembled.loaded
     return {
-        "model": {
-            "ref": loaded.ref,
-            "revision": loaded.revision,
-            "fingerprint": loaded.fingerprint,
-            "model_type": loaded.model.config.model_type,
-            "dtype": str(loaded.dtype).removeprefix("torch."),
-        },
+        "model": describe_model(assembled.loaded),
         "saes": [
             {
                 "ref": sae.ref,
@@ -88,6 +81,17 @@ def describe(assembled: "Assembled") -> dict[str, Any]:
             for hookpoint, sae in assembled.saes.items()
         ],
         "token_policy": assembled.token_mask.to_dict(),
+    }
+
+
+def describe_model(loaded: "LoadedModel") -> dict[str, Any]:
+    """What identifies a model."""
+    return {
+        "ref": loaded.ref,
+        "revision": loaded.revision,
+        "fingerprint": loaded.fingerprint,
+        "model_type": loaded.model.config.model_type,
+        "dtype": str(loaded.dtype).removeprefix("torch."),
     }
 
 
@@ -129,16 +133,10 @@ def part_file(folder: Path, part: str) -> Path:
     return folder / f"{part}.json"
 
 
-def check_part_files(folder: Path, parts: Sequence[str], overwrite: bool) -> None:
-    """Raise InputError where a part's file is there already, or the folder's place is taken."""
+def check_part_folder(folder: Path) -> None:
+    """Raise InputError where the place of a folder of parts is taken."""
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file: choose another --out (a folder, or a name that ends in .json)")
-    there = [part for part in parts if part_file(folder, part).exists()]
-    if there and not overwrite:
-        raise InputError(
-            f"{part_file(folder, there[0])} exists: leave {there[0]} out of --parts, choose another --out, or "
-            f"--overwrite"
-        )
 
 
 def write_part(folder: Path, part: str, result: dict[str, Any], provenance: dict[str, Any]) -> None:

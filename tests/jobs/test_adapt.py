@@ -91,7 +91,7 @@ def test_peft_alone_loads_the_adapter_and_gives_the_adapted_logits(workspace: ws
     expected = plain(input_ids=ids).logits
     handle.remove()
 
-    from saelora.jobs.recorded import load_adapter
+    from saelora.models.adapters import load_adapter
 
     ours = load_adapter(saelora.load_model(str(workspace.model), device="cpu").model, str(adapted))
     found = saelora.load_sae(str(workspace.sae))

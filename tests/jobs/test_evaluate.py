@@ -155,7 +155,7 @@ def test_sae_that_has_changed_since_is_refused(
     copy = recorded_elsewhere(adapted, tmp_path / "copy", sae=[str(other)])
     assert evaluate("--adapter", str(copy)) == 2
     assert "has changed since the adapter was made" in line(capsys)
-    assert evaluate("--adapter", str(copy), sae=other) == 0  # named, it is meant
+    assert evaluate("--adapter", str(copy), "--other-weights") == 0
 
 
 def test_model_that_has_changed_since_is_refused(
@@ -168,7 +168,7 @@ def test_model_that_has_changed_since_is_refused(
     copy = recorded_elsewhere(adapted, tmp_path / "copy", model=str(model))
     assert evaluate("--adapter", str(copy)) == 2
     assert "has changed since the adapter was made" in line(capsys)
-    assert evaluate(str(model), "--adapter", str(copy)) == 0
+    assert evaluate(str(model), "--adapter", str(copy), "--other-weights") == 0
 
 
 def test_a_model_of_another_shape_is_refused(
@@ -182,5 +182,5 @@ def test_a_model_of_another_shape_is_refused(
     model = Path(shutil.copytree(workspace.model, tmp_path / "model"))
     AutoModelForCausalLM.from_config(config).save_pretrained(model)
     capsys.readouterr()
-    assert evaluate(str(model), "--adapter", str(adapted)) == 2
+    assert evaluate(str(model), "--adapter", str(adapted), "--other-weights") == 2
     assert "does not load on this model" in line(capsys)

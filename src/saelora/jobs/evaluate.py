@@ -1,11 +1,13 @@
 """saelora evaluate: what SAEs cost a model, and what an adapter buys back."""
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from saelora.assemble import (
@@ -21,12 +23,15 @@ from saelora.config import Configuration, configured, option, to_dict
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
+from saelora.identity import measured_on
 from saelora.jobs.parts import Subject, capabilities, drift, faithfulness, saebench, steering, tokens
-from saelora.jobs.recorded import check_parts, check_unchanged, load_adapter, recorded_run, with_recorded
+from saelora.jobs.parts.asked import Asked, read_kept
+from saelora.jobs.recorded import check_parts, described, recorded_run, with_recorded
 from saelora.jobs.run import processes
 from saelora.jobs.tuned_folder import load_tuned_saes
 from saelora.jobs.tuning import ADAPTED, frozen_and_tuned
-from saelora.manifest import MANIFEST, check_part_files, describe, environment, write_json, write_part
+from saelora.manifest import check_part_folder, environment, write_json, write_part
+from saelora.models.adapters import load_adapter
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device
 from saelora.report.text import loss_table
@@ -60,6 +65,9 @@ class EvaluateOptions(Configuration):
         "loss are written to ADAPTER/evals, where saelora report finds them",
     )
     overwrite: bool = option(False, "measure parts anew whose results are there already")
+    other_weights: bool = option(
+        False, "measure an adapter with a model or SAE that it was not made with; the results say so"
+    )
 
 
 @dataclass(kw_only=True)
@@ -89,63 +97,96 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
         ``parts`` under its name.
 
     Raises:
-        InputError: bad input, with its remedy.
+        InputError: bad input, with its remedy. Where some parts fail, the others are done all the same: it is a
+            SomeFailed then, with a line for each and their ``results``.
     """
     config = configured(Config, config, options)
     group = processes(config)
     console = Console(quiet=config.quiet or not group.is_main)
     parts = parts_of(config, group)
     file, folder = _outputs(config, parts)
-    given, recorded = config, recorded_run(Path(config.adapter) / MANIFEST) if config.adapter else None
+    given = config.given
+    recorded = recorded_run(Path(config.adapter)) if config.adapter else None
     if recorded is not None:
         check_parts(parts, recorded, str(config.adapter))
         config = with_recorded(config, recorded, _OWN)
-    for part in parts:
-        if hasattr(PARTS.get(part), "check"):
-            PARTS[part].check(config)
+    asked = Asked(parts, folder, console, {} if folder is None or config.overwrite else read_kept(folder, parts))
+    asked.check(PARTS, config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     assembled = assemble(config)
-    about = describe(assembled)
-    if recorded is not None:
-        check_unchanged(about, recorded, model=not given.model, saes=not given.sae)
+    about = described(config, assembled, recorded, given, console)
     rows = group.on_main(lambda: validation_rows(config, assembled.loaded))
-    model, tuned = _with_trained(config, assembled, recorded)
+    about = measured_on(about, rows, autocast_dtype(assembled.loaded))
+    model, tuned = _with_trained(config, assembled, recorded, about)
     if config.shard:
         shard_layers(model, pick_device(config.device), group)
-    results: dict[str, Any] = {}
-    if "loss" in parts:
-        started = time.monotonic()
-        results |= measure(console, assembled, model, rows, group, tuned)
-        results |= {"method": recorded["method"]} if tuned and recorded else {}
-        if folder is not None:
-            write_part(folder, "loss", dict(results), _provenance(config, about, started))
-    further = [part for part in parts if part != "loss"]
-    if further:
-        with frozen_and_tuned(model, assembled, tuned) as (spliced, adapted):
-            subject = Subject(model, spliced, assembled, rows, console, str(config.adapter), adapted)
-            for part in further:
-                started = time.monotonic()
-                results[part] = PARTS[part].run(subject, config)
+    asked.take_kept(about)
+    with ExitStack() as stack:
+        opened: list[Subject] = []
+
+        def subject() -> Subject:
+            """What parts beyond the losses are measured on, its splices opened for the first of them."""
+            if not opened:
+                spliced, adapted = stack.enter_context(frozen_and_tuned(model, assembled, tuned))
+                opened.append(Subject(model, spliced, assembled, rows, console, str(config.adapter), adapted))
+            return opened[0]
+
+        def loss() -> dict[str, Any]:
+            found = measure(console, assembled, model, rows, group, tuned)
+            return {**found, "method": recorded["method"]} if tuned and recorded else found
+
+        for part in asked.todo():
+            started = time.monotonic()
+            try:
+                found = loss() if part == "loss" else PARTS[part].run(subject(), config)
                 if folder is not None:
-                    write_part(folder, part, results[part], _provenance(config, about, started))
+                    write_part(folder, part, found, _provenance(config, about, started))
+            except (InputError, torch.OutOfMemoryError) as error:
+                asked.fail(part, error)
+            else:
+                asked.took(part, found)
+    return _finish(config, asked, about, file if group.is_main else None, folder, console)
+
+
+def _finish(
+    config: Config, asked: Asked, about: dict[str, Any], file: Path | None, folder: Path | None, console: Console
+) -> dict[str, Any]:
+    """Write what one file is to hold, and say what failed.
+
+    Raises:
+        InputError: parts failed; the others are done.
+    """
+    results = asked.results
+    if not results:
+        raise asked.error({})
     results["about"] = about
-    if file is not None and group.is_main:
+    if file is not None:
         write_json(file, results)
-    if folder is not None and further:
-        console.say(f"written to {folder}/; saelora report {config.adapter} makes one page of it")
+    if folder is not None and asked.parts != ["loss"]:
+        console.say(f"in {folder}/; saelora report {config.adapter} makes one page of it")
+    if asked.failed:
+        raise asked.error(results)
     return results
 
 
 def _with_trained(
-    config: Config, assembled: Assembled, recorded: dict[str, Any] | None
+    config: Config, assembled: Assembled, recorded: dict[str, Any] | None, about: dict[str, Any]
 ) -> tuple[nn.Module, dict[Hookpoint, Any]]:
-    """The model with the run's adapter, where it trained one, and the SAEs that it trained."""
+    """The model with the run's adapter, where it trained one, and the SAEs that it trained, which ``about`` names."""
     model: nn.Module = assembled.loaded.model
-    if config.adapter is None or recorded is None:
+    if config.adapter is None:
         return model, {}
-    if recorded.get("method", "lora") in ADAPTED:
+    if recorded is None or recorded.get("method", "lora") in ADAPTED:
         model = load_adapter(model, config.adapter)
-    return model, load_tuned_saes(Path(config.adapter), recorded, pick_device(config.device))
+    tuned = load_tuned_saes(
+        Path(config.adapter), recorded or {}, pick_device(config.device), forced=config.other_weights
+    )
+    if tuned:
+        about["tuned_saes"] = {str(hookpoint): sae.fingerprint for hookpoint, sae in tuned.items()}
+        then = {sae["hookpoint"]: sae["fingerprint"] for sae in (recorded or {})["tuned_saes"]}
+        if about["tuned_saes"] != then:
+            about["other_weights"] = [*about.get("other_weights", []), "a trained SAE that has changed since"]
+    return model, {hookpoint: found.sae for hookpoint, found in tuned.items()}
 
 
 def render(results: dict[str, Any]) -> str:
@@ -183,13 +224,13 @@ def _outputs(config: Config, parts: list[str]) -> tuple[Path | None, Path | None
     out = Path(config.out) if config.out else None
     if out is not None and out.suffix == ".json":
         if out.exists() and not config.overwrite:
-            raise InputError(f"{out} exists: choose another --out")
+            raise InputError(f"{out} exists: choose another --out, or --overwrite")
         if not out.absolute().parent.is_dir():
             raise InputError(f"{out} cannot be written: there is no folder {out.parent}")
         return out, None
     folder = out if out is not None else Path(str(config.adapter)) / "evals" if parts != ["loss"] else None
     if folder is not None:
-        check_part_files(folder, parts, config.overwrite)
+        check_part_folder(folder)
     return None, folder
 
 

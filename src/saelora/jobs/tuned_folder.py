@@ -11,7 +11,7 @@ from saelora.assemble import Assembled
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.saes.build import fingerprint
-from saelora.saes.loading import load_sae
+from saelora.saes.loading import LoadedSAE, load_sae
 
 
 def save_adapter(model: Any, folder: Path) -> None:
@@ -60,20 +60,23 @@ def _save_sae(sae: Any, folder: Path) -> None:
     shutil.rmtree(part)
 
 
-def load_tuned_saes(folder: Path, recorded: dict[str, Any], device: torch.device) -> dict[Hookpoint, Any]:
+def load_tuned_saes(
+    folder: Path, recorded: dict[str, Any], device: torch.device, *, forced: bool = False
+) -> dict[Hookpoint, LoadedSAE]:
     """The SAEs that a run trained, by its manifest; none where it left them as they were.
 
     Raises:
-        InputError: one is missing, damaged, or no longer the one that the run ended with.
+        InputError: one is missing or damaged, or is not the one that the run ended with and that is not ``forced``.
     """
     found = {}
     for entry in recorded.get("tuned_saes", []):
         hookpoint = parse_hookpoint(entry["hookpoint"])
         loaded = load_sae(str(folder / entry["folder"]), hookpoint=hookpoint, device=device)
-        if loaded.fingerprint != entry["fingerprint"]:
+        if loaded.fingerprint != entry["fingerprint"] and not forced:
             raise InputError(
                 f"SAE {folder / entry['folder']} has changed since its run ended (fingerprint {entry['fingerprint']}, "
-                f"now {loaded.fingerprint}): evaluate it as any other, with --sae and without --adapter"
+                f"now {loaded.fingerprint}): evaluate it as any other, with --sae and without --adapter, or say "
+                "--other-weights"
             )
-        found[hookpoint] = loaded.sae
+        found[hookpoint] = loaded
     return found

@@ -13,11 +13,13 @@ from saelora.config import to_dict
 from saelora.console import Console
 from saelora.evals.loss import evaluate_loss
 from saelora.evals.samples import continuations, prompts_from
+from saelora.identity import measured_on
 from saelora.jobs.evaluate import measure
 from saelora.jobs.run import check_out, processes, run_loop, start
 from saelora.jobs.tuned_folder import save_adapter, save_saes
 from saelora.jobs.tuning import ADAPTED, frozen_and_tuned, open_branch, recipe_of, student_model
 from saelora.manifest import MANIFEST, RESULTS, check_room, describe, environment, read_json, write_json
+from saelora.models.adapters import adapter_fingerprint
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device
 from saelora.objectives.distill import Distill
@@ -73,6 +75,8 @@ def tune(config: Any, command: str) -> dict[str, Any]:
     if config.samples:
         console.say("writing sample continuations")
         results["samples"] = _samples(config, assembled, model, saes, heldout)
+    about = measured_on(describe(assembled), heldout, autocast)
+    results["about"] = about | ({"tuned_saes": {s["hookpoint"]: s["fingerprint"] for s in saved}} if saved else {})
     if group.is_main:
         _write(config, folder, assembled, results, rows.n_documents, saved)
     return results
@@ -196,8 +200,12 @@ def _write(
     saved: list[dict[str, Any]],
 ) -> None:
     """Everything beside what was trained; results.json comes last and marks the run as finished."""
+    adapter = adapter_fingerprint(folder)
+    if adapter:
+        results["about"]["adapter"] = adapter
     manifest = {
         **describe(assembled),
+        "adapter": adapter,
         "method": config.method,
         "tuned_saes": saved,
         "config": to_dict(config),

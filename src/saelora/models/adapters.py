@@ -66,8 +66,8 @@ def check_landed(adapted: Any, stored: Mapping[str, Tensor], what: str) -> None:
     unused, empty = sorted(given.keys() - there.keys()), sorted(there.keys() - given.keys())
     if unused:
         raise InputError(
-            f"adapter {what} does not load on this model: {len(unused)} of its {len(given)} tensors have no place in it "
-            f"(first: {unused[0]}); was it made for another model, or {ADAPTER_CONFIG} changed?"
+            f"adapter {what} does not load on this model: {len(unused)} of its {len(given)} tensors have no place in it"
+            f" (first: {unused[0]}); was it made for another model, or {ADAPTER_CONFIG} changed?"
         )
     if empty:
         raise InputError(
