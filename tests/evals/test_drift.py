@@ -10,11 +10,13 @@ from variants import plain_runs, replaced, rows_of, with_adapter
 import families
 from families import D_MODEL, EOS, N_LAYERS
 from saelora.core.splice import splice
+from saelora.core.spread import FIGURES
 from saelora.errors import InputError
 from saelora.evals.drift import distances, measure_drift
 from saelora.evals.firing import Firing, correlation
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from spread_reference import plain_figures
 from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in, saes_at
 
 ONE = [Hookpoint(1)]
@@ -82,6 +84,8 @@ def check_latents(found, saes, clean, adapted, mask):
             error = (x - sae.decode(latents)).square().sum()
             counts[name] = latents
             assert each["fvu"][name]["value"] == pytest.approx(float(error / (x - x.mean(0)).square().sum()), **CLOSE)
+            robust = {figure: each[figure][name] for figure in FIGURES}
+            assert robust == pytest.approx(plain_figures(x, sae.decode(latents)), **CLOSE)
             assert each["l0"][name] == pytest.approx(float((latents != 0).double().sum(1).mean()), **CLOSE)
         on, other = (counts[name] != 0 for name in ("base", "adapted"))
         jaccard = [

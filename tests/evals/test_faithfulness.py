@@ -19,6 +19,7 @@ import families
 from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.lora import disabled, lora_config
 from saelora.core.splice import TokenMask, splice
+from saelora.core.spread import FIGURES
 from saelora.errors import InputError
 from saelora.evals.faithfulness import faithfulness, n_tokens_run, spaced
 from saelora.evals.verdict import READS, ROUND, UNCLEAR, judge
@@ -235,7 +236,8 @@ def test_every_number_equals_plain_forwards(fresh, family, layers):
     if closed is not None:
         swapped = both({**own, SITES[1]: plain(other)}, counted)
         assert closed == pytest.approx((swapped[0] - swapped[1]) / (swapped[0] - clean), rel=1e-3)
-    assert found["other_sae"]["fvu"] != pytest.approx(found["other_sae"]["own_fvu"])
+    for figure in {"fvu", *FIGURES} - {"top_variance"}:  # which is of what they are given
+        assert found["other_sae"][figure] != pytest.approx(found["other_sae"][f"own_{figure}"]), figure
     assert found["n_predictions"] == int(counted[:, :-1].sum())
 
 
@@ -245,7 +247,8 @@ def test_the_adapter_s_own_sae_in_its_place_changes_nothing(fresh):
     with splice(model := noisy(base), {Hookpoint(1): sae}, SPARE_SPECIAL) as spliced:
         found = faithfulness(model, spliced, SPARE_SPECIAL, rows, other=(Hookpoint(1), sae), draws=1)
     other = found["other_sae"]
-    assert other["fvu"] == pytest.approx(other["own_fvu"])
+    for figure in ("fvu", *FIGURES):
+        assert other[figure] == pytest.approx(other[f"own_{figure}"]), figure
     assert other["ce_sae"]["value"] == pytest.approx(found["ce"]["sae"]["value"])
     assert other["gap_closed"] == pytest.approx(other["own_gap_closed"])
 

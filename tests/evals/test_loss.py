@@ -14,11 +14,13 @@ import families
 from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.lora import disabled, lora_config
 from saelora.core.splice import TokenMask, ZeroAblation, splice
+from saelora.core.spread import FIGURES
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
 from saelora.evals.loss_sums import LossSums
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from spread_reference import plain_figures
 from tiny_saes import SPARE_SPECIAL, Broken, Identity, TinySAE, hooks_in, saes_at
 
 HOOKPOINT = Hookpoint(1)
@@ -139,6 +141,7 @@ def test_fvu_l0_and_dead_latents_are_of_the_whole_set(fresh):
         dead = sum(not bool((latents[:, i] != 0).any()) for i in range(latents.shape[1])) / latents.shape[1]
         of_this = found[str(hookpoint)]
         assert of_this["fvu"] == pytest.approx(float(fvu), **CLOSE)
+        assert {name: of_this[name] for name in FIGURES} == pytest.approx(plain_figures(x, recon), **CLOSE)
         assert of_this["l0"] == pytest.approx(float(l0))
         assert of_this["dead_frac"] == pytest.approx(dead)
         assert 5 / 24 <= dead < 1

@@ -105,8 +105,8 @@ def trained(distill: Distill, branch: int) -> dict[str, Tensor]:
     return {name.replace(f".b{branch}.", "."): p.detach().clone() for name, p in distill.runs[branch].trainable.items()}
 
 
-def plain_step(model: Any, saes: dict[Hookpoint, Any], rows: Tensor, adapted: bool) -> tuple[Tensor, Tensor]:
-    """KL summed over tokens and the SAEs' FVU, by whole forwards with hooks and whole logits; the SAEs written out."""
+def plain_step(model: Any, saes: dict[Hookpoint, Any], rows: Tensor, adapted: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """KL summed over tokens, FVU and mean relative error: whole forwards with hooks, the SAEs written out."""
     keep = (rows > 2)[..., None]
     with torch.no_grad(), model.disable_adapter() if adapted else ExitStack():
         teacher = model(input_ids=rows).logits
@@ -128,7 +128,8 @@ def plain_step(model: Any, saes: dict[Hookpoint, Any], rows: Tensor, adapted: bo
         handle.remove()
     kl = F.kl_div(student.log_softmax(-1), teacher.log_softmax(-1), log_target=True, reduction="sum")
     fvus = [(x - recon).square().sum() / (x - x.mean(0)).square().sum() for x, recon in seen]
-    return kl, torch.stack(fvus).mean()
+    relative = [((x - recon).square().sum(-1) / x.square().sum(-1)).mean() for x, recon in seen]
+    return kl, torch.stack(fvus).mean(), torch.stack(relative).mean()
 
 
 def naive_recon(sae: Any, x: Tensor) -> Tensor:
@@ -156,7 +157,7 @@ def test_steps_equal_plain_steps(name: str) -> None:
     groups = [{"params": part} for part, _ in peaks if part]
     optimizer = torch.optim.AdamW(groups, lr=0.0, betas=RECIPE["betas"], weight_decay=RECIPE["weight_decay"])
     for i, rows in enumerate(batches()):
-        kl, fvu = plain_step(model, saes, rows, bool(method.layers))
+        kl, fvu, relative = plain_step(model, saes, rows, bool(method.layers))
         mean = kl / (rows.numel() if recipe.loss == "token_mean" else len(rows))
         loss = mean if recipe.objective == "kl" else (fvu + mean * (fvu / mean).detach()) / 2
         optimizer.zero_grad()
@@ -171,6 +172,7 @@ def test_steps_equal_plain_steps(name: str) -> None:
         assert ("fvu" in outs[i]) == (recipe.objective == "kl+mse")
         if "fvu" in outs[i]:
             torch.testing.assert_close(outs[i]["fvu"], fvu.detach(), rtol=1e-7, atol=0)
+            torch.testing.assert_close(outs[i]["relative_error_mean"], relative.detach(), rtol=1e-7, atol=0)
     expected = {n.replace(".b0.", "."): p for n, p in model.named_parameters() if "lora_" in n}
     expected |= {f"{h}.{n}": p for h, sae in saes.items() for n, p in sae.named_parameters() if p in set(tuned)}
     assert found.keys() == expected.keys()

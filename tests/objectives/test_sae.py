@@ -11,6 +11,7 @@ from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.sae import SAEObjective
 from saelora.objectives.sae_recipe import ARCHITECTURES, SAERecipe, variant_recipes
+from spread_reference import plain_figures
 
 BOS, CONTEXT, D_MODEL = 1, 24, 16
 MIDDLE, FIRST = Hookpoint(1), Hookpoint(0, "mlp_out")
@@ -183,7 +184,10 @@ def test_variants_in_one_pass_equal_separate_runs_bitwise(model):
             alone = objective(model, [hookpoint], **given)
             own = train(alone, range(3))[-1]
             assert equal(alone.trainers[str(hookpoint)].state_dict(), together.trainers[name].state_dict())
-            assert all(metrics[f"{key}/{name}"] == own[key] for key in ("mse", "fvu", "l0", "dead_frac"))
+            assert all(
+                metrics[f"{key}/{name}"] == own[key]
+                for key in ("mse", "fvu", "relative_error", "top_variance", "l0", "dead_frac")
+            )
             assert equal(alone.inference_sae(str(hookpoint)).state_dict(), together.inference_sae(name).state_dict())
 
 
@@ -192,7 +196,7 @@ def test_fvu_and_loss_of_several_saes_are_their_means(model):
     metrics = train(objective(model, recipes=recipes), range(2))[-1]
     alone = [train(objective(model, k=k), range(2))[-1] for k in (2, 8)]
     assert alone[0]["fvu"] != alone[1]["fvu"]
-    for key in ("loss", "fvu"):
+    for key in ("loss", "fvu", "relative_error", "top_variance"):
         torch.testing.assert_close(metrics[key], (alone[0][key] + alone[1][key]) / 2)
 
 
@@ -299,6 +303,9 @@ def test_metrics_equal_a_naive_reference_in_float64(model, architecture):
     sae = ours.inference_sae(str(MIDDLE)).to(torch.float64)
     error = (sae(x) - x).pow(2)
     torch.testing.assert_close(metrics["fvu"].double(), error.sum() / (x - x.mean(0)).pow(2).sum(), rtol=1e-4, atol=0)
+    expected = plain_figures(x, sae(x))
+    for name in ("relative_error", "relative_error_q10", "relative_error_q90", "top_variance"):
+        assert float(metrics[name]) == pytest.approx(expected[name], rel=1e-4), name
     torch.testing.assert_close(metrics["mse"].double(), error.mean(), rtol=1e-4, atol=0)
     torch.testing.assert_close(metrics["l0"].double(), (sae.encode(x) > 0).double().sum(-1).mean(), rtol=1e-3, atol=0)
 

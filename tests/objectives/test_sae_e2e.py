@@ -16,6 +16,7 @@ from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.sae_e2e import EndToEnd
 from saelora.train.loop import NonFiniteLoss
+from spread_reference import plain_figures
 from tiny_saes import hooks_in
 
 NOT_BOS = TokenMask((BOS,))
@@ -187,6 +188,9 @@ def test_metrics_equal_a_naive_reference(model):
     sae = ours.inference_sae(str(MIDDLE)).to(torch.float64)
     error = (sae(x) - x).pow(2)
     torch.testing.assert_close(metrics["fvu"].double(), error.sum() / (x - x.mean(0)).pow(2).sum(), rtol=1e-4, atol=0)
+    expected = plain_figures(x, sae(x))
+    for name in ("relative_error", "relative_error_q10", "relative_error_q90", "top_variance"):
+        assert float(metrics[name]) == pytest.approx(expected[name], rel=1e-4), name
     torch.testing.assert_close(metrics["mse"].double(), error.mean(), rtol=1e-4, atol=0)
     torch.testing.assert_close(metrics["l0"].double(), (sae.encode(x) > 0).double().sum(-1).mean(), rtol=1e-3, atol=0)
     loss, kl, _ = reference(

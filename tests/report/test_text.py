@@ -88,3 +88,18 @@ def test_samples_cannot_steer_the_terminal_or_forge_lines():
     assert not [c for c in text if c != "\n" and not c.isprintable()]
     assert "… a b" in text
     assert not [line for line in text.splitlines() if line.startswith("adapted: forged")]
+
+
+def test_fvu_stands_beside_what_does_not_hang_on_a_token_or_two():
+    sae = {"fvu": 0.076, "l0": 32.0, "dead_frac": 0.0, "fvu_rest": 0.132, "top_variance": 0.574}
+    sae |= {"relative_error": 0.1234, "relative_error_q10": 0.08, "relative_error_q90": 0.2}
+    table = loss_table({**RESULTS, "saes": {"layers.1.resid_post": sae}})
+    assert (
+        "SAE at layers.1.resid_post: FVU 0.076 (0.132 without the largest 0.1 % of tokens, which hold 57% of the "
+        "variance), L0 32.0 (active latents per token).\n"
+        "  Squared error of a token over its squared norm: median 0.123, 10 % to 90 % of tokens 0.080 to 0.200."
+    ) in table
+
+
+def test_results_that_are_older_than_those_figures_are_shown_as_before():
+    assert "SAE at layers.1.resid_post: FVU 0.200, L0 32.0 (active latents per token)." in loss_table(RESULTS)

@@ -10,7 +10,7 @@ adapted model depends on the latents as the spliced one does, and 0 where it doe
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from saelora.core import lora
 from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
+from saelora.core.spread import FIGURES
 from saelora.core.students import Student
 from saelora.errors import InputError
 from saelora.evals.ablation import (
@@ -145,8 +146,8 @@ class _Seen:
     """What the SAEs did in the spliced model."""
 
     mass: LatentMass
-    own: SAESums = field(default_factory=SAESums)
-    other: SAESums = field(default_factory=SAESums)
+    own: SAESums
+    other: SAESums
 
     def watch(self, *event: Any) -> None:
         """The observer of the adapter's own SAEs."""
@@ -192,7 +193,7 @@ def _main(
         plans["after_first"] = (saes, widened)
     if other:
         plans["other"] = ({**saes, other[0]: other[1]}, policy)
-    seen = _Seen(LatentMass(saes))
+    seen = _Seen(LatentMass(saes), SAESums(rows.numel()), SAESums(rows.numel()))
     variants = {"base": Student(), "adapted_clean": Student(None, case.adapter)}
     variants |= {"sae": Student(case.spliced), "adapted": Student(case.spliced, case.adapter)}
     with ExitStack() as stack:
@@ -300,10 +301,11 @@ def _other(ce: CrossEntropies, hookpoint: Hookpoint, seen: _Seen) -> dict[str, A
     """Figures under another SAE, beside those under the adapter's own."""
     base, sae, adapted = (ce.row_sums(arm) for arm in ("base", "sae", "adapted"))
     other_sae, other_adapted = (ce.row_sums(f"other.{arm}") for arm in ("sae", "adapted"))
+    others, own = (sums.compute()[str(hookpoint)] for sums in (seen.other, seen.own))
     return {
         "hookpoint": str(hookpoint),
-        "fvu": seen.other.compute()[str(hookpoint)]["fvu"],
-        "own_fvu": seen.own.compute()[str(hookpoint)]["fvu"],
+        **{name: others[name] for name in ("fvu", *FIGURES)},
+        **{f"own_{name}": own[name] for name in ("fvu", *FIGURES)},
         "ce_sae": ce.mean(other_sae),
         "ce_adapted": ce.mean(other_adapted),
         "gap_closed": ce.share(other_sae - other_adapted, other_sae - base),

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelora.core.spread import FIGURES, Spread
 from saelora.evals.intervals import UNDEFINED, Estimate, ratio
 from saelora.evals.loss_sums import wide
 
@@ -30,6 +31,7 @@ class Firing:
         self.square_R = {"base": np.zeros(n_rows), "adapted": np.zeros(n_rows)}  # sum of |x|^2
         self.x_RD: dict[str, list[np.ndarray]] = {"base": [], "adapted": []}  # sums of x
         self.fired_KF: dict[str, np.ndarray] = {}
+        self.spreads: dict[str, Spread] = {}
 
     def update(self, start: int, mask: Tensor, base: Seen, adapted: Seen) -> None:
         """Add rows start, start + 1, ... of a batch; ``mask`` [batch, seq] says which positions count."""
@@ -53,14 +55,18 @@ class Firing:
         fired = self.fired_KF.setdefault(name, np.zeros((min(BLOCKS, self.n_rows), counts_BF.shape[1])))
         for row, counts_F in enumerate(counts_BF, rows.start):
             fired[row * len(fired) // self.n_rows] += counts_F
-        error_BS = (x_BSD - recon_BSD).square().sum(-1) * mask.to(x_BSD.device)
+        mask = mask.to(x_BSD.device)
+        error_BS = (x_BSD - recon_BSD).square().sum(-1) * mask
+        spread = self.spreads.setdefault(name, Spread(self.n_rows * mask.shape[1]))
+        spread.add(x_BSD[mask], error_BS[mask])
         self.error_R[name][rows] = _numbers(error_BS.sum(1))
         self.square_R[name][rows] = _numbers(x_BSD.square().sum((1, 2)))
         self.x_RD[name] += list(_numbers(x_BSD.sum(1)))
 
     def compute(self) -> dict[str, Any]:
         """identical (bit for bit), max_abs_difference of latents, jaccard of the sets active at a position (mean),
-        rate_correlation (Pearson, over latents, of the share of positions at which each fires), l0 and fvu."""
+        rate_correlation (Pearson, over latents, of the share of positions at which each fires), l0, fvu and
+        ``saelora.core.spread.FIGURES``."""
         n = self.n_R.sum()
         return {
             "identical": self.identical,
@@ -69,7 +75,15 @@ class Firing:
             "rate_correlation": correlation(self.fired_KF["base"], self.fired_KF["adapted"]),
             "l0": {name: float(active / n) for name, active in self.active.items()},
             "fvu": {name: self._fvu(name) for name in self.active},
+            **self._spread(),
         }
+
+    def _spread(self) -> dict[str, dict[str, float]]:
+        found = {}
+        for name, spread in self.spreads.items():
+            sums = (np.stack(self.x_RD[name]).sum(0), self.square_R[name].sum(), self.error_R[name].sum())
+            found[name] = spread.cpu().figures(*(torch.as_tensor(each, dtype=torch.float64) for each in sums))
+        return {figure: {name: found[name][figure] for name in found} for figure in FIGURES}
 
     def _fvu(self, name: str) -> Estimate:
         """Squared error over the variance about the mean of all rows; rows drawn anew keep that mean."""

@@ -50,8 +50,9 @@ def evaluate_loss(
     Returns:
         Plain data: ce_base and ce_<arm> in nats per predicted token, kl_<arm>, top1_<arm> (share of predictions
         whose likeliest token is the clean model's), ce_gap, gap_closed, loss_recovered_*, ci95 of each, the SAEs'
-        fvu, l0 and dead_frac, n_tokens_evaluated. gap_closed is left out where ce_gap is not above 0. With
-        ``reference``, "saes" are its figures and "saes_adapted" those of ``saes`` in the adapted model.
+        fvu with ``saelora.core.spread.FIGURES``, l0 and dead_frac, n_tokens_evaluated. gap_closed is left out where
+        ce_gap is not above 0. With ``reference``, "saes" are its figures and "saes_adapted" those of ``saes`` in the
+        adapted model.
 
     Raises:
         InputError: no position of the rows is replaced by the SAE.
@@ -96,7 +97,7 @@ def evaluate_branches(
     device = next(model.parameters()).device
     done: list[LossSums] = []
     with evaluating(model), ExitStack() as stack:
-        runs = _Arms(model, branches, token_mask, arms or ARMS, stack, reference)
+        runs = _Arms(model, branches, token_mask, arms or ARMS, stack, rows.numel(), reference)
         for turn, counts in group.turns(-(-len(rows) // batch_rows)):
             batch = rows[turn * batch_rows : (turn + 1) * batch_rows].to(device)
             with torch.autocast(device.type, autocast) if autocast else ExitStack():
@@ -122,6 +123,7 @@ class _Arms:
         token_mask: TokenMask,
         arms: Sequence[str],
         stack: ExitStack,
+        n_tokens: int,
         reference: Splice | None = None,
     ):
         made: dict[Any, Student] = {}
@@ -136,7 +138,7 @@ class _Arms:
                 if arm == "sae":
                     before = reference or branch.splice
                     plan[arm] = made.setdefault((arm, before), Student(before))
-                    self.sae_sums.setdefault(plan[arm], SAESums())
+                    self.sae_sums.setdefault(plan[arm], SAESums(n_tokens))
                 elif arm == "zero":
                     if where not in zeros:
                         zeros[where] = stack.enter_context(
@@ -146,7 +148,7 @@ class _Arms:
                 elif branch.adapter is not None or (arm == "adapted" and reference is not None):
                     plan[arm] = Student(branch.splice if arm == "adapted" else None, branch.adapter)
                     if arm == "adapted" and reference is not None:
-                        self.sae_sums[plan[arm]] = SAESums()
+                        self.sae_sums[plan[arm]] = SAESums(n_tokens)
             self.plan[name] = plan
         every = {student: None for plan in self.plan.values() for student in plan.values()}
         self.number = {student: i for i, student in enumerate(every)}

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelora.core.spread import Spread
 from saelora.errors import InputError
 from saelora.evals.intervals import resampled
 from saelora.models.hookpoints import Hookpoint
@@ -83,22 +84,30 @@ def wide(x: Tensor) -> Tensor:
 
 @dataclass
 class SAESums:
-    """FVU, L0 and firing of the SAEs in a splice, over the whole evaluation set."""
+    """FVU, its robust companions, L0 and firing of the SAEs in a splice, over the whole evaluation set.
 
+    Args:
+        n_most: no more tokens than this are ever seen.
+    """
+
+    n_most: int
     hookpoint_sums: dict[Hookpoint, dict[str, Tensor]] = field(default_factory=dict)
+    spreads: dict[Hookpoint, Spread] = field(default_factory=dict)
 
     def __call__(self, hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
         """The observer of a splice."""
         x, recon, active = wide(x[mask]), wide(recon[mask]), latents[mask] != 0
+        squares = (x - recon).square()
         new = {
             "n": torch.tensor(float(len(x))),
             "x": x.sum(0),
             "xx": x.square().sum(),
-            "error": (x - recon).square().sum(),
+            "error": squares.sum(),
             "active": wide(active.sum()),
             "fired": wide(active.sum(0)),
         }
         self._add(hookpoint, new)
+        self.spreads.setdefault(hookpoint, Spread(self.n_most)).add(x, squares.sum(-1))
 
     def _add(self, hookpoint: Hookpoint, new: dict[str, Tensor]) -> None:
         old = self.hookpoint_sums.get(hookpoint)
@@ -106,19 +115,23 @@ class SAESums:
 
     def over(self, group: Group) -> "SAESums":
         """The sums of all processes."""
-        total = SAESums()
+        total = SAESums(self.n_most)
         for part in group.gather({h: {k: v.cpu() for k, v in own.items()} for h, own in self.hookpoint_sums.items()}):
             for hookpoint, sums in part.items():
                 total._add(hookpoint, sums)
+        parts = group.gather({h: own.cpu() for h, own in self.spreads.items()})
+        for hookpoint in total.hookpoint_sums:
+            total.spreads[hookpoint] = Spread.together(part[hookpoint] for part in parts if hookpoint in part)
         return total
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """hookpoint -> fvu, l0, dead_frac (share of latents that never fired on these tokens)."""
+        """hookpoint -> fvu, ``spread.FIGURES``, l0, dead_frac (share of latents that never fired on these tokens)."""
         out = {}
         for hookpoint, s in self.hookpoint_sums.items():
             variance = s["xx"] - s["x"].square().sum() / s["n"]
             out[str(hookpoint)] = {
                 "fvu": float(s["error"] / variance),
+                **self.spreads[hookpoint].figures(s["x"], s["xx"], s["error"]),
                 "l0": float(s["active"] / s["n"]),
                 "dead_frac": float((s["fired"] == 0).double().mean()),
             }

@@ -17,6 +17,7 @@ from saelora.models.loading import LoadedModel
 from saelora.objectives.sae_recipe import variant_name
 from saelora.objectives.sae_training import SAETraining
 from saelora.report.sae_card import sae_card
+from saelora.report.text import error_text, fvu_text
 
 FINISHED = "training.json"  # written last
 
@@ -52,8 +53,9 @@ def finish(
             card = sae_card(config, name, objective.recipes[name], sae, results[name])
             (target / "README.md").write_text(card, encoding="utf-8")
         console.say(
-            f"{name}: fvu {figures['fvu']:.3f}  l0 {figures['l0']:.1f}  dead {figures['dead_frac']:.1%}  "
-            f"ce {figures['ce_base']:.3f} -> {figures['ce_sae']:.3f} spliced  saved in {target}"
+            f"{name}: {fvu_text(figures)}  l0 {figures['l0']:.1f}  dead {figures['dead_frac']:.1%}  "
+            f"ce {figures['ce_base']:.3f} -> {figures['ce_sae']:.3f} spliced  {error_text(figures)}  "
+            f"saved in {target}"
         )
     if group.is_main:
         write_json(folder / FINISHED, {"config": to_dict(config), "saes": [*results], "environment": environment()})

@@ -17,6 +17,7 @@ from saelora.config import to_dict, updated
 from saelora.console import Console
 from saelora.core.lora import layers_of
 from saelora.core.splice import Splice, splice
+from saelora.core.spread import FIGURES
 from saelora.core.students import Student
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_branches
@@ -201,7 +202,7 @@ def _row(point: Point, assembled: Assembled, found: dict[str, Any], failed: bool
     """One row of the table: what the point is, and what was measured."""
     config, saes = point.config, found.pop("saes")
     layers = sorted(layers_of(config.placement, assembled.saes, assembled.anatomy.n_layers))
-    mean = {k: sum(s[k] for s in saes.values()) / len(saes) for k in ("fvu", "l0", "dead_frac")}
+    mean = {k: sum(s[k] for s in saes.values()) / len(saes) for k in ("fvu", *FIGURES, "l0", "dead_frac")}
     interval = found.pop("ci95")
     frozen = [p for name, p in assembled.loaded.model.named_parameters() if "lora_" not in name]
     return {

@@ -99,7 +99,8 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
     Several hookpoints make folders ``out/<hookpoint>``, variants ``out/<hookpoint>/<variant>``.
 
     Returns:
-        Per hookpoint, or "hookpoint/variant": fvu, l0, dead_frac, ce_base, ce_sae, loss_recovered_sae, with intervals.
+        Per hookpoint, or "hookpoint/variant": fvu, what stands beside it (``saelora.core.spread``), l0, dead_frac,
+        ce_base, ce_sae, loss_recovered_sae, with intervals.
 
     Raises:
         InputError: bad input, with its remedy.
@@ -130,7 +131,11 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
     with console.progress(_PROGRESS[config.objective], len(rows) * config.context) as bar:
 
         def report(row: dict[str, float]) -> None:
-            shown = "  ".join(f"{k} {row[k]:.4g}" for k in ("kl", "fvu", "l0", "dead_frac") if k in row)
+            shown = "  ".join(
+                f"{k} {row[k]:.4g}"
+                for k in ("kl", "fvu", "relative_error", "top_variance", "l0", "dead_frac")
+                if k in row
+            )
             several = f" (mean of {len(objective.recipes)} SAEs)" if len(objective.recipes) > 1 else ""
             bar.update(int(row["n_tokens"]), shown + several)
 

@@ -23,27 +23,40 @@ class BatchErrors:
     def __init__(self, weight: float = 1.0):
         self.weight = weight
         self.errors: dict[Hookpoint, Tensor] = {}  # sums over this process's rows
-        self.sums: dict[Hookpoint, Tensor] = {}  # [3 + d]: error, positions, squares of x, x; over processes
+        # [4 + d]: error, positions, squares of x, error relative to them by position, x; over processes
+        self.sums: dict[Hookpoint, Tensor] = {}
 
     def __call__(self, hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
         wide = torch.float32 if x.device.type == "mps" else torch.float64  # a mean square minus a squared mean
         keep = mask.unsqueeze(-1)
         kept = torch.where(keep, x.detach(), 0)
         narrow = torch.promote_types(x.dtype, torch.float32)
-        error = torch.where(keep, recon.to(narrow) - kept.to(narrow), 0).square().sum() * self.weight
+        squares = torch.where(keep, recon.to(narrow) - kept.to(narrow), 0).square()
+        error = squares.sum() * self.weight
         kept_ND = kept.to(wide).flatten(0, -2)
-        counts = torch.stack([mask.sum().to(wide), kept_ND.square().sum()])
+        squares_ND = kept_ND.square()
+        relative_N = squares.detach().flatten(0, -2).sum(-1).to(wide) / squares_ND.sum(-1).clamp(min=1e-30)
+        counts = torch.stack([mask.sum().to(wide), squares_ND.sum(), relative_N.sum()])
         self.errors[hookpoint] = error
         self.sums[hookpoint] = torch.cat(
             [error.detach().to(wide)[None], self.weight * torch.cat([counts, kept_ND.sum(0)])]
         )
+
+    def relative(self) -> Tensor:
+        """Squared error over squared norm, a mean over the whole batch's replaced positions, then over SAEs.
+
+        It stands beside FVU, which one huge token may make alone. A mean, unlike a median, adds up over processes.
+        """
+        return torch.stack(
+            [(self.sums[h][3] / self.sums[h][1]).to(error.dtype) for h, error in self.errors.items()]
+        ).mean()
 
     def fvu(self) -> tuple[Tensor, Tensor]:
         """Fraction of variance unexplained, the mean over SAEs: this process's share with gradient, and all of it."""
         mine, whole = [], []
         for hookpoint, error in self.errors.items():
             found, n, squares = self.sums[hookpoint][:3]
-            variance = squares - self.sums[hookpoint][3:].square().sum() / n
+            variance = squares - self.sums[hookpoint][4:].square().sum() / n
             mine.append(error / variance.to(error.dtype))
             whole.append((found / variance).to(error.dtype))
         return torch.stack(mine).mean(), torch.stack(whole).mean()

@@ -71,8 +71,8 @@ class Distill:
 
         Returns:
             0-d tensors ``loss`` (KL per token, whatever the objective), ``grad_norm`` (before clipping) and, where a
-            branch's objective has it, ``fvu``; of several branches the means, and each one's own under "loss/name",
-            "grad_norm/name", "fvu/name".
+            branch's objective has it, ``fvu`` and ``relative_error_mean`` (see ``BatchErrors``); of several branches
+            the means, and each one's own under "loss/name", "grad_norm/name" and so on.
 
         Raises:
             NonFiniteLoss: of the only branch, or of all; one that alone is not finite is left as it was, for good.
@@ -83,7 +83,7 @@ class Distill:
             run.optimizer.zero_grad(set_to_none=True)
         shared = self._teacher(mine.to(self.device, non_blocking=True))
         kls: list[Tensor] = []
-        fvus: dict[str, Tensor] = {}
+        saes: dict[str, dict[str, Tensor]] = {}  # figures of the SAEs, by branch
         for start in range(0, len(live), self.at_once):
             part = live[start : start + self.at_once]
             with _watched(part, weight) as errors:
@@ -91,7 +91,7 @@ class Distill:
             scaled = [weight * kl / run.recipe.normaliser(rows) for run, kl in zip(part, found, strict=True)]
             for i, run in enumerate(part):
                 if run.branch.name in errors:
-                    scaled[i], fvus[run.branch.name] = self._balanced(scaled[i], errors[run.branch.name])
+                    scaled[i], saes[run.branch.name] = self._balanced(scaled[i], errors[run.branch.name])
             torch.stack(scaled).sum().backward()
             kls += [weight * kl.detach() for kl in found]
         self.group.sum_(kls + [p.grad for run in live for p in run.trainable.values() if p.grad is not None])
@@ -102,7 +102,7 @@ class Distill:
         for run in live:
             if not run.failed:
                 run.update(progress, share)
-        return _metrics(live, [kl / rows.numel() for kl in kls], norms, fvus)
+        return _metrics(live, [kl / rows.numel() for kl in kls], norms, saes)
 
     def fit(self, rows: Tensor, n_bytes: int) -> int:
         """Hold as many students at once as ``n_bytes`` allow on batches like ``rows``; returns how many."""
@@ -127,12 +127,13 @@ class Distill:
             hidden = [self.students.hidden(run.student, shared).flatten(0, 1) for run in runs]
         return [found.kl for found in kl_heads(hidden, shared.clean.hidden.flatten(0, 1), self.head)]
 
-    def _balanced(self, kl: Tensor, errors: BatchErrors) -> tuple[Tensor, Tensor]:
-        """The loss of "kl+mse" on this process's rows, and the whole batch's FVU."""
+    def _balanced(self, kl: Tensor, errors: BatchErrors) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of "kl+mse" on this process's rows, and the whole batch's figures of the SAEs."""
         kl_whole = kl.detach().clone()
         self.group.sum_([kl_whole, *errors.sums.values()])
         fvu, fvu_whole = errors.fvu()
-        return balanced(kl, fvu, kl_whole, fvu_whole), fvu_whole
+        figures = {"fvu": fvu_whole, "relative_error_mean": errors.relative()}
+        return balanced(kl, fvu, kl_whole, fvu_whole), figures
 
     def _check_finite(self, live: list["BranchRun"], kls: list[Tensor], norms: list[Tensor]) -> None:
         whole = [bool(torch.isfinite(kl) and torch.isfinite(norm)) for kl, norm in zip(kls, norms, strict=True)]
@@ -168,14 +169,14 @@ def _watched(runs: Sequence[BranchRun], weight: float) -> Iterator[dict[str, Bat
 
 
 def _metrics(
-    runs: Sequence[BranchRun], losses: list[Tensor], norms: list[Tensor], fvus: dict[str, Tensor]
+    runs: Sequence[BranchRun], losses: list[Tensor], norms: list[Tensor], saes: dict[str, dict[str, Tensor]]
 ) -> dict[str, Tensor]:
     norms = [norm.detach() for norm in norms]
     out = {"loss": torch.stack(losses).nanmean(), "grad_norm": torch.stack(norms).nanmean()}
-    if fvus:
-        out["fvu"] = torch.stack(list(fvus.values())).nanmean()
+    for key in next(iter(saes.values()), {}):
+        out[key] = torch.stack([figures[key] for figures in saes.values()]).nanmean()
     if len(runs) > 1:
         for run, loss, norm in zip(runs, losses, norms, strict=True):
             out |= {f"loss/{run.branch.name}": loss, f"grad_norm/{run.branch.name}": norm}
-        out |= {f"fvu/{name}": fvu for name, fvu in fvus.items()}
+        out |= {f"{key}/{name}": value for name, figures in saes.items() for key, value in figures.items()}
     return out

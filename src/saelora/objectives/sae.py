@@ -21,9 +21,9 @@ class SAEObjective(SAETraining):
             progress: share of the run's tokens done before this step, 0 <= progress < 1.
 
         Returns:
-            0-d float tensors: `loss` (mean over the SAEs), and `mse`, `fvu`, `l0`, `dead_frac` as
-            `SAETrainer.train_chunk` defines them. If there are several SAEs, "/name" is appended, and `fvu`
-            by itself is their mean.
+            0-d float tensors: `loss` (mean over the SAEs), and what `SAETrainer.train_chunk` gives. If there are
+            several SAEs, "/name" is appended, and `fvu`, `relative_error` and `top_variance` by themselves are their
+            means.
 
         Raises:
             InputError: the token mask exempts every token of the rows.

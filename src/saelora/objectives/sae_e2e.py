@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from saelora.core.kl_head import kl_heads
 from saelora.core.replay import keeping
 from saelora.core.splice import splice
+from saelora.core.spread import Spread
 from saelora.core.students import Shared, Student, Students
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
@@ -80,8 +81,9 @@ class EndToEnd(SAETraining):
 
         Returns:
             0-d tensors, each measured before the step that learns from the tokens in question: `loss` as optimised,
-            `kl` in nats per token; `mse` per token and dimension in raw units, `fvu` and `l0` over the tokens that
-            the SAE sees. `dead_frac`: after the chunk. If there are several SAEs, "/name" is appended, and `loss`,
+            `kl` in nats per token; `mse` per token and dimension in raw units, `fvu`, `relative_error`
+            with its quantiles, `top_variance` (see `saelora.core.spread`) and `l0` over the tokens that the SAE sees.
+            `dead_frac`: after the chunk. If there are several SAEs, "/name" is appended, and `loss`,
             `kl` and `fvu` by themselves are their means.
 
         Raises:
@@ -94,7 +96,7 @@ class EndToEnd(SAETraining):
         undo, failure = self._undo(rows), ""
         if self.n_steps == 0:
             self._start(rows)
-        tallies = {name: Tally() for name in self.trainers}
+        tallies = {name: Tally(Spread(n_tokens)) for name in self.trainers}
         try:
             self._go_through(rows, progress, tallies)
         except NonFiniteLoss as error:

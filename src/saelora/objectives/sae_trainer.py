@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from saelora.core.spread import Spread
 from saelora.objectives.sae_recipe import SAERecipe, build_training_sae, init_from_data
 from saelora.objectives.sae_start import Start
 
@@ -55,15 +56,16 @@ class SAETrainer:
             span: share of the run that this chunk is.
 
         Returns:
-            0-d tensors. `loss` as optimised, `mse` per token and dimension in raw units, `fvu` and `l0`:
-            each measured over the first pass, before the step that learns from the tokens in question,
-            so on data the SAE has not seen. `dead_frac`: after the chunk.
+            0-d tensors. `loss` as optimised, `mse` per token and dimension in raw units, `fvu`, `relative_error`
+            with its quantiles and `l0`: each measured over the first pass, before the step that learns from the
+            tokens in question, so on data the SAE has not seen. `top_variance` (with `relative_error`, see
+            `saelora.core.spread`): of the chunk. `dead_frac`: after it.
         """
         x_ND = x_ND.float()
         self.start(x_ND)
         batches = [part for order in orders for part in order.chunk(-(-len(order) // self.recipe.batch_tokens))]
         n_first = len(batches) // len(orders)
-        totals = torch.zeros(3, device=x_ND.device)
+        totals, error_N = torch.zeros(3, device=x_ND.device), torch.zeros(len(x_ND), device=x_ND.device)
         for index, part in enumerate(batches):
             now = progress + span * (index + 0.5) / len(batches)
             output = self.forward(x_ND[part] * self.scale, now)
@@ -72,11 +74,22 @@ class SAETrainer:
             l0 = self.count(output)
             if index < n_first:
                 totals += torch.stack([output.loss.detach(), output.losses["mse_loss"].detach(), l0]) * len(part)
+                error_N[part] = token_errors(output)
         loss, sse, l0 = (totals / len(x_ND)).unbind()
-        variance = (x_ND - x_ND.mean(dim=0)).pow(2).sum() / len(x_ND)
+        mean_D = x_ND.mean(dim=0)
+        variation = (x_ND - mean_D).pow(2).sum()
         sse = sse / self.scale**2
-        dead_frac = self.dead_S.float().mean()
-        return {"loss": loss, "mse": sse / x_ND.shape[1], "fvu": sse / variance, "l0": l0, "dead_frac": dead_frac}
+        spread = Spread(len(x_ND))
+        spread.add(x_ND, error_N / self.scale**2)
+        return {
+            "loss": loss,
+            "mse": sse / x_ND.shape[1],
+            "fvu": sse / (variation / len(x_ND)),
+            **spread.errors(),
+            "top_variance": spread.top_variance(mean_D, variation),
+            "l0": l0,
+            "dead_frac": self.dead_S.float().mean(),
+        }
 
     @property
     def dead_S(self) -> Tensor:
@@ -156,3 +169,8 @@ class SAETrainer:
         self.tokens_silent_S.copy_(state["tokens_silent"])
         self.scale = state["scale"]
         self.n_steps = state["n_steps"]
+
+
+def token_errors(output: TrainStepOutput) -> Tensor:
+    """Squared error [n_tokens] of what a training pass reconstructed, in scaled units, without gradient."""
+    return (output.sae_out.detach() - output.sae_in.detach()).float().pow(2).sum(dim=-1)

@@ -168,10 +168,12 @@ class SAETraining:
 
 
 def summary(found: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What a step reports of its SAEs, by name: means of loss, fvu and kl, then each SAE's own figures."""
+    """What a step reports of its SAEs, by name: means of loss, KL, FVU and its companions, then each SAE's own."""
     loss = torch.stack([one["loss"] for one in found.values()]).mean()
     if len(found) == 1:
         return {**next(iter(found.values())), "loss": loss}
     own = {f"{key}/{name}": value for name, one in found.items() for key, value in one.items() if key != "loss"}
-    shared = [key for key in ("fvu", "kl") if all(key in one for one in found.values())]
+    shared = [
+        key for key in ("fvu", "relative_error", "top_variance", "kl") if all(key in one for one in found.values())
+    ]
     return {"loss": loss, **{key: torch.stack([one[key] for one in found.values()]).mean() for key in shared}, **own}

@@ -146,6 +146,9 @@ def _difference(found: Row | None, form: str, scale: float, unit: str) -> str:
 def _left_behind(runs: Sequence[Row]) -> list[list[str]]:
     header = [
         "FVU",
+        "without the largest 0.1 %",
+        "variance these hold",
+        "error of a token (over its squared norm, median)",
         "L0",
         "dead latents",
         "same latents (Jaccard)",
@@ -153,7 +156,7 @@ def _left_behind(runs: Sequence[Row]) -> list[list[str]]:
         "cost without the SAE",
     ]
     lines = [["", "from", "tokens", *header]]
-    forms = (".4f", ".1f", ".1%", ".3f", ".3f", "+.4f")
+    forms = (".4f", ".4f", ".0%", ".4f", ".1f", ".1%", ".3f", ".3f", "+.4f")
     for row in left_behind(runs):
         cells = [_form(row[key], form) for key, form in zip(AFTERMATH, forms, strict=True)]
         lines.append([row["name"], row["start"] or "scratch", short(row["budget"]), *cells])

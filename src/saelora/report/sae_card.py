@@ -2,6 +2,14 @@
 
 from typing import Any
 
+# what it is, the figures' keys, how they are written
+SPREAD = (
+    ("FVU without the largest 0.1 % of tokens", ("fvu_rest",), ".4f"),
+    ("share of the variance that those tokens hold", ("top_variance",), ".1%"),
+    ("squared error of a token over its squared norm, median", ("relative_error",), ".4f"),
+    ("the same, 10 % to 90 % of tokens", ("relative_error_q10", "relative_error_q90"), ".4f"),
+)
+
 
 def sae_card(config: Any, name: str, recipe: Any, sae: Any, figures: dict[str, Any]) -> str:
     """The model card of one SAE: recipe, tokens and what it does to the model.
@@ -26,7 +34,7 @@ on the activations of {figures["n_tokens_trained"]:,} tokens of {config.data} (B
 | on {figures["n_tokens_evaluated"]:,} held-out tokens | |
 |---|---|
 | FVU (fraction of variance unexplained) | {figures["fvu"]:.4f} |
-| L0 (active latents per token) | {figures["l0"]:.1f} |
+{_spread(figures)}| L0 (active latents per token) | {figures["l0"]:.1f} |
 | latents that never fired there | {figures["dead_frac"]:.1%} |
 | cross entropy, clean model | {figures["ce_base"]:.4f} nats per token |
 | cross entropy, SAE spliced in | {figures["ce_sae"]:.4f} nats per token |
@@ -37,6 +45,15 @@ Recipe: `{recipe.architecture}`, k {recipe.k}, lr {recipe.lr}, warm-up {recipe.w
 {config.tokens:,} tokens, context {config.context}. cfg.json holds it whole.
 Documents were held out by a hash of their text (fraction {config.validation_fraction}); the SAE saw none of them.
 """
+
+
+def _spread(figures: dict[str, Any]) -> str:
+    """Lines on what FVU hides: a token or two may hold most of the variance."""
+    return "".join(
+        f"| {told} | {' to '.join(format(figures[key], form) for key in keys)} |\n"
+        for told, keys, form in SPREAD
+        if all(figures.get(key) is not None for key in keys)
+    )
 
 
 def _how(config: Any) -> str:

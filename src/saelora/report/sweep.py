@@ -21,12 +21,28 @@ AXES = {  # column -> its label, and whether equal steps on the axis are equal f
     "alpha": ("LoRA alpha", True),
     "lr": ("peak learning rate", True),
     "fvu": ("FVU (fraction of variance unexplained)", False),
+    "fvu_rest": ("FVU without the largest 0.1 % of tokens", False),
+    "relative_error": ("squared error of a token over its squared norm (median)", False),
     "n_tokens_trained": ("tokens of adaptation", True),
 }
 SERIES = (*AXES, "placement", "model", "seed")
 _COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
 _MARKERS = "osD^vPX"
-_FIRST = ("model", "sae", "layer", "n_saes", "d_sae", "l0", "fvu", "rank", "placement", "lr", "seed")
+_FIRST = (
+    "model",
+    "sae",
+    "layer",
+    "n_saes",
+    "d_sae",
+    "l0",
+    "fvu",
+    "relative_error",
+    "top_variance",
+    "rank",
+    "placement",
+    "lr",
+    "seed",
+)
 _FIGURES = ("ce_base", "ce_sae", "ce_adapted", "ce_adapted_clean", "kl_adapted", "ce_gain", "gap_closed")
 
 

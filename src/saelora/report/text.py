@@ -91,11 +91,30 @@ def loss_table(results: dict[str, Any]) -> str:
         for row in rows
     ]
     lines += ["", headline(results), cost(results)]
-    for hookpoint, sae in results.get("saes", {}).items():
-        lines.append(f"SAE at {hookpoint}: FVU {sae['fvu']:.3f}, L0 {sae['l0']:.1f} (active latents per token).")
-    for hookpoint, sae in results.get("saes_adapted", {}).items():
-        lines.append(f"As trained, at {hookpoint}: FVU {sae['fvu']:.3f}, L0 {sae['l0']:.1f}.")
+    told = {"saes": ("SAE at", " (active latents per token)"), "saes_adapted": ("As trained, at", "")}
+    for key, (name, meaning) in told.items():
+        for hookpoint, sae in results.get(key, {}).items():
+            lines.append(f"{name} {hookpoint}: {fvu_text(sae)}, L0 {sae['l0']:.1f}{meaning}.")
+            lines += [f"  {error[0].upper()}{error[1:]}."] if (error := error_text(sae)) else []
     return "\n".join(line.rstrip() for line in lines)
+
+
+def fvu_text(sae: dict[str, Any]) -> str:
+    """An SAE's FVU, and what it is without the few tokens that may make it, where the results have that."""
+    told = f"FVU {sae['fvu']:.3f}"
+    if sae.get("top_variance") is None or sae.get("fvu_rest") is None:
+        return told
+    top = f"{sae['top_variance']:.0%} of the variance"
+    return f"{told} ({sae['fvu_rest']:.3f} without the largest 0.1 % of tokens, which hold {top})"
+
+
+def error_text(sae: dict[str, Any]) -> str:
+    """How large an SAE's error is at most tokens; nothing where the results are older than that figure."""
+    if sae.get("relative_error") is None:
+        return ""
+    low, high = sae["relative_error_q10"], sae["relative_error_q90"]
+    median = f"median {sae['relative_error']:.3f}, 10 % to 90 % of tokens {low:.3f} to {high:.3f}"
+    return f"squared error of a token over its squared norm: {median}"
 
 
 def cost(results: dict[str, Any]) -> str:

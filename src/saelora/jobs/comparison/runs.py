@@ -63,7 +63,7 @@ def sae_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
         sae: Any = objective.inference_sae(str(hookpoint))
         if step in keep:
             _save(sae, bench.sae_folder(run.id, keep[step]))
-        last["saes"] = SAESums()
+        last["saes"] = SAESums(yardstick.rows.numel())
         with splice(model, {hookpoint: sae.to(model.device)}, token_mask) as spliced:
             last["losses"] = yardstick.losses(model, Student(spliced), observe=last["saes"])
         return means(last["losses"])
@@ -119,7 +119,7 @@ def method_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]
         assert student.splice is not None
 
         def evaluate(step: int) -> dict[str, float]:
-            last["saes"] = SAESums()
+            last["saes"] = SAESums(yardstick.rows.numel())
             last["losses"] = yardstick.losses(model, student, observe=last["saes"]) if step else before
             return means(last["losses"])
 

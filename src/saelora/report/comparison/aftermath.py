@@ -7,7 +7,17 @@ from saelora.report.comparison.curves import finite, label_of_start
 from saelora.report.comparison.equal import equal_tokens, main_group
 from saelora.report.tables import Row
 
-AFTERMATH = ("fvu", "l0", "dead_frac", "jaccard", "rate_correlation", "clean_cost")
+AFTERMATH = (
+    "fvu",
+    "fvu_rest",
+    "top_variance",
+    "relative_error",
+    "l0",
+    "dead_frac",
+    "jaccard",
+    "rate_correlation",
+    "clean_cost",
+)
 
 
 def left_behind(runs: Sequence[Row]) -> list[Row]:
@@ -16,9 +26,10 @@ def left_behind(runs: Sequence[Row]) -> list[Row]:
     A method stands with the start at which most methods are compared, if it was run from there.
 
     Returns:
-        Rows name, start, budget, n_seeds, fvu, l0, dead_frac (of the SAE in use), jaccard and rate_correlation (its
-        latents' firing before and after; None for SAEs from scratch), clean_cost (nats per token that the model without
-        its SAE is worse than the original; None where it is the original).
+        Rows name, start, budget, n_seeds, fvu, fvu_rest, top_variance, relative_error (the latter three None in older
+        files), l0, dead_frac (of the SAE in use), jaccard and rate_correlation (its latents' firing before and after;
+        None for SAEs from scratch), clean_cost (nats per token that the model without its SAE is worse than the
+        original; None where it is the original).
     """
     group = main_group(equal_tokens(runs))
     main = group[0]["start"] if group else None

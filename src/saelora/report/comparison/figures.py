@@ -238,6 +238,7 @@ def _left_behind(runs: Sequence[Row], style: Style) -> Any:
 
     titles = {
         "fvu": "FVU of the SAE",
+        "relative_error": "squared error of a token over\nits squared norm (median)",
         "l0": "L0 (active latents per token)",
         "dead_frac": "latents that never fired (%)",
         "jaccard": "same latents before and after\n(Jaccard)",

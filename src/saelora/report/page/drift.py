@@ -73,11 +73,14 @@ def _latents(runs: Sequence[Run], found: Sequence[tuple[int, Run, dict[str, Any]
         ("Jaccard index", "number"),
     ]
     columns += [("correlation of rates", "number"), ("L0 original", "number"), ("L0 adapted", "number")]
-    columns += [("FVU original", "number"), ("FVU adapted", "number")]
+    arms = ("base", "adapted")
+    for name in ("FVU", "FVU without the largest 0.1 % of tokens", "error of a token, median"):
+        columns += [(f"{name}, {arm}", "number") for arm in ("original", "adapted")]
     rows = []
     for _, run, result in found:
         for hookpoint, own in result.get("latents", {}).items():
             values = [hookpoint, own.get("identical"), own.get("max_abs_difference"), own.get("jaccard")]
-            values += [own.get("rate_correlation"), *(own.get("l0", {}).get(arm) for arm in ("base", "adapted"))]
-            rows.append(row_of(runs, run, [*values, *(own.get("fvu", {}).get(arm) for arm in ("base", "adapted"))]))
+            values += [own.get("rate_correlation"), *(own.get("l0", {}).get(arm) for arm in arms)]
+            keys = ("fvu", "fvu_rest", "relative_error")
+            rows.append(row_of(runs, run, [*values, *(own.get(key, {}).get(arm) for key in keys for arm in arms)]))
     return Table("The SAEs' latents, original and adapted model", by_run(runs, columns), rows)

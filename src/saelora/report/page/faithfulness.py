@@ -5,6 +5,7 @@ from typing import Any
 
 from saelora.report.page import charts
 from saelora.report.page.charts import Series, style
+from saelora.report.page.losses import SPREAD
 from saelora.report.page.read import Run
 from saelora.report.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
 from saelora.report.text import ARM_NAMES
@@ -104,8 +105,8 @@ def _checks(runs: Sequence[Run], found: Sequence[tuple[int, Run, dict[str, Any]]
 
 
 def _other(runs: Sequence[Run], found: Sequence[tuple[int, Run, dict[str, Any]]]) -> Table:
-    keys = ("ref", "fvu", "ce_sae", "ce_adapted", "gap_closed")
+    keys = ("ref", "fvu", "fvu_rest", "relative_error", "ce_sae", "ce_adapted", "gap_closed")
     rows = [row_of(runs, run, [r["other_sae"].get(key) for key in keys]) for _, run, r in found if r.get("other_sae")]
-    columns = [("SAE", "text"), ("FVU", "number"), ("CE spliced", "nats"), ("CE adapted", "nats")]
-    columns += [("gap closed", "share")]
+    columns = [("SAE", "text"), ("FVU", "number"), SPREAD["fvu_rest"], SPREAD["relative_error"]]
+    columns += [("CE spliced", "nats"), ("CE adapted", "nats"), ("gap closed", "share")]
     return Table("Another SAE at the same place, which the adapter never saw", by_run(runs, columns), rows)

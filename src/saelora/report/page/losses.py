@@ -9,6 +9,15 @@ from saelora.report.page.read import Run
 from saelora.report.page.view import Figure, Section, Table, by_run, finite, row_of
 from saelora.report.text import ARM_NAMES, has_gap
 
+# what stands beside FVU, which a token or two may make: key -> the column's name and form
+SPREAD = {
+    "fvu_rest": ("FVU without the largest 0.1 % of tokens", "number"),
+    "top_variance": ("variance that those hold", "share"),
+    "relative_error": ("error of a token, median", "number"),
+    "relative_error_q10": ("10 %", "number"),
+    "relative_error_q90": ("90 %", "number"),
+}
+
 
 def estimate(results: dict[str, Any], key: str) -> Any:
     """A figure of the results with its 95 % interval."""
@@ -70,6 +79,7 @@ def saes(runs: Sequence[Run]) -> Table:
         ("SAE", "text"),
         ("latents", "count"),
         ("FVU", "number"),
+        *SPREAD.values(),
         ("L0", "number"),
         ("dead share", "share"),
     ]
@@ -78,10 +88,9 @@ def saes(runs: Sequence[Run]) -> Table:
         for sae in run.manifest["saes"]:
             found = run.results.get("saes", {}).get(sae.get("hookpoint"), {})
             own = [sae.get("hookpoint"), sae.get("ref"), sae.get("d_sae")]
-            rows.append(row_of(runs, run, [*own, *(found.get(key) for key in ("fvu", "l0", "dead_frac"))]))
-    return Table(
-        "SAEs (FVU: fraction of variance unexplained; L0: active latents per token)", by_run(runs, columns), rows
-    )
+            rows.append(row_of(runs, run, [*own, *(found.get(key) for key in ("fvu", *SPREAD, "l0", "dead_frac"))]))
+    told = "SAEs (FVU: fraction of variance unexplained; error of a token: squared, over its squared norm; L0: active "
+    return Table(f"{told}latents per token)", by_run(runs, columns), rows)
 
 
 def gap(runs: Sequence[Run]) -> Figure | None:

@@ -70,12 +70,16 @@ def _untouched(layers: list[Layer]) -> list[str]:
 
 def _latents(hookpoint: str, found: dict[str, Any], who: str) -> str:
     if found["identical"]:
+        errors = found.get("relative_error")
+        robust = "" if errors is None else f", a token's median error over its norm (squared) {errors['base']:.3f}"
         return (
             f"The SAE at {hookpoint} sees what it saw in the clean base: its latents are identical bit for bit "
-            f"(L0 {found['l0']['base']:.1f}, FVU {found['fvu']['base']['value']:.3f}), as they must be where neither "
-            f"an adapter nor another SAE lies below it."
+            f"(L0 {found['l0']['base']:.1f}, FVU {found['fvu']['base']['value']:.3f}{robust}), as they must be where "
+            f"neither an adapter nor another SAE lies below it."
         )
-    rates, fvu, l0 = found["rate_correlation"], found["fvu"], found["l0"]
+    rates, fvu, l0, robust = found["rate_correlation"], found["fvu"], found["l0"], ""
+    if errors := found.get("relative_error"):
+        robust = f", a token's median error over its norm (squared) {errors['base']:.3f} → {errors['adapted']:.3f}"
     correlated = "" if rates["value"] is None else f", their firing rates correlate by {_plain(rates)}"
     why = (
         "sees something else than in the clean base (an adapter or another SAE lies below it)"
@@ -85,7 +89,7 @@ def _latents(hookpoint: str, found: dict[str, Any], who: str) -> str:
     return (
         f"The SAE at {hookpoint} {why}: the sets of active latents overlap by {_plain(found['jaccard'])} "
         f"(Jaccard){correlated}; L0 {l0['base']:.1f} → {l0['adapted']:.1f}, FVU {fvu['base']['value']:.3f} → "
-        f"{fvu['adapted']['value']:.3f}."
+        f"{fvu['adapted']['value']:.3f}{robust}."
     )
 
 

@@ -89,7 +89,11 @@ def _other(found: dict[str, Any] | None) -> Iterator[str]:
         return
     name = found.get("ref", f"another SAE at {found['hookpoint']}")
     closed, own = found["gap_closed"], found["own_gap_closed"]
-    told = f"Under {name} (FVU {found['fvu']:.3f}, its own {found['own_fvu']:.3f}) the adapter"
+    robust = ""
+    if found.get("relative_error") is not None:
+        errors = f"{found['relative_error']:.3f}, its own {found['own_relative_error']:.3f}"
+        robust = f"; a token's median error over its norm (squared) {errors}"
+    told = f"Under {name} (FVU {found['fvu']:.3f}, its own {found['own_fvu']:.3f}{robust}) the adapter"
     if closed["value"] is None:
         yield f"{told} has no gap to close: that SAE has no measurable cost."
         return
