@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from saelora.core.spared import filler
 from saelora.errors import InputError
 from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.hookpoints import Hookpoint
@@ -101,6 +102,7 @@ class Splice:
         self.observer = observer
         self._policy = token_mask
         self._mask: Tensor | None = None
+        self._fillers: dict[Hookpoint, float] = {}
 
     def disabled(self) -> AbstractContextManager[None]:
         """The clean model, for as long as this context is open."""
@@ -143,9 +145,7 @@ class Splice:
         assert self._mask is not None
         mask = self._mask.unsqueeze(-1)
         sae = self.saes[hookpoint]
-        dtype = next((p.dtype for p in sae.parameters()), x.dtype) if isinstance(sae, nn.Module) else x.dtype
-        # Exempt positions enter as zeros: their norms would overflow half precision and poison the gradient.
-        given = torch.where(mask, x, torch.zeros((), dtype=x.dtype, device=x.device)).to(dtype)
+        given = self.given(hookpoint, x, self._mask)
         reconstruct = getattr(sae, "reconstruct", None) if self.observer is None else None
         if reconstruct is not None:
             recon = reconstruct(given).to(x.dtype)
@@ -155,6 +155,13 @@ class Splice:
             if self.observer is not None:
                 self.observer(hookpoint, x, latents, recon, self._mask)
         return torch.where(mask, recon, x)
+
+    def given(self, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> Tensor:
+        """What the SAE is given of an activation [batch, seq, d]: nothing of it where the mask is False."""
+        sae = self.saes[hookpoint]
+        dtype = next((p.dtype for p in sae.parameters()), x.dtype) if isinstance(sae, nn.Module) else x.dtype
+        spared = torch.full((), self._fillers.get(hookpoint, 0.0), dtype=x.dtype, device=x.device)
+        return torch.where(mask.unsqueeze(-1), x, spared).to(dtype)
 
     def _hook(self, hookpoint: Hookpoint) -> Callable[..., Any]:
         def on_output(module: nn.Module, args: Any, output: Any) -> Any:
@@ -175,7 +182,8 @@ class Splice:
 
     def attach(self, anatomy: Anatomy) -> list[Any]:
         handles = [anatomy.body.register_forward_pre_hook(self._read_tokens, with_kwargs=True)]
-        for hookpoint in self.saes:
+        for hookpoint, sae in self.saes.items():
+            self._fillers[hookpoint] = filler(sae, anatomy.width(hookpoint))
             module, side = anatomy.site(hookpoint)
             if side == "input":
                 handles.append(module.register_forward_pre_hook(self._hook(hookpoint), with_kwargs=True))

@@ -125,8 +125,7 @@ def observed(spliced: Splice, after: dict[Hookpoint, tuple[Tensor, Tensor, Tenso
 def clean_latents(spliced: Splice, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Latents and reconstruction of a clean activation, by the very steps of a splice, so that bits compare."""
     sae = spliced.saes[hookpoint]
-    dtype = next((p.dtype for p in sae.parameters()), x.dtype) if isinstance(sae, nn.Module) else x.dtype
-    latents = sae.encode(torch.where(mask.unsqueeze(-1), x, torch.zeros((), dtype=x.dtype, device=x.device)).to(dtype))
+    latents = sae.encode(spliced.given(hookpoint, x, mask))
     return latents, sae.decode(latents).to(x.dtype)
 
 
