@@ -1,17 +1,18 @@
 """Where text comes from: local files, folders and hub datasets, all read as documents in one canonical order."""
 
 import hashlib
-import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from io import BufferedReader, TextIOWrapper
 from pathlib import Path
-from typing import Any
 
+from saelora.data.hub import open_hub
+from saelora.data.tables import TABLES, read_column
 from saelora.errors import InputError
 from saelora.models.assets import resolve_asset
 
-SUFFIXES = (".txt", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
+SUFFIXES = (".txt", *TABLES)
 FINGERPRINT_BYTES = 1 << 30  # above this size, reading every byte once more just to name the corpus costs too much
 _EXPECTED = f"a file ending in {', '.join(SUFFIXES)}, a folder of these, or the name of a hub dataset"
 
@@ -78,8 +79,8 @@ def open_corpus(
     elif _looks_like_a_path(data):
         raise InputError(f"{data} does not exist: expected {_EXPECTED}")
     else:
-        dataset, commit = _open_hub(data, split, subset, revision)
-        corpus = Corpus(data, partial(_read_rows, dataset, data, text_column), commit)
+        found = open_hub(data, split, subset, revision)
+        corpus = Corpus(data, partial(_documents, found.read, data, text_column), found.commit)
     if next(corpus.documents(), None) is None:
         raise InputError(f"{data} holds no text: expected {_EXPECTED}, with at least one document that is not empty")
     return corpus
@@ -113,7 +114,7 @@ def _fingerprint(root: Path, files: list[Path]) -> str | None:
         return None
     digest = hashlib.sha256()
     for file in files:
-        with file.open("rb") as handle:
+        with _opened(file) as handle:
             digest.update(f"{_label(root, file)}\0{hashlib.file_digest(handle, 'sha256').hexdigest()}\n".encode())
     return digest.hexdigest()
 
@@ -121,76 +122,28 @@ def _fingerprint(root: Path, files: list[Path]) -> str | None:
 def _read_files(root: Path, files: list[Path], text_column: str) -> Iterator[Document]:
     for file in files:
         label = _label(root, file)
-        if file.suffix == ".txt":
-            yield Document(_read_text(file), label)
-        elif file.stat().st_size:  # the readers of datasets cannot infer the columns of an empty file
-            yield from _read_rows(_open_table(file), label, text_column)
+        with _opened(file) as opened:
+            if file.suffix == ".txt":
+                yield Document(_text(opened, file), label)
+            elif opened.peek(1):  # an empty file has no columns
+                yield from _documents(partial(read_column, opened, label), label, text_column)
 
 
-def _read_text(file: Path) -> str:
+def _documents(read: Callable[[str], Iterator[str | None]], label: str, text_column: str) -> Iterator[Document]:
+    return (Document(text, f"{label}:{index}") for index, text in enumerate(read(text_column)) if text)
+
+
+def _opened(file: Path) -> BufferedReader:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return file.open("rb")
+    except OSError as error:
+        raise InputError(f"{file} cannot be opened: {error.strerror}; check its permissions") from error
+
+
+def _text(opened: BufferedReader, file: Path) -> str:
+    try:
+        return TextIOWrapper(opened, encoding="utf-8-sig").read()
     except UnicodeDecodeError as error:
         raise InputError(
             f"{file} is not UTF-8 text (byte {error.start} cannot be decoded): convert it, for example with iconv"
         ) from error
-
-
-def _open_table(file: Path) -> Any:
-    from datasets import load_dataset
-
-    kind = "parquet" if file.suffix == ".parquet" else "json"
-    try:
-        return load_dataset(kind, data_files=str(file), split="train", streaming=True)
-    except Exception as error:  # whatever the reader raises here is about this file
-        raise InputError(f"{file} cannot be read as {kind}: {_brief(error)}") from error
-
-
-def _open_hub(name: str, split: str, subset: str | None, revision: str | None) -> tuple[Any, str | None]:
-    """Open a hub dataset for streaming: the dataset and the commit it is read at."""
-    from datasets import load_dataset_builder
-
-    try:
-        builder = load_dataset_builder(name, subset, revision=revision)
-        dataset = builder.as_streaming_dataset(split=split)
-    except Exception as error:  # the hub, its client and the readers share no base class; all of it is about this name
-        raise InputError(
-            f"{name!r} is not a local path and cannot be opened as a hub dataset ({_brief(error)}): check the name, "
-            f"--subset and --split; a gated dataset needs its terms accepted and `hf auth login`"
-        ) from error
-    commit = re.search(r"@([0-9a-f]{40})", str(builder.base_path))
-    return dataset, commit.group(1) if commit else revision
-
-
-def _read_rows(dataset: Any, label: str, text_column: str) -> Iterator[Document]:
-    """Rows of a streaming dataset as documents; a row without text (null) is left out.
-
-    Raises:
-        InputError: no such column, a text that is no string, or rows that cannot be read.
-    """
-    rows = iter(dataset)
-    index = 0
-    while True:
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:  # parse, decompression and network errors of many libraries, all about this data
-            raise InputError(f"{label} cannot be read after {index} rows: {_brief(error)}") from error
-        if text_column not in row:
-            raise InputError(
-                f"{label} has no column {text_column!r}, only {', '.join(map(repr, row))}: give one as --text-column"
-            )
-        text = row[text_column]
-        if text is not None and not isinstance(text, str):
-            raise InputError(
-                f"{label} row {index}: column {text_column!r} holds {type(text).__name__}, expected a string"
-            )
-        if text:
-            yield Document(text, f"{label}:{index}")
-        index += 1
-
-
-def _brief(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__
