@@ -8,7 +8,7 @@ from torch import Tensor
 
 from saelora.config import Configuration, Count, option
 from saelora.core.splice import SAE, TokenMask, TokenPolicy
-from saelora.data.corpus import open_corpus
+from saelora.data.corpus import Corpus, open_corpus
 from saelora.data.pack import Part, Rows, pack
 from saelora.errors import InputError
 from saelora.models.anatomy import Anatomy, anatomy_of
@@ -132,11 +132,14 @@ def assemble(config: Any, loaded: LoadedModel | None = None, cache: SAECache | N
 def load_frozen(config: Any) -> LoadedModel:
     """The model that ModelOptions name, on its device; one that is to be sharded stays on the CPU until then.
 
+    Text that is not there is said before, not after the minutes that a large model takes.
+
     Raises:
-        InputError: it is missing or damaged, or no decoder of a known family.
+        InputError: it is missing or damaged, or no decoder of a known family; or the data are missing.
     """
     device = pick_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
+    open_data(config, fingerprint=False)
     home = "cpu" if config.shard else device
     loaded = load_model(config.model, device=home, dtype=dtype, revision=config.revision)
     if config.compile:
@@ -180,14 +183,16 @@ def read_rows(
         seed=seed,
         validation_fraction=config.validation_fraction,
         part=part,
+        n_embedded=loaded.n_embedded,
     )
 
 
-def open_data(config: Any) -> Any:
-    """The corpus that DataOptions name."""
+def open_data(config: Any, *, fingerprint: bool = True) -> Corpus:
+    """The corpus that DataOptions name; without its fingerprint it costs no more than its first document."""
     if not config.data:
         raise InputError("no data given: name it with --data, e.g. --data sotu, a folder of text, or a hub dataset")
-    return open_corpus(config.data, split=config.split, subset=config.subset, text_column=config.text_column)
+    source = {"split": config.split, "subset": config.subset, "text_column": config.text_column}
+    return open_corpus(config.data, **source, fingerprint=fingerprint)
 
 
 def validation_rows(config: Any, loaded: LoadedModel) -> Tensor:

@@ -209,3 +209,16 @@ def test_held_out_speeches_are_the_same_eleven_everywhere():
     assert len(speeches) == 249
     assert len(held_out) == 11
     assert hashlib.sha256("\n".join(held_out).encode()).hexdigest()[:16] == "a36cdcac81912d8a"
+
+
+def test_token_without_an_embedding_is_refused_with_both_sizes(tokenizer):
+    n = len(tokenizer)
+    last = max(int(full(tokenizer, part="all").input_ids.max()), EOS)
+    assert len(full(tokenizer, part="all", n_embedded=last + 1).input_ids)
+    with pytest.raises(InputError, match=rf"\(id {last}\).* tokenizer has {n} tokens, the embedding {last} rows"):
+        full(tokenizer, part="all", n_embedded=last)
+
+
+def test_streamed_token_without_an_embedding_is_refused(tokenizer):
+    with pytest.raises(InputError, match="no embedding"):
+        list(stream_rows(make_documents(), tokenizer, context=8, seed=0, n_embedded=100))

@@ -57,6 +57,7 @@ def open_corpus(
     subset: str | None = None,
     text_column: str = "text",
     revision: str | None = None,
+    fingerprint: bool = True,
 ) -> Corpus:
     """Open a text file, a jsonl or parquet file, a folder of any of these, or a hub dataset (streamed).
 
@@ -65,7 +66,8 @@ def open_corpus(
     Args:
         data: path, hub dataset name, or the short name of the default text.
         split, subset, revision: of a hub dataset only.
-        text_column: the column of jsonl, parquet and hub rows that holds the text.
+        text_column: the column of jsonl, parquet and hub rows that holds the text; no other is read.
+        fingerprint: hash local files, which takes a second for a few hundred megabytes.
 
     Raises:
         InputError: nothing readable is there, or the rows have no such column.
@@ -75,12 +77,13 @@ def open_corpus(
         if split != "train" or subset is not None or revision is not None:
             raise InputError(f"{data} is local: split, subset and revision are for hub datasets only, leave them out")
         files = _local_files(path, data)
-        corpus = Corpus(data, partial(_read_files, path, files, text_column), None, _fingerprint(path, files))
+        digest = _fingerprint(path, files) if fingerprint else None
+        corpus = Corpus(data, partial(_read_files, path, files, text_column), None, digest)
     elif _looks_like_a_path(data):
         raise InputError(f"{data} does not exist: expected {_EXPECTED}")
     else:
-        found = open_hub(data, split, subset, revision)
-        corpus = Corpus(data, partial(_documents, found.read, data, text_column), found.commit)
+        hub = open_hub(data, split, subset, revision)
+        corpus = Corpus(data, partial(_documents, hub.read, data, text_column), hub.commit)
     if next(corpus.documents(), None) is None:
         raise InputError(f"{data} holds no text: expected {_EXPECTED}, with at least one document that is not empty")
     return corpus

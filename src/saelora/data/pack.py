@@ -68,15 +68,19 @@ def pack(
     validation_fraction: float = 0.05,
     part: Part = "train",
     shuffle_buffer: int = 10_000,
+    n_embedded: int | None = None,
 ) -> Rows:
     """The first n_tokens // context rows (at least one) of `stream_rows`; all of one pass if n_tokens is None.
 
     Reading stops when they are there. A corpus that holds fewer gives what it has, with a warning.
 
+    Args:
+        n_embedded: ids from here on have no embedding in the model and are refused.
+
     Raises:
-        InputError: the part holds less than one row, or an argument is out of range.
+        InputError: the part holds less than one row, a token has no embedding, or an argument is out of range.
     """
-    packer = _Packer(documents, tokenizer, context, seed, validation_fraction, part, shuffle_buffer)
+    packer = _Packer(documents, tokenizer, context, seed, validation_fraction, part, shuffle_buffer, n_embedded)
     if n_tokens is not None and n_tokens < 1:
         raise InputError(f"n_tokens is {n_tokens}, expected at least 1")
     wanted = None if n_tokens is None else max(1, n_tokens // context)
@@ -102,6 +106,7 @@ def stream_rows(
     part: Part = "train",
     shuffle_buffer: int = 10_000,
     epochs: int | None = 1,
+    n_embedded: int | None = None,
 ) -> Iterator[Int[Tensor, " context"]]:
     """Rows one by one, in bounded memory; every epoch reads the documents anew, in another order.
 
@@ -109,13 +114,14 @@ def stream_rows(
         documents: anything that can be iterated once per epoch, such as a Corpus.
         shuffle_buffer: documents read ahead and shuffled together (fewer if they exceed WINDOW_CHARS).
         epochs: passes over the documents; None means without end.
+        n_embedded: ids from here on have no embedding in the model and are refused.
 
     Raises:
-        InputError: a pass holds less than one row, or an argument is out of range.
+        InputError: a pass holds less than one row, a token has no embedding, or an argument is out of range.
     """
     if epochs != 1 and iter(documents) is documents:
         raise TypeError("several epochs need documents that can be read again, such as a Corpus; got an iterator")
-    packer = _Packer(documents, tokenizer, context, seed, validation_fraction, part, shuffle_buffer)
+    packer = _Packer(documents, tokenizer, context, seed, validation_fraction, part, shuffle_buffer, n_embedded)
     epoch = 0
     while epochs is None or epoch < epochs:
         for row, _ in packer.epoch(epoch):
@@ -134,6 +140,7 @@ class _Packer:
     validation_fraction: float
     part: Part
     shuffle_buffer: int
+    n_embedded: int | None
 
     def __post_init__(self) -> None:
         if self.context < 2:
@@ -209,7 +216,24 @@ class _Packer:
             batch = texts[start : start + BATCH_DOCUMENTS]
             encoded = self.tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)
             streams += [np.array(ids + eos if ids else [], np.int32) for ids in encoded["input_ids"]]
+        if self.n_embedded is not None:
+            check_embedded(streams, self.tokenizer, self.n_embedded)
         return streams
+
+
+def check_embedded(texts: Iterable[Sequence[int] | np.ndarray], tokenizer: Any, n_embedded: int) -> None:
+    """Refuse token ids that the model has no row for.
+
+    Raises:
+        InputError: there is one; names it and both sizes.
+    """
+    highest = max((int(np.max(ids)) for ids in texts if len(ids)), default=0)
+    if highest >= n_embedded:
+        raise InputError(
+            f"the text holds {tokenizer.convert_ids_to_tokens(highest)!r} (id {highest}), which the model has no "
+            f"embedding for: the tokenizer has {len(tokenizer)} tokens, the embedding {n_embedded} rows; resize the "
+            f"embedding with model.resize_token_embeddings and save the model, or take the token out of the text"
+        )
 
 
 def _shuffled(items: Sequence[T], rng: random.Random) -> list[T]:

@@ -191,6 +191,7 @@ def rows_of(config: Config, loaded: LoadedModel) -> StreamedRows:
         seed=config.seed,
         validation_fraction=config.validation_fraction,
         epochs=None,
+        n_embedded=loaded.n_embedded,
     )
     return StreamedRows(rows, max(1, config.tokens // config.context))
 

@@ -14,6 +14,7 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 from saelora.errors import InputError
 from saelora.models.assets import resolve_asset
 from saelora.models.gguf import converted, file_sha256, folder_sha256
+from saelora.models.vocabulary import check_tokenizer, n_embedded
 
 _DTYPES = {
     "float32": torch.float32,
@@ -41,6 +42,11 @@ class LoadedModel:
     revision: str | None
     fingerprint: str | None
     dtype: torch.dtype
+
+    @property
+    def n_embedded(self) -> int:
+        """Token ids that the model has a row for: 0 to n - 1."""
+        return n_embedded(self.model)
 
 
 def load_model(
@@ -79,6 +85,7 @@ def load_model(
             raise _explain(ref, error, local=fingerprint is not None) from error
     model, info = loaded
     _check_complete(model, info, ref)
+    check_tokenizer(tokenizer, model, ref)
     model = model.to(device).eval().requires_grad_(False)
     return LoadedModel(model, tokenizer, ref, commit, fingerprint, dtype)
 

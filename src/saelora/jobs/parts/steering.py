@@ -1,7 +1,7 @@
 """--parts steering."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 from saelora.assemble import Assembled, open_data
 from saelora.config import Configuration, Count, option
 from saelora.core.splice import TokenMask
-from saelora.data.pack import WINDOW_CHARS, in_validation
+from saelora.data.pack import WINDOW_CHARS, check_embedded, in_validation
 from saelora.errors import InputError
 from saelora.evals import steering
 from saelora.evals.samples import prompts_from
@@ -98,6 +98,7 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
     wanted = _wanted(config, subject.assembled.saes[hookpoint].d_sae)
     reader = find.Reader(subject.model, subject.spliced, hookpoint, subject.token_mask, subject.autocast)
     texts, divided = _held_out(config, subject.tokenizer)
+    _check_embedded(texts.values(), subject)
     with subject.console.progress("latents on held-out text", _n_tokens(*texts.values())) as bar:
         fired = {name: find.firing(reader, own, bar.advance) for name, own in texts.items()}
     cases, skipped = _cases(config, subject, reader, fired, wanted)
@@ -128,6 +129,11 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
     if not wanted:  # a chosen latent that lacks texts has given way to the next
         corpora["n_latents_passed_over"], skipped = len(skipped), []
     return {"hookpoint": str(hookpoint), "bos": config.steering_bos, "corpora": corpora, "skipped": skipped, **measured}
+
+
+def _check_embedded(sets: Iterable[list[Text]], subject: Subject) -> None:
+    ids = [text.ids for texts in sets for text in texts]
+    check_embedded(ids, subject.tokenizer, subject.assembled.loaded.n_embedded)
 
 
 def _corpora(config: Any, texts: dict[str, list[Text]], divided: str) -> dict[str, Any]:
@@ -221,6 +227,8 @@ def _cases(
         sets = {
             name: _sides(config, subject.tokenizer, given, fired[name], latent, name) for name in ("tuning", "test")
         }
+        for set_ in sets.values():
+            _check_embedded(set_.values(), subject)
         own = wanted or any(texts is not None for texts in given.values())
         least = _LEAST if own else {n: min(most, _ENOUGH[n]) for n, most in _most(config).items()}
         if why := _lacks(sets, peak, least):
