@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelora.errors import InputError
+from saelora.files import write_whole, writing
 
 if TYPE_CHECKING:
     from saelora.assemble import Assembled
@@ -32,21 +33,6 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
         InputError: the disk is full or not writable.
     """
     write_whole(path, (json.dumps(value, indent=indent) + "\n").encode())
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file atomically: it is whole or as it was before.
-
-    Raises:
-        InputError: the disk is full or not writable.
-    """
-    part = path.with_name(f".{path.name}.part")
-    try:
-        part.write_bytes(content)
-        part.replace(path)
-    except OSError as error:
-        part.unlink(missing_ok=True)
-        raise InputError(f"{path} cannot be written: {error.strerror}; free some disk space or choose --out") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -141,7 +127,8 @@ def check_part_folder(folder: Path) -> None:
 
 def write_part(folder: Path, part: str, result: dict[str, Any], provenance: dict[str, Any]) -> None:
     """Write a part of an evaluation, with what it was measured on."""
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(part_file(folder, part), {"part": part, **provenance, "result": result}, indent=None)
 
 

@@ -121,7 +121,7 @@ def test_full_disk_is_one_line_and_keeps_the_checkpoint_before(tmp_path: Path) -
 
 def test_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(InputError, match="could not be written"):
+    with pytest.raises(InputError, match="cannot be written"):
         save_checkpoint(tmp_path / "file" / "checkpoints", 1, state(1), {})
 
 

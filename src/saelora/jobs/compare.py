@@ -1,6 +1,7 @@
 """saelora compare: every way to make a model work through its SAE, at matched cost, in one table."""
 
 import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,11 +9,12 @@ from typing import Any
 from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
+from saelora.files import locked, write_whole
 from saelora.jobs.comparison.bench import Bench
-from saelora.jobs.comparison.plan import Run, entries_named, expand, read_recipe
+from saelora.jobs.comparison.plan import Recipe, Run, entries_named, expand, read_recipe
 from saelora.jobs.comparison.runs import run_one
 from saelora.jobs.run import open_collection
-from saelora.manifest import read_json, write_json, write_whole
+from saelora.manifest import read_json, write_json
 from saelora.report import compare as tables
 
 
@@ -49,7 +51,13 @@ def compare(config: Config | None = None, **options: Any) -> dict[str, Any]:
     runs = expand(recipe, config.recipe)
     named = {entry.name for entry in entries_named(recipe, config.only)}
     console = Console(quiet=config.quiet)
-    folder = open_collection(config, "runs", "comparison")
+    with ExitStack() as held:
+        shared = bool(config.only) and not config.overwrite
+        folder = open_collection(config, "runs", "comparison", held, shared=shared)
+        return _compare(recipe, runs, named, folder, console)
+
+
+def _compare(recipe: Recipe, runs: list[Run], named: set[str], folder: Path, console: Console) -> dict[str, Any]:
     mine = [run for run in runs if run.entry.name in named]
     todo = [run for run in mine if not _file(folder, run).exists()]
     if len(todo) < len(mine):
@@ -57,9 +65,17 @@ def compare(config: Config | None = None, **options: Any) -> dict[str, Any]:
     bench = Bench(recipe, runs, folder, console)
     failures: list[str] = []
     for i, run in enumerate(todo):
-        console.say(f"run {i + 1} of {len(todo)}: {run.entry.name}, {run.budget:,} tokens, seed {run.seed}")
+        what = f"run {i + 1} of {len(todo)}: {run.entry.name}, {run.budget:,} tokens, seed {run.seed}"
+
+        def say_who(who: str, what: str = what) -> None:
+            console.say(f"{what}: another process ({who}) is at it, waiting for it")
+
         try:
-            write_json(_file(folder, run), run_one(bench, run))
+            with locked(folder / "runs", f"run-{run.id}", wait=say_who):
+                if _file(folder, run).exists():  # an SAE that other entries start from too, made by their process
+                    continue
+                console.say(what)
+                write_json(_file(folder, run), run_one(bench, run))
         except InputError as error:
             failures.append(f"{run.entry.name}, seed {run.seed}: {error}")
             console.say(f"run {i + 1} failed: {error}")

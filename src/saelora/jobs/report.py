@@ -7,7 +7,7 @@ from typing import Any
 from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
-from saelora.manifest import write_whole
+from saelora.files import write_whole
 from saelora.report.page import MARKER, page, read_runs
 
 

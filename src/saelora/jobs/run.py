@@ -1,6 +1,6 @@
 """What every training command does around its loop: the output folder, the recorded config, resuming."""
 
-import shutil
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ import yaml
 from saelora.config import Configuration, option, read_yaml, to_dict
 from saelora.console import Bar
 from saelora.errors import InputError
-from saelora.manifest import check_room
+from saelora.files import clear, in_use, is_locked, locked, remove_leftovers, write_whole, writing
+from saelora.manifest import MANIFEST, check_room
 from saelora.train.distributed import Group
 from saelora.train.interrupt import Interrupted
 from saelora.train.loop import Loop, LoopState
@@ -58,38 +59,59 @@ def check_out(config: Any) -> Path:
     if not config.out:
         raise InputError("no output folder given: name it with --out DIR")
     folder = Path(config.out)
-    recorded = folder / RECORDED
-    in_use = folder.exists() and (not folder.is_dir() or any(folder.iterdir()))
-    if in_use and not recorded.exists():
-        raise InputError(f"{folder} exists and is no saelora run, so it is left alone: choose another --out")
-    if in_use and not (config.resume or config.overwrite):
-        raise InputError(f"{folder} exists: choose another --out, --resume to go on with it, or --overwrite")
-    if in_use and config.resume:
-        # a run from before an option was there has that option's default
-        _check_same({**to_dict(type(config)()), **read_yaml(recorded)}, to_dict(config), recorded)
+    _check_kept(config, folder)
+    if folder.is_dir() and is_locked(folder):  # said before anything is loaded; ``start`` is what makes sure
+        with locked(folder):
+            pass
     check_tracker(config.track)
     return folder
 
 
-def open_collection(config: Any, inside: str, kind: str) -> Path:
+def _check_kept(config: Any, folder: Path) -> None:
+    """Raise InputError where there is something in the folder that the run would neither go on with nor may delete."""
+    recorded, taken = folder / RECORDED, in_use(folder)
+    if taken and not recorded.exists():
+        raise InputError(f"{folder} exists and is no saelora run, so it is left alone: choose another --out")
+    if taken and not (config.resume or config.overwrite):
+        raise InputError(f"{folder} exists: choose another --out, --resume to go on with it, or --overwrite")
+    if taken and config.resume:
+        # a run from before an option was there has that option's default
+        _check_same({**to_dict(type(config)()), **read_yaml(recorded)}, to_dict(config), recorded)
+
+
+def open_collection(config: Any, inside: str, kind: str, held: ExitStack, *, shared: bool = False) -> Path:
     """The folder of a command that makes many runs, each in a file of its own under ``inside``.
 
+    Args:
+        held: closes the folder's lock, when the command has written everything.
+        shared: several processes may work on the folder, if all of them are started so.
+
     Raises:
-        InputError: no --out, or it holds something else, or results that are neither to be kept nor to be deleted.
+        InputError: no --out, or it holds something else, or results that are neither to be kept nor to be deleted; or
+            another process is writing to it.
     """
     if not config.out:
         raise InputError("no output folder given: name it with --out DIR")
     folder = Path(config.out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    _check_collection(config, folder, inside, kind)
+    check_room(folder, 2**20)
+    held.enter_context(locked(folder, shared=shared))
+    _check_collection(config, folder, inside, kind)  # again: another process may just have ended
+    if config.overwrite and not config.resume:
+        clear(folder, ["results.json"], inside)
+    if not shared:
+        remove_leftovers(folder)
+    with writing(folder):
+        (folder / inside).mkdir(exist_ok=True)
+    return folder
+
+
+def _check_collection(config: Any, folder: Path, inside: str, kind: str) -> None:
+    if in_use(folder):
         if not (folder / inside).is_dir():
             raise InputError(f"{folder} exists and is no {kind}, so it is left alone: choose another --out")
         if not (config.resume or config.overwrite):
             raise InputError(f"{folder} exists: choose another --out, --resume to go on with it, or --overwrite")
-        if config.overwrite and not config.resume:
-            shutil.rmtree(folder)
-    check_room(folder, 2**20)
-    (folder / inside).mkdir(exist_ok=True)
-    return folder
 
 
 def _check_same(before: dict[str, Any], now: dict[str, Any], recorded: Path) -> None:
@@ -102,15 +124,27 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], recorded: Path) -> 
         )
 
 
-def start(config: Any, folder: Path) -> None:
-    """Make the folder and record the configuration; only called once everything has loaded."""
-    if config.overwrite and not config.resume and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+def start(config: Any, folder: Path, finished: str, held: ExitStack) -> None:
+    """Make the folder, lock it and record the configuration; only called once everything has loaded.
+
+    Args:
+        finished: the file that a finished run has.
+        held: closes the folder's lock, when the run has written everything.
+
+    Raises:
+        InputError: another run is writing to the folder, or has just written it.
+    """
+    held.enter_context(locked(folder))
+    _check_kept(config, folder)  # again: another run may have begun, or ended, while this one loaded
+    if config.overwrite and not config.resume:
+        clear(folder, [finished, MANIFEST], RECORDED)
+    if config.resume and (folder / finished).exists():
+        raise InputError(f"{folder} has just been finished by another process: nothing to resume")
+    remove_leftovers(folder)
     if not (folder / RECORDED).exists():
         # neither belongs to what was run: reused as --config, the file must not delete another folder by itself
         values = {key: value for key, value in to_dict(config).items() if key not in ("resume", "overwrite")}
-        (folder / RECORDED).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+        write_whole(folder / RECORDED, yaml.safe_dump(values, sort_keys=False).encode())
 
 
 def run_loop(loop: Loop, command: str, bar: Bar, *, resume: bool) -> LoopState:

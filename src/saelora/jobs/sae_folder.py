@@ -11,6 +11,8 @@ from saelora.assemble import token_policy
 from saelora.config import to_dict
 from saelora.console import Console
 from saelora.evals.loss import evaluate_loss
+from saelora.files import write_whole
+from saelora.jobs.tuned_folder import save_sae
 from saelora.manifest import RESULTS, environment, read_json, write_json
 from saelora.models.hookpoints import parse_hookpoint
 from saelora.models.loading import LoadedModel
@@ -40,7 +42,7 @@ def finish(
         sae = objective.inference_sae(name).to(getattr(torch, config.save_dtype))
         sae.cfg.dtype = config.save_dtype
         if group.is_main:
-            sae.save_model(target)
+            save_sae(sae, target)
         measured = sae.to(objective.device).float().eval().requires_grad_(False)
         with console.progress(f"evaluating {name}", heldout.numel()) as bar:
             found = evaluate_loss(
@@ -51,7 +53,7 @@ def finish(
         if group.is_main:
             write_json(target / RESULTS, results[name])
             card = sae_card(config, name, objective.recipes[name], sae, results[name])
-            (target / "README.md").write_text(card, encoding="utf-8")
+            write_whole(target / "README.md", card.encode())
         console.say(
             f"{name}: {fvu_text(figures)}  l0 {figures['l0']:.1f}  dead {figures['dead_frac']:.1%}  "
             f"ce {figures['ce_base']:.3f} -> {figures['ce_sae']:.3f} spliced  {error_text(figures)}  "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,11 @@ from typing import Any
 from saelora.config import Configuration, build, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
+from saelora.files import write_whole
 from saelora.jobs import train_sae
 from saelora.jobs.run import open_collection
 from saelora.jobs.sae_folder import FINISHED
-from saelora.jobs.sweep_groups import Runner, row_file
+from saelora.jobs.sweep_groups import Runner, publish, row_file
 from saelora.jobs.sweep_plan import Point, Recipe, expand, group_points, read_recipe
 from saelora.manifest import read_json, write_json
 from saelora.models.assets import cache_dir
@@ -60,9 +62,15 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
     other = next((point.config.method for point in points if point.config.method != "lora"), None)
     if other:
         raise InputError(f"method {other} is not for sweeps, whose runs are adapters alone: use saelora compare")
+    with ExitStack() as held:
+        return _sweep(config, recipe, points, held)
+
+
+def _sweep(config: Config, recipe: Recipe, points: list[Point], held: ExitStack) -> dict[str, Any]:
     processes = Group.current(points[0].config.device)
     console = Console(quiet=config.quiet or not processes.is_main)
-    folder = processes.on_main(lambda: open_collection(config, "points", "sweep"))
+    folder = processes.on_main(lambda: open_collection(config, "points", "sweep", held))
+    processes.on_main(lambda: publish(folder))
     saes = _trained_saes(recipe, points[0], console)
     done = processes.on_main(lambda: {point.id for point in points if row_file(folder, point).exists()})
     todo = [point for point in points if point.id not in done]
@@ -116,7 +124,7 @@ def _write_tables(recipe: Recipe, points: list[Point], folder: Path) -> None:
     rows = _rows(points, folder)
     write_json(folder / "results.json", {"title": recipe.title, "x": recipe.x, "series": recipe.series, "points": rows})
     write_csv(rows, folder / "results.csv")
-    (folder / "results.md").write_text(markdown(rows) + "\n", encoding="utf-8")
+    write_whole(folder / "results.md", (markdown(rows) + "\n").encode())
 
 
 def _finish(recipe: Recipe, points: list[Point], folder: Path) -> list[str]:

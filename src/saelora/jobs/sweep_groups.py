@@ -1,6 +1,7 @@
 """Groups of a sweep's points, run side by side: one model, its SAEs and its rows for all of them."""
 
 import hashlib
+import json
 import math
 import shutil
 from collections.abc import Iterator
@@ -21,10 +22,12 @@ from saelora.core.spread import FIGURES
 from saelora.core.students import Student
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_branches
+from saelora.files import writing
 from saelora.jobs import adapt
 from saelora.jobs.sweep_plan import SAES, Point, Recipe, split
+from saelora.jobs.tuned_folder import save_adapter
 from saelora.jobs.tuning import add_adapter, recipe_of
-from saelora.manifest import environment, write_json
+from saelora.manifest import environment, read_json, write_json
 from saelora.models.anatomy import anatomy_of, widths
 from saelora.models.loading import LoadedModel
 from saelora.objectives.branch import Branch
@@ -34,6 +37,7 @@ from saelora.train.loop import Loop, LoopConfig, within_reach
 from saelora.train.memory import free_bytes
 from saelora.train.tracking import Tracker
 
+POINTS, ROWS = "points.json", "rows.json"  # of a group: what it trains, and until they are published its results
 BYTES_PER_WEIGHT = 16  # an adapter's weight, its gradient and AdamW's two moments, in float32
 
 
@@ -60,7 +64,8 @@ class Runner:
             self.loaded, self.cache, self.rows = None, {}, {}
             self.console.say(f"loading {first.model}")
             self.loaded, self.model_key = load_frozen(first), key
-        parts = split(points, self._limit(points))
+        begun, rest = self._begun(points)
+        parts = [*begun, *(split(rest, self._limit(points)) if rest else [])]
         while parts:
             part = parts.pop(0)
             try:
@@ -73,6 +78,15 @@ class Runner:
                 self.console.say(f"{len(part)} points at once do not fit memory; in halves then")
                 torch.cuda.empty_cache()
                 parts = [*split(part, -(-len(part) // 2)), *parts]
+
+    def _begun(self, points: list[Point]) -> tuple[list[list[Point]], list[Point]]:
+        """Parts that an earlier process left checkpoints of, as it had cut them, whatever memory is free now."""
+        left, found = {point.id: point for point in points}, []
+        for file in sorted((self.folder / "groups").glob(f"*/{POINTS}")):
+            ids = json.loads(file.read_text())
+            if set(ids) <= left.keys() and any((file.parent / "checkpoints").glob("step-*")):
+                found.append([left.pop(point_id) for point_id in ids])
+        return found, list(left.values())
 
     def _limit(self, points: list[Point]) -> int:
         """Points whose adapters and optimisers fit side by side; what backward passes hold is fitted later."""
@@ -115,11 +129,14 @@ class Runner:
                         progress=bar.advance,
                     )
             shared = {"n_tokens_trained": rows.numel(), "seconds_group": round(seconds, 2), "n_branches": len(points)}
+            shared["environment"] = environment()
+            made = {}
             for run, point in zip(objective.runs, points, strict=True):
-                row = _finite(_row(point, assembled[point.id], found[point.id], run.failed))
+                made[point.id] = {**_finite(_row(point, assembled[point.id], found[point.id], run.failed)), **shared}
                 if self.save_adapters:
-                    _save_adapter(model, point, self.folder / "adapters")
-                write_json(row_file(self.folder, point), {**row, **shared, "environment": environment()})
+                    save_adapter(model, self.folder / "adapters" / point.id, f"p{point.id}")
+            write_json(_group_folder(self.folder, points) / ROWS, made)  # all of the group, or none
+            _publish(self.folder, _group_folder(self.folder, points) / ROWS)
         finally:
             if model is not None:
                 model.unload()
@@ -144,9 +161,8 @@ class Runner:
 
     def _train(self, points: list[Point], objective: Distill, rows: Tensor) -> float:
         """Seconds of training; a part that was interrupted goes on from its checkpoint."""
-        name = hashlib.sha256("".join(point.id for point in points).encode()).hexdigest()[:12]
-        folder = self.folder / "groups" / name
-        folder.mkdir(parents=True, exist_ok=True)
+        folder = _group_folder(self.folder, points)
+        write_json(folder / POINTS, [point.id for point in points])
         config = points[0].config
         every = 10 if objective.device.type != "cpu" else 1
         loop_config = LoopConfig(config.batch_rows, log_every=every, checkpoint_seconds=config.checkpoint_seconds)
@@ -172,7 +188,6 @@ class Runner:
                     f"stopped after {loop.state.n_tokens:,} tokens of this group and saved; to go on, repeat the "
                     "command with --resume"
                 ) from None
-        shutil.rmtree(loop.checkpoints, ignore_errors=True)
         return state.seconds
 
 
@@ -187,15 +202,6 @@ def _splices(
         if key not in opened:
             opened[key] = stack.enter_context(splice(model, found.sae_modules, found.token_mask))
         yield opened[key]
-
-
-def _save_adapter(model: Any, point: Point, folder: Path) -> None:
-    target, part = folder / point.id, folder / f".part-{point.id}"
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part, selected_adapters=[f"p{point.id}"])
-    shutil.rmtree(target, ignore_errors=True)
-    (part / f"p{point.id}").replace(target)
-    shutil.rmtree(part)
 
 
 def _row(point: Point, assembled: Assembled, found: dict[str, Any], failed: bool) -> dict[str, Any]:
@@ -235,6 +241,29 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
     out = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
     status = "diverged" if any(out[k] is None and row[k] is not None for k in row) else row["status"]
     return {**out, "ci95": interval, "status": status}
+
+
+def publish(folder: Path) -> None:
+    """Publish groups that were finished by a process that was killed before it had done so."""
+    for file in sorted((folder / "groups").glob(f"*/{ROWS}")):
+        _publish(folder, file)
+
+
+def _publish(folder: Path, rows: Path) -> None:
+    """Give every point of a finished group its own file, and drop the group's checkpoints."""
+    for point_id, row in read_json(rows).items():
+        write_json(folder / "points" / f"{point_id}.json", row)
+    shutil.rmtree(rows.parent / "checkpoints", ignore_errors=True)
+    rows.unlink()
+
+
+def _group_folder(folder: Path, points: list[Point]) -> Path:
+    """Where points that are trained side by side have their metrics and checkpoints."""
+    name = hashlib.sha256("".join(point.id for point in points).encode()).hexdigest()[:12]
+    made = folder / "groups" / name
+    with writing(made):
+        made.mkdir(parents=True, exist_ok=True)
+    return made
 
 
 def row_file(folder: Path, point: Point) -> Path:

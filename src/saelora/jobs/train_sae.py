@@ -1,5 +1,6 @@
 """saelora train-sae: train SAEs on a model's activations, saved in SAELens's native format."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -106,7 +107,11 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
         InputError: bad input, with its remedy.
         Interrupted: stopped by a signal after saving a checkpoint.
     """
-    config = configured(Config, config, options)
+    with ExitStack() as held:
+        return _train(configured(Config, config, options), held)
+
+
+def _train(config: Config, held: ExitStack) -> dict[str, Any]:
     group = processes(config)
     console = Console(quiet=config.quiet or not group.is_main)
     group.check_rows(config.batch_rows)
@@ -125,7 +130,7 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
     rows = rows_of(config, loaded)
     n_weights = sum(group.gather(sum(t.sae.cfg.d_in * t.sae.cfg.d_sae for t in objective.trainers.values())))
     group.on_main(lambda: check_room(folder, 80 * n_weights))
-    group.on_main(lambda: start(config, folder))
+    group.on_main(lambda: start(config, folder, FINISHED, held))
     loop_config = LoopConfig(config.batch_rows, checkpoint_seconds=config.checkpoint_seconds)
     tracker = Tracker(config.track if group.is_main else None, folder, to_dict(config))
     with console.progress(_PROGRESS[config.objective], len(rows) * config.context) as bar:

@@ -1,7 +1,6 @@
 """What training leaves to load again: a PEFT adapter, and SAEs in SAELens's native format."""
 
 import importlib.metadata
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,25 @@ import torch
 
 from saelora.assemble import Assembled
 from saelora.errors import InputError
+from saelora.files import whole_files
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.saes.build import fingerprint
 from saelora.saes.loading import LoadedSAE, load_sae
 
+ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
+SAE_FILES = ("sae_weights.safetensors", "cfg.json")
 
-def save_adapter(model: Any, folder: Path) -> None:
-    """Write the adapter in PEFT's format; files appear under their names only when whole."""
-    part = folder / ".part-adapter"
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    for file in ("adapter_model.safetensors", "adapter_config.json"):
-        (part / file).replace(folder / file)
-    shutil.rmtree(part)
+
+def save_adapter(model: Any, folder: Path, name: str | None = None) -> None:
+    """Write an adapter in PEFT's format: both files, or neither.
+
+    Args:
+        name: of the adapter, where the model has several.
+    """
+    with whole_files(folder, ADAPTER_FILES) as part:
+        model.save_pretrained(part, selected_adapters=None if name is None else [name])
+        for file in ADAPTER_FILES if name is not None else ():
+            (part / name / file).replace(part / file)
 
 
 def save_saes(
@@ -45,19 +50,15 @@ def save_saes(
             **about,
         }
         relative = Path(below) if len(saes) == 1 else Path(below) / str(hookpoint)
-        _save_sae(sae, folder / relative)
+        save_sae(sae, folder / relative)
         saved.append({"hookpoint": str(hookpoint), "folder": str(relative), "fingerprint": fingerprint(sae)})
     return saved
 
 
-def _save_sae(sae: Any, folder: Path) -> None:
-    """SAELens's two files; they appear under their names only when whole."""
-    part = folder / ".part-sae"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    for file in sae.save_model(part):
-        file.replace(folder / file.name)
-    shutil.rmtree(part)
+def save_sae(sae: Any, folder: Path) -> None:
+    """Write an SAE in SAELens's format: both files, or neither."""
+    with whole_files(folder, SAE_FILES) as part:
+        sae.save_model(part)
 
 
 def load_tuned_saes(

@@ -13,6 +13,7 @@ from saelora.config import to_dict
 from saelora.console import Console
 from saelora.evals.loss import evaluate_loss
 from saelora.evals.samples import continuations, prompts_from
+from saelora.files import write_whole
 from saelora.identity import measured_on
 from saelora.jobs.evaluate import measure
 from saelora.jobs.run import check_out, processes, run_loop, start
@@ -44,6 +45,11 @@ def tune(config: Any, command: str) -> dict[str, Any]:
         InputError: bad input, with its remedy.
         Interrupted: stopped by a signal after saving a checkpoint.
     """
+    with ExitStack() as held:
+        return _tune(config, command, held)
+
+
+def _tune(config: Any, command: str, held: ExitStack) -> dict[str, Any]:
     group = processes(config)
     group.check_rows(config.batch_rows)
     console = Console(quiet=config.quiet or not group.is_main)
@@ -65,7 +71,7 @@ def tune(config: Any, command: str) -> dict[str, Any]:
         tuned = [sae for sae in branch.spliced.saes.values() if isinstance(sae, TunedSAE)]
         weights = [p for module in (model, *tuned) for p in module.parameters() if p.requires_grad]
         group.on_main(lambda: check_room(folder, 8 * 4 * sum(p.numel() for p in weights)))
-        group.on_main(lambda: start(config, folder))
+        group.on_main(lambda: start(config, folder, RESULTS, held))
         autocast = autocast_dtype(assembled.loaded)
         objective = Distill(model, [branch], n_rows=len(rows.input_ids), autocast=autocast, group=group)
         state = _train(config, command, console, folder, assembled, objective, rows.input_ids, heldout)
@@ -214,7 +220,7 @@ def _write(
         "metrics": {k: v for k, v in results.items() if isinstance(v, int | float)},
     }
     write_json(folder / MANIFEST, manifest)
-    (folder / "README.md").write_text(card(manifest, results), encoding="utf-8")
+    write_whole(folder / "README.md", card(manifest, results).encode())
     learning_curve(results, folder / "learning_curve.png")
     write_json(folder / RESULTS, results)
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)

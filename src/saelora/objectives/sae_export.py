@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib.metadata
 import json
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from saelora.errors import InputError
+from saelora.files import whole_folder
 from saelora.objectives.sae_trainer import SAETrainer
 
 if TYPE_CHECKING:
@@ -75,9 +75,5 @@ def save_sae(sae: SAE[Any], folder: Path) -> None:
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} already exists and is not an empty folder: name another one for the SAE")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as scratch:
-        sae.save_model(Path(scratch) / "sae")
-        if folder.exists():
-            folder.rmdir()
-        (Path(scratch) / "sae").rename(folder)
+    with whole_folder(folder) as part:
+        sae.save_model(part)

@@ -1,12 +1,21 @@
 """Results -> figures. Pure: a figure never sees a model."""
 
+import io
 from pathlib import Path
 from typing import Any
 
+from saelora.files import write_whole
 from saelora.report.text import has_gap
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
+
+
+def save_figure(figure: Any, path: Path) -> None:
+    """Write a figure, in the format that the path's suffix names; it is whole or as it was before."""
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format=path.suffix.removeprefix("."), dpi=150)
+    write_whole(path, drawn.getvalue())
 
 
 def learning_curve(results: dict[str, Any], path: Path) -> None:
@@ -30,7 +39,7 @@ def learning_curve(results: dict[str, Any], path: Path) -> None:
         axes.xaxis.set_major_formatter(lambda value, _: f"{value / 1000:g}k" if value else "0")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc="best")
-        figure.savefig(path, dpi=150)
+        save_figure(figure, path)
     finally:
         plt.close(figure)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from saelora.report import tables
-from saelora.report.figures import BLUE, GREEN, GREY, ORANGE
+from saelora.report.figures import BLUE, GREEN, GREY, ORANGE, save_figure
 from saelora.report.tables import Row
 
 AXES = {  # column -> its label, and whether equal steps on the axis are equal factors
@@ -123,7 +123,7 @@ def figures(rows: Sequence[Row], x: str, series: str | None, title: str, folder:
         figure.suptitle(title, fontsize=11)
         paths = [folder / f"{x}.svg", folder / f"{x}.png"]
         for path in paths:
-            figure.savefig(path, dpi=150)
+            save_figure(figure, path)
         return paths
     finally:
         plt.close(figure)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saelora.manifest import write_whole
+from saelora.files import write_whole
 
 Row = dict[str, Any]
 Lines = Sequence[Sequence[str]]  # the header, then a line for each row; all of one length

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import pickle
 import shutil
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import torch
 
-from saelora.errors import InputError
+from saelora.files import remove_leftovers, whole_folder, writing
 
 KEPT = 2
 
@@ -24,19 +23,14 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], meta: dict[s
     Raises:
         InputError: the disk is full or not writable; the previous checkpoint is kept.
     """
-    final, part = folder / f"step-{step:08d}", folder / f".part-{os.getpid()}"
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        _write_synced(part / "state.pt", state)
+    final = folder / f"step-{step:08d}"
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder)  # of a run that was killed: they would fill the disk
+    with whole_folder(final) as part:
+        torch.save(state, part / "state.pt")
         meta = {**meta, "step": step, "sha256": _sha256(part / "state.pt")}
         (part / "checkpoint.json").write_text(json.dumps(meta), encoding="utf-8")
-        if final.exists():
-            shutil.rmtree(final)
-        part.replace(final)
-    except (OSError, RuntimeError) as error:
-        shutil.rmtree(part, ignore_errors=True)
-        raise InputError(f"checkpoint could not be written to {folder}: {error}; free some disk space") from error
     for old in _found(folder)[:-KEPT]:
         shutil.rmtree(old, ignore_errors=True)
     return final
@@ -56,13 +50,6 @@ def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | Non
 
 def _found(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
-
-
-def _write_synced(path: Path, state: dict[str, Any]) -> None:
-    with path.open("wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _sha256(path: Path) -> str:

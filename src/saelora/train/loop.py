@@ -90,6 +90,7 @@ class Loop:
     group: Group = ALONE
     state: LoopState = field(default_factory=LoopState)
     _metrics: Metrics | None = field(default=None, init=False)  # in the main process, while running
+    _saved: int | None = field(default=None, init=False)  # the step of the newest checkpoint
 
     @property
     def n_steps(self) -> int:
@@ -108,14 +109,18 @@ class Loop:
         self.objective.load_state_dict(state["objective"])
         self.state = LoopState(**{k: meta[k] for k in ("step", "n_tokens", "seconds", "history")})
         self._restore_rng([state["rng"], *state.get("rng_others", [])])
+        self._saved = self.state.step
         return True
 
     def save(self) -> None:
-        """Write a checkpoint; every process has to call it."""
+        """Write a checkpoint, where the newest is not of this step already; every process has to call it."""
+        if self._saved == self.state.step:
+            return
         rngs = self.group.gather_on_main(_rng())
         state = {"objective": self.objective.state_dict(), "rng": _rng(), "rng_others": rngs[1:]}
         meta = {**vars(self.state)}
         self.group.on_main(lambda: save_checkpoint(self.checkpoints, self.state.step, state, meta))
+        self._saved = self.state.step
 
     def _restore_rng(self, saved: list[dict[str, Any]]) -> None:
         """Each process gets its own random state back; one more process than before begins with a new one."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from saelora.errors import InputError
+from saelora.files import write_whole, writing
 
 TRACKERS = ("tensorboard", "wandb", "trackio")
 
@@ -15,14 +16,15 @@ class Metrics:
 
     def __init__(self, path: Path, *, after_step: int | None = None):
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
         kept = []
         if after_step is not None and path.exists():
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+        write_whole(path, "".join(line + "\n" for line in kept).encode())
 
     def write(self, row: dict[str, Any]) -> None:
-        with self.path.open("a") as file:
+        with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
 

@@ -1,7 +1,5 @@
 """The runs of a comparison, one at a time: train, measure along the way, count what it cost."""
 
-import shutil
-from pathlib import Path
 from typing import Any
 
 from saelora.assemble import assemble, read_rows
@@ -11,6 +9,7 @@ from saelora.core.students import Student
 from saelora.evals.aftermath import firing_change
 from saelora.evals.loss_sums import SAESums
 from saelora.evals.yardstick import against_start
+from saelora.files import whole_folder
 from saelora.jobs import train_sae
 from saelora.jobs.comparison.bench import Bench, curve, means, start_of, students
 from saelora.jobs.comparison.plan import Run, config_type
@@ -62,7 +61,8 @@ def sae_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
             return {}  # an SAE has no scale before its first tokens
         sae: Any = objective.inference_sae(str(hookpoint))
         if step in keep:
-            _save(sae, bench.sae_folder(run.id, keep[step]))
+            with whole_folder(bench.sae_folder(run.id, keep[step])) as part:
+                sae.save_model(part)
         last["saes"] = SAESums(yardstick.rows.numel())
         with splice(model, {hookpoint: sae.to(model.device)}, token_mask) as spliced:
             last["losses"] = yardstick.losses(model, Student(spliced), observe=last["saes"])
@@ -88,15 +88,6 @@ def sae_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
             "ci95": found["ci95"],
         },
     }
-
-
-def _save(sae: Any, folder: Path) -> None:
-    """Write an SAE in SAELens's format, whole or not at all."""
-    part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    sae.save_model(part)
-    shutil.rmtree(folder, ignore_errors=True)
-    part.replace(folder)
 
 
 def _checkpoint(points: list[dict[str, float]], at: float, share: float) -> dict[str, float]:

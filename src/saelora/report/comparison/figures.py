@@ -16,7 +16,7 @@ from saelora.report.comparison.curves import (
     speedups,
 )
 from saelora.report.comparison.equal import EQUAL, equal_seconds, equal_tokens, main_group
-from saelora.report.figures import BLUE, GREEN, GREY, ORANGE
+from saelora.report.figures import BLUE, GREEN, GREY, ORANGE, save_figure
 from saelora.report.tables import Row
 
 # Okabe and Ito's palette again, more of it; SAEs from scratch are dashed, and whatever shares a colour has its marker.
@@ -42,7 +42,7 @@ def figures(runs: Sequence[Row], folder: Path) -> list[Path]:
             made = [folder / f"{name}.svg", folder / f"{name}.png"]
             try:
                 for path in made:
-                    drawn.savefig(path, dpi=150)
+                    save_figure(drawn, path)
             finally:
                 plt.close(drawn)
             paths += made

@@ -1,0 +1,260 @@
+"""Files and folders that are whole or absent, and the lock on a folder that a run writes to.
+
+Nothing here is ever half there under its own name: what is being written, and a lock, has a name that begins with MARK,
+and takes its place by a rename once it is on disk.
+"""
+
+import errno
+import os
+import re
+import shutil
+import socket
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from saelora.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows: folders are not locked there
+    fcntl = None  # type: ignore[assignment]
+
+MARK = ".saelora-"
+_FULL = "free some disk space or choose another place"
+_REMEDIES = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL}
+_REMEDIES[errno.EFBIG] = "raise the limit on file sizes (ulimit -f), or choose another place"
+_REMEDIES |= dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that you may write to")
+_UNLOCKABLE = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
+
+
+def trouble(error: BaseException) -> str | None:
+    """What the system said of a file that cannot be written, with a remedy; None where the error is another.
+
+    Writers in other languages (safetensors, torch) put the system's words into an exception of their own.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if number is None and (found := re.search(r"\(os error (\d+)\)", str(error))):
+        number = int(found[1])
+    if number is None and re.search("inline_container|iostream error", str(error)):  # torch.save does not say why
+        number = errno.ENOSPC
+    if number is None:
+        return None
+    return f"{os.strerror(number)}; {_REMEDIES.get(number, 'choose another place')}"
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Whatever keeps ``path`` from being written while the block runs is raised as InputError."""
+    try:
+        yield
+    except Exception as error:
+        said = trouble(error)
+        if said is None:
+            raise
+        raise InputError(f"{path} cannot be written: {said}") from error
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file atomically: it is whole or as it was before.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    part = _part(path)
+    with writing(path):
+        try:
+            with part.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+@contextmanager
+def whole_folder(target: Path) -> Iterator[Path]:
+    """An empty folder to write to; it becomes ``target``, in the place of what was there, once the block has ended.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    part, old = _part(target), _part(target)
+    with writing(target):
+        try:
+            part.mkdir(parents=True)
+            yield part
+            _sync(part)
+            if target.exists():
+                target.replace(old)
+            part.replace(target)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
+        _sync_folder(target.parent)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def whole_files(folder: Path, names: Sequence[str]) -> Iterator[Path]:
+    """An empty folder to write to, whose files of these names are moved into ``folder`` once the block has ended.
+
+    The last of them appears last, and an old one goes first: where it is there, all of them are, of one writing.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    part = _part(folder / "files")
+    with writing(folder):
+        try:
+            part.mkdir(parents=True)
+            yield part
+            _sync(part)
+            (folder / names[-1]).unlink(missing_ok=True)
+            for name in names:
+                (part / name).replace(folder / name)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
+        _sync_folder(folder)
+
+
+def in_use(folder: Path) -> bool:
+    """Whether there is anything at this place but an empty folder, and what a killed run left half-written.
+
+    Raises:
+        InputError: it cannot be looked into.
+    """
+    try:
+        if not folder.exists():
+            return False
+        return not folder.is_dir() or any(not path.name.startswith(MARK) for path in folder.iterdir())
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}; choose another place") from error
+
+
+def clear(folder: Path, first: Sequence[str], last: str) -> None:
+    """Delete what is in a folder, its lock aside: marks of a finished run first, what marks it as ours at the end.
+
+    Killed on the way, it leaves an unfinished run, never a finished one that lacks something.
+    """
+    with writing(folder):
+        paths = {path.name: path for path in folder.iterdir() if not path.name.startswith(MARK)}
+        order = [name for name in first if name in paths]
+        order += [name for name in paths if name not in first and name != last]
+        for name in [*order, *([last] if last in paths else [])]:
+            if paths[name].is_dir() and not paths[name].is_symlink():
+                shutil.rmtree(paths[name])
+            else:
+                paths[name].unlink()
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Delete what runs that were killed left half-written; only for who holds the folder's lock."""
+    for path in sorted(folder.rglob(f"{MARK}part-*")):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            with suppress(OSError):
+                path.unlink()
+
+
+@contextmanager
+def locked(
+    folder: Path, name: str = "lock", *, shared: bool = False, wait: Callable[[str], None] | None = None
+) -> Iterator[None]:
+    """Hold a lock on a folder, which is made where it is not there; a process that ends, however, lets go of it.
+
+    Args:
+        name: of the lock, where parts of a folder are locked one by one.
+        shared: with others that hold it shared too; who does not is kept out.
+        wait: told once who holds it, where this process is to wait for its turn; None refuses instead.
+
+    Raises:
+        InputError: another process holds it, or the folder cannot be made.
+    """
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = _lock(folder, folder / f"{MARK}{name}", shared, wait)
+    try:
+        yield
+    finally:
+        if file is not None:
+            with suppress(OSError):  # who still shares it keeps the file
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                (folder / f"{MARK}{name}").unlink(missing_ok=True)
+            os.close(file)
+
+
+def is_locked(folder: Path, name: str = "lock") -> bool:
+    """Whether there may be a process that holds the lock: one that was killed leaves the file, which nobody holds."""
+    return fcntl is not None and (folder / f"{MARK}{name}").exists()
+
+
+def _lock(folder: Path, path: Path, shared: bool, wait: Callable[[str], None] | None) -> int | None:
+    """The open, locked file; None where this file system or machine knows no locks."""
+    if fcntl is None:
+        return None
+    how = fcntl.LOCK_SH if shared else fcntl.LOCK_EX
+    while True:
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _take(file, folder, how, wait)
+        except BaseException as error:
+            os.close(file)
+            if isinstance(error, OSError) and error.errno in _UNLOCKABLE:
+                return None
+            raise
+        if _same_file(file, path):  # whoever held it before may have deleted it since
+            os.truncate(file, 0)
+            os.pwrite(file, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
+            return file
+        os.close(file)
+
+
+def _take(file: int, folder: Path, how: int, wait: Callable[[str], None] | None) -> None:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        who = os.pread(file, 200, 0).decode(errors="replace") or "unknown"
+        if wait is None:
+            raise InputError(
+                f"{folder} is being written to by another saelora process ({who}): wait until it has ended, or choose "
+                "another --out"
+            ) from None
+        wait(who)
+        fcntl.flock(file, how)
+
+
+def _same_file(file: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _part(path: Path) -> Path:
+    return path.with_name(f"{MARK}part-{uuid.uuid4().hex[:12]}")
+
+
+def _sync(folder: Path) -> None:
+    """Everything below a folder is on disk."""
+    for path in (*folder.rglob("*"), folder):
+        _sync_path(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    with suppress(OSError):  # not every file system has this for folders
+        _sync_path(folder)
+
+
+def _sync_path(path: Any) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
