@@ -159,7 +159,9 @@ def test_llama_scope_threshold_applies_to_a_unit_norm_decoder(tmp_path: Path) ->
 @pytest.mark.parametrize("by_norm", [True, False])
 def test_llama_scope_topk_ranks_by_decoder_norm_only_when_trained_so(tmp_path: Path, by_norm: bool) -> None:
     w = weights()
-    folder = files.write_llama_scope(tmp_path / "sae", w, act_fn="topk", sparsity_include_decoder_norm=by_norm)
+    folder = files.write_llama_scope(
+        tmp_path / "sae", w, act_fn="topk", jump_relu_threshold=0.0, sparsity_include_decoder_norm=by_norm
+    )
     factor, x = D_IN**0.5 / 3.5, activations()
     norm = w["W_dec"].norm(dim=-1) if by_norm else torch.ones(D_SAE, dtype=F64)
     acts = files.top_k((factor * x @ w["W_enc"] + w["b_enc"]) * norm, K) / norm

@@ -30,7 +30,7 @@ def build_sae(parts: Parts, folder: Path, name: str, dtype: torch.dtype) -> nn.M
     cfg = {**parts.cfg, "dtype": str(dtype).removeprefix("torch."), "device": "cpu"}
     try:
         sae = SAE.load_from_disk(folder, converter=lambda path, device, cfg_overrides: (cfg, weights))
-    except (KeyError, RuntimeError, ValueError, TypeError) as error:
+    except (AttributeError, KeyError, RuntimeError, ValueError, TypeError) as error:
         raise InputError(f"{name}: weights and configuration do not make an SAE ({one_line(error)})") from error
     _fold_normalisation(sae, folder, name)
     return sae

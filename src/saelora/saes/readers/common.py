@@ -1,8 +1,10 @@
 """What every reader shares: opening files with plain errors, and the parts that an SAE is built from."""
 
 import json
+import math
 import pickle
 import zipfile
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -61,9 +63,88 @@ class Spec:
         }
         # SAELens would otherwise claim that it trained this SAE itself
         cfg["metadata"]["sae_lens_training_version"] = None
+        _check_shapes(self.weights, source)
         if "k" in cfg and not 0 < cfg["k"] <= d_sae:
             raise InputError(f"{source}: k is {cfg['k']}, expected 1 to d_sae {d_sae}")
         return Parts(cfg, self.weights)
+
+
+def _check_shapes(weights: dict[str, Tensor], source: Path) -> None:
+    """Raise InputError where a weight's shape does not follow from the encoder's, or its values are no floats."""
+    d_in, d_sae = weights["W_enc"].shape
+    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    for name, tensor in weights.items():
+        expected = shapes.get(name, (d_sae,))
+        if tuple(tensor.shape) != expected or not tensor.is_floating_point():
+            raise InputError(
+                f"{source}: {name} is {tensor.dtype} of shape {tuple(tensor.shape)}, expected floats of {expected} "
+                f"beside an encoder of d_in {d_in}, d_sae {d_sae}"
+            )
+
+
+# of an option: it is not used
+_OFF = (None, False, "", "none", "None")
+
+
+def account_for_keys(cfg: dict[str, Any], known: Collection[str], path: Path, what: str = "") -> None:
+    """Raise InputError where a configuration sets a key that is not known: it may change what the SAE computes.
+
+    Args:
+        known: keys that the reader reads, and those that change nothing.
+        what: which part of the file this is.
+    """
+    for key, value in cfg.items():
+        off = value in _OFF or value == 0 if not isinstance(value, list | dict) else not value
+        if key not in known and not off:
+            raise InputError(
+                f"{path} sets {what}{key} to {one_line(ValueError(repr(value)), 80)}, which this reader does not know "
+                f"and which may change what the SAE computes: take the entry out of the file if it does not"
+            )
+
+
+def account_for_tensors(state: Iterable[str], used: Iterable[str], path: Path) -> None:
+    """Raise InputError where a file holds tensors that nothing reads."""
+    if extra := sorted(set(state) - set(used)):
+        raise InputError(
+            f"{path} has {', '.join(extra[:5])}, which this reader does not know and would leave out: expected "
+            f"{', '.join(sorted(used))} and nothing else"
+        )
+
+
+def check_sizes(cfg: dict[str, Any], names: dict[str, int], path: Path) -> None:
+    """Raise InputError where sizes that a configuration gives are not those of the weights."""
+    for key, size in names.items():
+        if cfg.get(key) not in (None, 0, size):
+            raise InputError(f"{path} says {key} {cfg[key]}, its weights have {size}: the two are not of one SAE")
+
+
+def number(value: Any, name: str, path: Path, *, least: float = -math.inf) -> float:
+    """A finite number, or an InputError that names it."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < least:
+        bound = "" if least == -math.inf else f" of {least:g} or more"
+        raise InputError(f"{path} has {name} {value!r}, expected a number{bound}")
+    return value
+
+
+def whole(value: Any, name: str, path: Path) -> int:
+    """A whole number of 1 or more, or an InputError that names it."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{path} has {name} {value!r}, expected a whole number of 1 or more")
+    return value
+
+
+def flag(value: Any, name: str, path: Path) -> bool:
+    """True or false, or an InputError that names it."""
+    if not isinstance(value, bool):
+        raise InputError(f"{path} has {name} {value!r}, expected true or false")
+    return value
+
+
+def text(value: Any, name: str, path: Path) -> str:
+    """Text, or an InputError that names it."""
+    if not isinstance(value, str):
+        raise InputError(f"{path} has {name} {value!r}, expected text")
+    return value
 
 
 def read_json(path: Path) -> dict[str, Any]:

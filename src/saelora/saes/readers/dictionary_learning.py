@@ -4,15 +4,28 @@ BatchTopK and Matryoshka SAEs run with their one learnt threshold, as that libra
 become JumpReLU SAEs; AutoEncoderTopK keeps its k latents per token even where a threshold was saved with it.
 """
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint, Site
-from saelora.saes.readers.common import Parts, Spec, read_json, read_torch, take
+from saelora.saes.readers.common import (
+    Parts,
+    Spec,
+    account_for_keys,
+    account_for_tensors,
+    check_sizes,
+    read_json,
+    read_torch,
+    take,
+    whole,
+)
+from saelora.saes.readers.keys import DICTIONARY_LEARNING
 
 State = dict[str, Tensor]
 
@@ -31,25 +44,66 @@ def read(folder: Path, name: str) -> Parts:
     kind = take(trainer, "dict_class", cfg_path)
     if kind not in _CLASSES:
         raise InputError(f"{cfg_path} has dict_class {kind!r}: expected one of {', '.join(_CLASSES)}")
+    account_for_keys(trainer, DICTIONARY_LEARNING, cfg_path, "trainer.")
     raw = read_torch(weights_path)
     state = raw["ae"] if isinstance(raw.get("ae"), dict) else raw
-    state = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     architecture, subtracts, convert = _CLASSES[kind]
+    weights, used = _converted(convert, state, weights_path)
+    buffers = ("k", "threshold", "group_sizes") if "TopK" in kind else ()
+    account_for_tensors(map(str, state), used.union(buffers), weights_path)
     extra = {}
+    k = _k(trainer, state, cfg_path)
     if architecture == "topk":
-        k = trainer.get("k") or state.get("k")
         if k is None:
             raise InputError(f"{cfg_path} has no 'k' for {kind}: expected it under 'trainer'")
-        extra = {"k": int(k), "rescale_acts_by_decoder_norm": False}
+        extra = {"k": k, "rescale_acts_by_decoder_norm": False}
+    d_in, d_sae = weights["W_enc"].shape
+    check_sizes(trainer, {"activation_dim": d_in, "dict_size": d_sae}, cfg_path)
+    groups = state.get("group_sizes", torch.tensor(trainer.get("group_sizes") or [d_sae]))
+    if int(groups.sum()) != d_sae:
+        raise InputError(
+            f"{weights_path} has groups of {groups.tolist()} latents, {d_sae} in all: expected each in one"
+        )
     return Spec(
         architecture=architecture,
-        weights=convert(state, weights_path),
+        weights=weights,
         apply_b_dec_to_input=subtracts,
-        hook_name=_hook_name(trainer),
+        hook_name=_hook_name(trainer, cfg.get("buffer") or {}),
         model_name=trainer.get("lm_name"),
         extra=extra,
         metadata={"context_size": (cfg.get("buffer") or {}).get("ctx_len"), "k": trainer.get("k")},
     ).parts(weights_path)
+
+
+class _Noting(dict[str, Any]):
+    """A state dict that notes which of its entries are looked up."""
+
+    def __init__(self, state: State):
+        super().__init__(state)
+        self.used: set[str] = set()
+
+    def __getitem__(self, key: str) -> Any:
+        self.used.add(key)
+        return super().__getitem__(key)
+
+
+def _converted(convert: Callable[[State, Path], State], state: State, path: Path) -> tuple[State, set[str]]:
+    """The weights in SAELens' terms, and the names of the tensors that they were made of."""
+    for key, value in state.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{path} has a {type(value).__name__} as {key!r}, expected tensors alone")
+    noting = _Noting(state)
+    return convert(noting, path), noting.used
+
+
+def _k(trainer: dict[str, Any], state: State, path: Path) -> int | None:
+    """The number of active latents, from the configuration or the weights."""
+    found = [trainer["k"]] if trainer.get("k") is not None else []
+    found += [int(state["k"])] if "k" in state else []
+    ks = {whole(k, "k", path) for k in found}
+    if len(ks) > 1:
+        raise InputError(f"{path} says k {found[0]}, the weights beside it {found[1]}: the two are not of one SAE")
+    return ks.pop() if ks else None
 
 
 def _linear(state: State, path: Path, *, bias: str) -> State:
@@ -86,6 +140,11 @@ def _jump_relu(state: State, path: Path) -> State:
     else:
         weights = {key: take(state, key, path) for key in ("W_enc", "W_dec", "b_enc", "b_dec")}
     threshold = take(state, "threshold", path)
+    if bool((threshold < 0).any()):
+        raise InputError(
+            f"{path} has a negative threshold, as before one is learnt: the SAE has not been trained long enough to be "
+            "used, take a later checkpoint"
+        )
     weights["threshold"] = threshold.expand(weights["W_enc"].shape[-1]) if threshold.ndim == 0 else threshold
     return weights
 
@@ -102,11 +161,30 @@ _CLASSES: dict[str, tuple[str, bool, Callable[[State, Path], State]]] = {
 }
 
 
-def _hook_name(trainer: dict[str, Any]) -> str | None:
-    """TransformerLens' name from the layer and the submodule ("resid_post_layer_12", "mlp_out_layer_3", ...)."""
+_SITES: dict[str, Site] = {
+    "resid_post": "resid_post",
+    "resid_pre": "resid_pre",
+    "mlp_out": "mlp_out",
+    "mlp": "mlp_module_out",
+    "attn_out": "attn_out",
+    "attention_out": "attn_out",
+    "att": "attn_module_out",
+}
+_SANDWICH = re.compile(r"gemma-?[23]|olmo-?[23]")
+
+
+def _hook_name(trainer: dict[str, Any], buffer: dict[str, Any]) -> str | None:
+    """TransformerLens' name from the layer and the submodule ("resid_post_layer_12", "mlp_out_layer_3", ...).
+
+    None where that is not certain: where the buffer took a module's input, and for "mlp_out" or "attn_out" of families
+    in which what the module returns is not what is added to the stream.
+    """
     layer, submodule = trainer.get("layer"), str(trainer.get("submodule_name") or "resid_post")
     if not isinstance(layer, int) or isinstance(layer, bool):
         return None
-    sites: dict[str, Site] = {"resid_post": "resid_post", "resid_pre": "resid_pre", "mlp": "mlp_out", "att": "attn_out"}
-    site = next((site for prefix, site in sites.items() if submodule.startswith(prefix)), None)
+    site = next((site for prefix, site in _SITES.items() if submodule.startswith(prefix)), None)
+    if buffer.get("io", "out") != "out":
+        site = "resid_pre" if (buffer["io"], site) == ("in", "resid_post") else None
+    if site in ("mlp_out", "attn_out") and _SANDWICH.search(str(trainer.get("lm_name")).lower()):
+        site = None
     return Hookpoint(layer, site).tl_name if site else None

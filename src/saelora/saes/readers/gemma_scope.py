@@ -12,8 +12,19 @@ import torch
 from torch import Tensor
 
 from saelora.errors import InputError
-from saelora.models.hookpoints import Hookpoint, Site
-from saelora.saes.readers.common import Parts, Spec, read_json, read_npz, read_safetensors, take
+from saelora.models.hookpoints import Hookpoint, Site, parse_hookpoint
+from saelora.saes.readers.common import (
+    Parts,
+    Spec,
+    account_for_keys,
+    account_for_tensors,
+    read_json,
+    read_npz,
+    read_safetensors,
+    take,
+    text,
+)
+from saelora.saes.readers.keys import GEMMA_SCOPE
 
 _SITES: dict[str, Site] = {
     "res": "resid_post",
@@ -42,6 +53,11 @@ def read(folder: Path, name: str) -> Parts:
     if re.search(r"transcoder|(^|[/_-])clt([/_-]|$)", name) or "affine_skip_connection" in raw or _out(config):
         raise InputError(f"{name} is a transcoder: expected an SAE, choose one of the res, mlp or att releases")
     state = {re.sub(r"^w_", "W_", key): value for key, value in raw.items()}
+    if len(state) < len(raw):
+        raise InputError(f"{path} holds one tensor under two names ({', '.join(sorted(raw))}): expected one of each")
+    if "embedding" in Path(name).parts:
+        raise InputError(f"{name} reads the token embeddings, no layer's activations: expected an SAE of a layer")
+    _check_config(config, folder / "config.json")
     _check_extra(state, path)
     weights = {key: take(state, key, path) for key in _WEIGHTS}
     if weights["threshold"].ndim == 0:
@@ -50,7 +66,7 @@ def read(folder: Path, name: str) -> Parts:
         architecture="jumprelu",
         weights=weights,
         apply_b_dec_to_input=False,
-        hook_name=_hook_name(name),
+        hook_name=_where(config, name),
         model_name=config.get("model_name") or _model_name(name),
         metadata={"context_size": 1024, "prepend_bos": True},
     ).parts(path)
@@ -62,6 +78,19 @@ def _out(config: dict[str, Any]) -> bool:
     return out is not None and out != config.get("hf_hook_point_in")
 
 
+def _check_config(config: dict[str, Any], path: Path) -> None:
+    """Raise InputError where Gemma Scope 2's configuration says that this is something else than a JumpReLU SAE."""
+    for key in ("architecture", "model_name", "hf_hook_point_in", "type"):
+        if config.get(key) is not None:
+            text(config[key], key, path)
+    account_for_keys(config, GEMMA_SCOPE, path)
+    if config.get("architecture", "jump_relu") != "jump_relu":
+        raise InputError(f"{path} has architecture {config['architecture']!r}, expected jump_relu")
+    if config.get("affine_connection") or str(config.get("type", "sae")).lower() not in ("sae", "none", ""):
+        kind = config.get("type") or "with an affine connection"
+        raise InputError(f"{path} is a transcoder ({kind}): expected an SAE, choose one")
+
+
 def _check_extra(state: dict[str, Tensor], path: Path) -> None:
     """Early releases carry a scaling factor of ones; any other extra tensor would change the SAE if left out."""
     extra = sorted(set(state) - set(_WEIGHTS))
@@ -69,8 +98,21 @@ def _check_extra(state: dict[str, Tensor], path: Path) -> None:
         state["scaling_factor"], torch.ones_like(state["scaling_factor"])
     ):
         return
-    if extra:
-        raise InputError(f"{path} has tensors {', '.join(extra)} beyond a Gemma Scope SAE's {', '.join(_WEIGHTS)}")
+    account_for_tensors(state, _WEIGHTS, path)
+
+
+def _where(config: dict[str, Any], name: str) -> str | None:
+    """TransformerLens' name from the configuration, or else from the folders' names."""
+    from_folders, given = _hook_name(name), config.get("hf_hook_point_in")
+    if given is None:
+        return from_folders
+    try:
+        hook_name = parse_hookpoint(given).tl_name
+    except InputError:
+        return given  # refused later, unless a hookpoint is given
+    if from_folders not in (None, hook_name):
+        raise InputError(f"{name} is a folder of {from_folders}, its configuration says {given}: expected one place")
+    return hook_name
 
 
 def _hook_name(name: str) -> str | None:

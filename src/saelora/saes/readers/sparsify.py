@@ -8,11 +8,23 @@ is not used.
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from saelora.errors import InputError
 from saelora.models.hookpoints import parse_hookpoint
-from saelora.saes.readers.common import Parts, Spec, read_json, read_safetensors, take
+from saelora.saes.readers.common import (
+    Parts,
+    Spec,
+    account_for_keys,
+    account_for_tensors,
+    check_sizes,
+    flag,
+    read_json,
+    read_safetensors,
+    take,
+    whole,
+)
+from saelora.saes.readers.keys import SPARSIFY
+
+_TENSORS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
 
 def read(folder: Path, name: str) -> Parts:
@@ -27,21 +39,23 @@ def read(folder: Path, name: str) -> Parts:
     state = read_safetensors(weights_path)
     if "W_skip" in state:
         raise InputError(f"{weights_path} has W_skip: transcoders with a skip connection are not SAEs, choose an SAE")
+    account_for_tensors(state, _TENSORS, weights_path)
     w_enc = take(state, "encoder.weight", weights_path).T
     weights = {
         "W_enc": w_enc,
         "W_dec": take(state, "W_dec", weights_path),
-        "b_enc": state.get("encoder.bias", torch.zeros(w_enc.shape[-1])),
+        "b_enc": take(state, "encoder.bias", weights_path),
         "b_dec": take(state, "b_dec", weights_path),
     }
+    check_sizes(cfg, {"d_in": w_enc.shape[0], "num_latents": w_enc.shape[-1]}, cfg_path)
     run = _run_config(folder)
     return Spec(
         architecture="topk",
         weights=weights,
         apply_b_dec_to_input=True,
-        hook_name=_hook_name(name),
+        hook_name=_hook_name(name, run),
         model_name=run.get("model"),
-        extra={"k": int(take(cfg, "k", cfg_path)), "rescale_acts_by_decoder_norm": False},
+        extra={"k": whole(take(cfg, "k", cfg_path), "k", cfg_path), "rescale_acts_by_decoder_norm": False},
         metadata={"context_size": run.get("ctx_len"), "dataset_path": run.get("dataset")},
     ).parts(weights_path)
 
@@ -51,6 +65,9 @@ def _refuse_unsupported(cfg: dict[str, Any], path: Path) -> None:
         raise InputError(
             f"{path} is a transcoder's (transcode or skip_connection is true): expected an SAE, choose one"
         )
+    for key in ("transcode", "skip_connection", "signed", "normalize_decoder", "multi_topk"):
+        flag(cfg.get(key, False), key, path)
+    account_for_keys(cfg, SPARSIFY, path)
     if cfg.get("activation", "topk") != "topk" or cfg.get("signed"):
         kind = "signed topk" if cfg.get("signed") else cfg["activation"]
         raise InputError(f"{path} has activation {kind!r}: of sparsify's activations only 'topk' is supported")
@@ -65,11 +82,15 @@ def _run_config(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _hook_name(name: str) -> str | None:
-    """The last part of `name` that is a hookpoint: with several seeds the folder is `layers.3.mlp/seed0`."""
+def _hook_name(name: str, run: dict[str, Any]) -> str | None:
+    """The last part of `name` that is a hookpoint: with several seeds the folder is `layers.3.mlp/seed0`.
+
+    A module's name means its output; a run may say that it trained on inputs instead (hook_mode).
+    """
+    side = {"output": "", "input": ".input"}.get(str(run.get("hook_mode", "output")))
     for part in reversed(Path(name).parts[-2:]):
         try:
-            return parse_hookpoint(part).tl_name
+            return None if side is None else parse_hookpoint(part + side).tl_name
         except InputError:
             continue
     return None
