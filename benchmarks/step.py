@@ -25,10 +25,10 @@ from published import ALPHA, DROPOUT, HandWritten, Published, copy_sharing_weigh
 from setting import Ours, Setting
 from torch import Tensor
 
+from saelora.core.head import head_of
 from saelora.core.kl_head import kl_head
 from saelora.core.replay import entry_layer
 from saelora.manifest import environment, write_json
-from saelora.models.anatomy import anatomy_of
 
 MEMORY_REPEATS = 3
 
@@ -159,7 +159,7 @@ def _clean_step(arm: Any, rows: Tensor) -> None:
 
 def loss_calls(setting: Setting, rows: Tensor) -> tuple[Any, Any]:
     """The loss and its gradient with respect to the student's final hidden states: ours, and the published one."""
-    head = anatomy_of(setting.model).head
+    head = head_of(setting.model)
     shape = (rows.numel(), head.weight.shape[1])
     teacher, student = (torch.randn(shape, device=rows.device, dtype=setting.model.dtype) for _ in range(2))
 

@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from saelora.core.head import Head
 from saelora.core.kl_head import chunk_size, kl_head, kl_head_reference, kl_heads
-from saelora.models.anatomy import Head
 
 N, D, V = 37, 12, 50
 HEADS = {"plain": {}, "softcap": {"softcap": 1.5}, "scale": {"scale": 0.3}, "bias": {"bias": True}}

@@ -7,6 +7,7 @@ from peft import get_peft_model
 
 import families
 from families import D_MODEL, N_LAYERS
+from saelora.core.head import head_of
 from saelora.core.kl_head import kl_head
 from saelora.core.lora import adapted_layers, disabled, layers_of, lora_config
 from saelora.core.replay import NO_PREFIX, activations, clean_forward, entry_layer, replay
@@ -79,7 +80,7 @@ def test_prefix_and_suffix_equal_two_full_forwards_in_loss_and_gradient(model, f
         runs = count_runs(model)
         student = replay(model, batch.ids, batch.attention, entry, clean.entries.get(entry))
     loss = kl_head(
-        student.flatten(0, 1), clean.hidden.flatten(0, 1), anatomy_of(model).head, batch.attention.flatten(), chunk=7
+        student.flatten(0, 1), clean.hidden.flatten(0, 1), head_of(model), batch.attention.flatten(), chunk=7
     ).kl
     assert torch.equal(clean.hidden, expected_hidden)
     assert runs == [int(layer > entry) for layer in range(N_LAYERS)]

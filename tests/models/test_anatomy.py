@@ -8,6 +8,7 @@ from transformers import BloomConfig, BloomForCausalLM
 
 import families
 from families import D_MODEL, N_LAYERS, VOCAB
+from saelora.core.head import Head, head_of
 from saelora.core.lora import lora_config
 from saelora.core.replay import activations
 from saelora.errors import InputError
@@ -25,14 +26,14 @@ def test_head_of_the_final_hidden_states_gives_the_models_logits(model, fresh, b
     model = fresh(model)  # asked for hidden states, transformers leaves hooks on it
     anatomy = anatomy_of(model)
     out = model(input_ids=batch.ids, attention_mask=batch.attention, output_hidden_states=True)
-    torch.testing.assert_close(anatomy.head.logits(out.hidden_states[-1]), out.logits, rtol=0, atol=1e-12)
+    torch.testing.assert_close(head_of(model).logits(out.hidden_states[-1]), out.logits, rtol=0, atol=1e-12)
     hidden = anatomy.body(input_ids=batch.ids, attention_mask=batch.attention).last_hidden_state
     assert torch.equal(hidden, out.hidden_states[-1])
 
 
 def test_head_keeps_float32_logits_of_low_precision_weights():
-    head = anatomy_of(families.tiny("llama")).head
-    low = table.Head(head.weight.bfloat16())
+    head = head_of(families.tiny("llama"))
+    low = Head(head.weight.bfloat16())
     assert low.logits(torch.ones(2, D_MODEL, dtype=torch.bfloat16)).dtype == torch.float32
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from saelora.models.anatomy import Head
+from saelora.core.head import Head
 
 CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}  # of one [C, V] tensor; four are held
 
@@ -40,6 +40,7 @@ def kl_heads(
     weight_N: Tensor | None = None,
     labels_N: Tensor | None = None,
     chunk: int | None = None,
+    student_heads: Sequence[Head] | None = None,
 ) -> list[KLHead]:
     """KL(teacher || student) over the full vocabulary, and cross entropies on the way, for students of one teacher.
 
@@ -48,12 +49,14 @@ def kl_heads(
         weight_N: each token's weight in the sum (0 leaves it out); default 1.
         labels_N: next tokens, for the cross entropies.
         chunk: tokens formed at a time.
+        student_heads: the students' own unembeddings, where an adapter changes them; default: the teacher's.
 
     Source: the objective of arXiv 2501.19406, section 3; teacher entropy included, so a perfect student scores 0.
     """
     weight_N = torch.ones(len(teacher_ND), device=teacher_ND.device) if weight_N is None else weight_N
     chunk = chunk or chunk_size(head.weight.shape[0], head.weight.device.type)
-    flat = _ChunkedKL.apply(teacher_ND.detach(), head, weight_N, labels_N, chunk, *students_ND)
+    heads = [head] * len(students_ND) if student_heads is None else list(student_heads)
+    flat = _ChunkedKL.apply(teacher_ND.detach(), head, heads, weight_N, labels_N, chunk, *students_ND)
     groups = [flat[i : i + 5] for i in range(0, len(flat), 5)]
     if labels_N is None:
         return [KLHead(kl, kl_N, None, None, None) for kl, kl_N, *_ in groups]
@@ -74,9 +77,9 @@ def kl_head(
 
 class _ChunkedKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, teacher_ND, head, weight_N, labels_N, chunk, *students_ND):
+    def forward(ctx, teacher_ND, head, heads, weight_N, labels_N, chunk, *students_ND):
         acc = torch.promote_types(teacher_ND.dtype, torch.float32)
-        needs_grad = ctx.needs_input_grad[5:]
+        needs_grad = ctx.needs_input_grad[6:]
         grads_ND = [torch.empty_like(h) if need else None for h, need in zip(students_ND, needs_grad, strict=True)]
         n, device = len(teacher_ND), teacher_ND.device
         ce_t_N = torch.zeros(n, dtype=acc, device=device)
@@ -92,10 +95,10 @@ class _ChunkedKL(torch.autograd.Function):
             if label_C1 is not None:
                 top_C = t_CV.argmax(-1)
                 ce_t_N[part] = (tz_C1.log() - t_CV.gather(1, label_C1))[:, 0]
-            for i, (h_ND, grad_ND) in enumerate(zip(students_ND, grads_ND, strict=True)):
-                head.logits(h_ND[part], out=s_CV)
+            for i, (h_ND, grad_ND, own) in enumerate(zip(students_ND, grads_ND, heads, strict=True)):
+                own.logits(h_ND[part], out=s_CV)
                 # d(cap * tanh(z / cap)) = 1 - (capped / cap)^2, taken before the logits are overwritten
-                slope_CV = None if head.softcap is None or grad_ND is None else 1 - (s_CV / head.softcap) ** 2
+                slope_CV = None if own.softcap is None or grad_ND is None else 1 - (s_CV / own.softcap) ** 2
                 sz_C1 = _exponentials(s_CV, e_CV)
                 if label_C1 is not None:
                     top1_N[i, part] = (top_C == s_CV.argmax(-1)).to(acc)
@@ -107,8 +110,8 @@ class _ChunkedKL(torch.autograd.Function):
                     g_CV = e_CV.addcmul_(p_CV, sz_C1 / tz_C1, value=-1)
                     if slope_CV is not None:
                         g_CV *= slope_CV
-                    g_CD = g_CV.to(head.weight.dtype) @ head.weight
-                    grad_ND[part] = (g_CD * (weight_N[part, None] * head.scale / sz_C1)).to(grad_ND.dtype)
+                    g_CD = g_CV.to(own.weight.dtype) @ own.weight
+                    grad_ND[part] = (g_CD * (weight_N[part, None] * own.scale / sz_C1)).to(grad_ND.dtype)
         ctx.save_for_backward(*grads_ND)
         out = []
         for i in range(len(students_ND)):
@@ -122,7 +125,7 @@ class _ChunkedKL(torch.autograd.Function):
             None if grad_ND is None else grad_ND * upstream[5 * i].to(grad_ND.dtype)
             for i, grad_ND in enumerate(ctx.saved_tensors)
         ]
-        return (None, None, None, None, None, *grads)
+        return (None, None, None, None, None, None, *grads)
 
 
 def _exponentials(logits_CV: Tensor, exp_CV: Tensor) -> Tensor:

@@ -13,6 +13,9 @@ from saelora.errors import InputError
 from saelora.models.anatomy import Anatomy, anatomy_of, unwrap
 from saelora.models.hookpoints import Hookpoint
 
+Adapter = str | tuple[str, ...] | None
+"""An adapter by its name, several that are active together, or none."""
+
 # PEFT's others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) change the base weights, so that the model with its adapter
 # off is no longer the teacher.
 _SAFE_INIT = ("default", "gaussian", "orthogonal")
@@ -102,20 +105,55 @@ def _outside(model: nn.Module, anatomy: Anatomy) -> str | None:
     return rf"(?!{re.escape(tower)}\.).*"
 
 
+def names_of(adapter: Adapter) -> list[str]:
+    """The names that an adapter stands for."""
+    return [] if adapter is None else [adapter] if isinstance(adapter, str) else list(adapter)
+
+
+def wrappers(model: nn.Module) -> list[Any]:
+    """Every module that PEFT has put round another: layers with weights of an adapter (LoRA, IA3, LoHa, VeRA, ...),
+    and trained copies (``modules_to_save``)."""
+    return [module for module in model.modules() if is_wrapper(module)]
+
+
+def is_wrapper(module: nn.Module) -> bool:
+    """Whether PEFT has put this module round another."""
+    return "_disable_adapters" in vars(module) or hasattr(type(module), "_disable_adapters")
+
+
+def inside(wrapper: nn.Module) -> nn.Module:
+    """The module that a wrapper was put round."""
+    inner = wrapper._modules
+    return inner.get("original_module") or inner["base_layer"]  # type: ignore[return-value]
+
+
+def holds(wrapper: Any, adapter: Adapter) -> bool:
+    """Whether a wrapper has weights of an adapter."""
+    there = getattr(wrapper, "_adapters", None) or _keys(wrapper)
+    return any(name in there for name in names_of(adapter))
+
+
+def _keys(wrapper: Any) -> set[str]:
+    """The adapters that a tuner's layer has weights of, whatever its kind calls them."""
+    named = (getattr(wrapper, name, None) for name in getattr(wrapper, "adapter_layer_names", ()))
+    return {key for weights in named if weights is not None for key in weights}
+
+
 @contextmanager
-def only(model: nn.Module, adapter: str | None) -> Iterator[None]:
-    """The model with one of its adapters and no other; None: with none of them, whether it has any or not.
+def only(model: nn.Module, adapter: Adapter) -> Iterator[None]:
+    """The model with one of its adapters, or several together, and no other; None: with none, if it has any at all.
 
     Which adapters train is left alone, unlike PEFT's ``set_adapter``. The switch is the one PEFT's
     ``disable_adapter`` uses, but that takes stock of the whole model first: on the default model on two CPU cores it
     took longer than the training step around it.
     """
-    layers: list[Any] = [module for module in model.modules() if hasattr(module, "_disable_adapters")]
+    layers = wrappers(model)
     before = [(module._disable_adapters, module._active_adapter) for module in layers]
+    names = names_of(adapter)
     for module in layers:
         module._disable_adapters = adapter is None
         if adapter is not None:
-            module._active_adapter = [adapter]
+            module._active_adapter = names
     try:
         yield
     finally:
@@ -162,19 +200,34 @@ def parameters_of(model: nn.Module, adapter: str) -> dict[str, nn.Parameter]:
     return {name: p for name, p in model.named_parameters() if "lora_" in name and adapter in name.split(".")}
 
 
-def adapted_layers(model: nn.Module, adapter: str | None = None) -> list[int]:
-    """The layers that hold weights of an adapter (None: of any), read off the modules themselves."""
-    found = []
-    for i, layer in enumerate(anatomy_of(model).layers):
-        names = [name for name, _ in layer.named_parameters() if "lora_" in name]
-        if any(adapter is None or adapter in name.split(".") for name in names):
-            found.append(i)
-    return found
+def adapted_layers(model: nn.Module, adapter: Adapter = None) -> list[int]:
+    """The layers that hold weights of an adapter (None: of any), read off the modules themselves.
+
+    Weights in the body but in none of its layers (the embeddings, say) count as the lowest layer's: nothing above them
+    is as it was. Those of the unembedding are no layer's.
+    """
+    anatomy = anatomy_of(model)
+    found = {i for i, layer in enumerate(anatomy.layers) if _any_holds(layer, adapter)}
+    in_layers = {id(module) for layer in anatomy.layers for module in layer.modules()}
+    if any(id(each) not in in_layers and _is_held(each, adapter) for each in wrappers(anatomy.body)):
+        found.add(0)
+    return sorted(found)
 
 
-def adapter_name(model: nn.Module) -> str | None:
-    """The adapter that is active, or None where the model has none."""
-    if not adapted_layers(model):
-        return None
-    active = getattr(model, "active_adapter", "default")
-    return active if isinstance(active, str) else "default"
+def _any_holds(module: nn.Module, adapter: Adapter) -> bool:
+    return any(_is_held(each, adapter) for each in wrappers(module))
+
+
+def _is_held(wrapper: Any, adapter: Adapter) -> bool:
+    return adapter is None or holds(wrapper, adapter)
+
+
+def adapter_name(model: nn.Module) -> Adapter:
+    """The adapter that is active, or None where the model has none, or has them switched off."""
+    active: dict[str, None] = {}
+    for module in wrappers(model):
+        if not module._disable_adapters:
+            now = module._active_adapter
+            active |= dict.fromkeys(name for name in ([now] if isinstance(now, str) else now) if holds(module, name))
+    names = tuple(active)
+    return names if len(names) > 1 else names[0] if names else None

@@ -160,13 +160,9 @@ def replay(
         return _run(anatomy, input_ids, attention_mask)
 
 
-@torch.no_grad()
-def activations(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, hookpoints: Sequence[Hookpoint]
-) -> dict[Hookpoint, Tensor]:
-    """Clean activations [batch, seq, d] at hookpoints; layers above the highest one are not run."""
-    anatomy = anatomy_of(model)
-    found: dict[Hookpoint, Tensor] = {}
+@contextmanager
+def capturing(anatomy: Anatomy, hookpoints: Sequence[Hookpoint], found: dict[Hookpoint, Tensor]) -> Iterator[None]:
+    """While the context is open, put the activations at hookpoints into ``found``, as they come to a splice there."""
     handles = []
     for hookpoint in hookpoints:
         module, side = anatomy.site(hookpoint)
@@ -181,13 +177,23 @@ def activations(
             handles.append(module.register_forward_pre_hook(on_input, with_kwargs=True))
         else:
             handles.append(module.register_forward_hook(on_output))
-    top = max(h.layer for h in hookpoints)
     try:
-        with _layers(anatomy, _from(anatomy, NO_PREFIX, None, top)):
-            _run(anatomy, input_ids, attention_mask)
+        yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+@torch.no_grad()
+def activations(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, hookpoints: Sequence[Hookpoint]
+) -> dict[Hookpoint, Tensor]:
+    """Clean activations [batch, seq, d] at hookpoints; layers above the highest one are not run."""
+    anatomy = anatomy_of(model)
+    found: dict[Hookpoint, Tensor] = {}
+    top = max(h.layer for h in hookpoints)
+    with capturing(anatomy, hookpoints, found), _layers(anatomy, _from(anatomy, NO_PREFIX, None, top)):
+        _run(anatomy, input_ids, attention_mask)
     return found
 
 

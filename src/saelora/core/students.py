@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 from torch import Tensor, nn
 
 from saelora.core import lora
+from saelora.core.head import Head, head_of
 from saelora.core.replay import Clean, clean_forward, entry_layer, replay, stem
 from saelora.core.splice import Splice
+from saelora.models.hookpoints import Hookpoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,10 @@ class Student:
     """A variant of the model: through a splice (None: without), with an adapter (None: without)."""
 
     splice: Splice | None = None
-    adapter: str | None = None
+    adapter: lora.Adapter = None
+
+
+CLEAN = Student()
 
 
 @dataclass(frozen=True)
@@ -55,10 +60,26 @@ class Students:
         self._clean_entry = {s: entry_layer(s.splice.saes if s.splice else (), self._adapted(s)) for s in students}
         self._entry = {s: entry_layer((), self._adapted(s)) if s.adapter else self._clean_entry[s] for s in students}
         self._entry.update({s: self._clean_entry[s] for s in without_stem})
+        self._heads: dict[lora.Adapter, Head] = {}
 
     def enters(self, student: Student) -> int:
         """The layer whose clean output a student goes on from, or NO_PREFIX."""
         return self._clean_entry[student]
+
+    def times(self, student: Student) -> dict[Hookpoint, int]:
+        """How often each SAE of a student runs for one batch: in its stem, and in the layers that are its own."""
+        if student.splice is None:
+            return {}
+        entry, stem = self._entry[student], self._has_stem(student)
+        return {
+            h: int(stem and h.layer <= entry) + int(not stem or entry_layer([h]) >= entry) for h in student.splice.saes
+        }
+
+    def head(self, student: Student = CLEAN) -> Head:
+        """A student's unembedding; the teacher's by default."""
+        if student.adapter not in self._heads:
+            self._heads[student.adapter] = head_of(self.model, student.adapter)
+        return self._heads[student.adapter]
 
     def _adapted(self, student: Student) -> list[int]:
         return lora.adapted_layers(self.model, student.adapter) if student.adapter else []

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saelora.core.head import Head
 from saelora.core.kl_head import chunk_size
+from saelora.core.mode import evaluating
 from saelora.core.splice import SAE, Observer, Splice, TokenMask
 from saelora.core.students import Shared, Student, Students
 from saelora.evals.intervals import UNDEFINED, Estimate, ratio
 from saelora.evals.loss_sums import wide
-from saelora.evals.mode import evaluating
-from saelora.models.anatomy import Head, anatomy_of
+from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 
 
@@ -150,7 +151,7 @@ def cross_entropies(
         observers: variant -> what sees its SAEs at work.
         before: called with each batch's token mask before its variants run.
     """
-    found, device, head = CrossEntropies(), next(model.parameters()).device, anatomy_of(model).head
+    found, device = CrossEntropies(), device_of(model)
     found.ce = {name: [] for name in variants}
     students = Students(model, [v for v in variants.values() if v.splice or v.adapter], others)
     for start in range(0, len(rows), batch_rows):
@@ -166,7 +167,7 @@ def cross_entropies(
             shared = students.teacher(ids)
             for name, variant in variants.items():
                 hidden = _hidden(students, variant, shared, (observers or {}).get(name))
-                found.ce[name] += _row_sums(hidden, ids, mask, head)
+                found.ce[name] += _row_sums(hidden, ids, mask, students.head(variant))
         progress(ids.numel())
     return found
 

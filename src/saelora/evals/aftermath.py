@@ -5,12 +5,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from saelora.core.mode import evaluating
 from saelora.core.replay import activations
 from saelora.core.splice import Splice, TokenMask
 from saelora.core.students import Student, Students
 from saelora.evals.drift import clean_latents, observed
 from saelora.evals.firing import Firing, Seen
-from saelora.evals.mode import evaluating
+from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 
 
@@ -34,7 +35,7 @@ def firing_change(
     Returns:
         hookpoint -> what ``Firing.compute`` gives: jaccard, rate_correlation, l0 and fvu of both, identical or not.
     """
-    device, hookpoints = next(model.parameters()).device, list(reference.saes)
+    device, hookpoints = device_of(model), list(reference.saes)
     students = Students(model, [student], [reference])
     firing = {hookpoint: Firing(len(rows)) for hookpoint in hookpoints}
     with evaluating(model), torch.no_grad(), torch.autocast(device.type, autocast, enabled=autocast is not None):

@@ -7,8 +7,9 @@ import torch
 from torch import nn
 
 from saelora.core import lora
+from saelora.core.mode import evaluating
 from saelora.core.splice import Splice
-from saelora.evals.mode import evaluating
+from saelora.models.anatomy import device_of
 
 # name -> whether the SAEs are spliced in, and whether the adapter is on
 ARMS = {"base": (False, False), "sae": (True, False), "adapted": (True, True), "adapted_clean": (False, True)}
@@ -41,5 +42,5 @@ def arm(
             stack.enter_context(each.switched(with_sae and each is own))
         stack.enter_context(lora.only(model, lora.adapter_name(model) if with_adapter else None))
         if autocast is not None:
-            stack.enter_context(torch.autocast(next(model.parameters()).device.type, autocast))
+            stack.enter_context(torch.autocast(device_of(model).type, autocast))
         yield own

@@ -12,7 +12,7 @@ from saelora.core.splice import Splice, TokenMask
 from saelora.evals.arms import arm
 from saelora.evals.intervals import ratio
 from saelora.evals.loss_sums import wide
-from saelora.models.anatomy import Anatomy, anatomy_of, unwrap
+from saelora.models.anatomy import Anatomy, anatomy_of, device_of, unwrap
 
 ARMS = ("base", "sae", "adapted")
 
@@ -47,7 +47,7 @@ def attention_to_exempt(
     sums = {name: np.zeros((len(rows), n_layers)) for name in arms}
     with _eager(model):
         for i, row in enumerate(rows):
-            ids = row[None].to(next(model.parameters()).device)
+            ids = row[None].to(device_of(model))
             mask_S = token_mask(ids)[0]
             for name in arms:
                 with arm(model, spliced, name, autocast):

@@ -21,7 +21,7 @@ from saelora.evals.arms import arm
 from saelora.evals.firing import Firing
 from saelora.evals.intervals import ratios
 from saelora.evals.loss_sums import wide
-from saelora.models.anatomy import Anatomy, anatomy_of
+from saelora.models.anatomy import Anatomy, anatomy_of, device_of
 from saelora.models.hookpoints import Hookpoint
 
 AWAY = ("sae", "adapted", "adapted_clean")
@@ -60,7 +60,7 @@ def measure_drift(
             "nothing to measure: no position is replaced by the SAE; expected rows with tokens that the token policy "
             "does not exempt"
         )
-    device, anatomy = next(model.parameters()).device, anatomy_of(model)
+    device, anatomy = device_of(model), anatomy_of(model)
     distances = Distances(anatomy.n_layers)
     firing = {hookpoint: Firing(len(rows)) for hookpoint in spliced.saes}
     for start in range(0, len(rows), batch_rows):

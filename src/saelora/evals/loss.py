@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core import lora
+from saelora.core.check import check_parts
 from saelora.core.kl_head import kl_heads
+from saelora.core.mode import evaluating
 from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
 from saelora.core.students import Shared, Student, Students
 from saelora.evals.loss_sums import LossSums, SAESums
-from saelora.evals.mode import evaluating
-from saelora.models.anatomy import anatomy_of
+from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 from saelora.train.distributed import ALONE, Group
 
@@ -36,6 +37,7 @@ def evaluate_loss(
     progress: Callable[[int], None] = lambda n_tokens: None,
     group: Group = ALONE,
     reference: dict[Hookpoint, SAE] | None = None,
+    check: bool = True,
 ) -> dict[str, Any]:
     """Evaluate the clean model against its variants on packed rows [n_rows, context].
 
@@ -46,6 +48,7 @@ def evaluate_loss(
         progress: told of the tokens of each finished batch.
         group: the processes that divide the batches between them; each returns the same.
         reference: the SAEs as they were, where ``saes`` were trained in the model.
+        check: first see that the parts of the model that are run here give what the model itself gives.
 
     Returns:
         Plain data: ce_base and ce_<arm> in nats per predicted token, kl_<arm>, top1_<arm> (share of predictions
@@ -55,11 +58,13 @@ def evaluate_loss(
         adapted model.
 
     Raises:
-        InputError: no position of the rows is replaced by the SAE.
+        InputError: no position of the rows is replaced by the SAE, or the model cannot be run in parts.
     """
     with ExitStack() as stack:
         spliced = stack.enter_context(splice(model, saes, token_mask))
         before = None if reference is None else stack.enter_context(splice(model, reference, token_mask))
+        if check:
+            check_parts(model, spliced, rows, others=[before] if before else [], autocast=autocast)
         branches = {"": Student(spliced, lora.adapter_name(model))}
         found = evaluate_branches(
             model,
@@ -94,7 +99,7 @@ def evaluate_branches(
     All share the clean pass, and the students of one splice its spliced arm. ``reference``: the open splice that is the
     spliced arm of all of them, where their own SAEs were trained; the adapted arm then needs no adapter.
     """
-    device = next(model.parameters()).device
+    device = device_of(model)
     done: list[LossSums] = []
     with evaluating(model), ExitStack() as stack:
         runs = _Arms(model, branches, token_mask, arms or ARMS, stack, rows.numel(), reference)
@@ -156,7 +161,6 @@ class _Arms:
         others = [spliced for spliced in own if spliced is not None]
         watched = [s for s in every if s.adapter is not None and s in self.sae_sums]
         self.students = Students(model, list(every), others, without_stem=watched)
-        self.head = anatomy_of(model).head
 
     def batch(
         self, input_ids: Tensor, token_mask: TokenMask, *, observe: bool = True
@@ -170,7 +174,9 @@ class _Arms:
             hidden = [self._hidden(student, shared, observe) for student in self.number]
         shape = input_ids[:, 1:].shape
         flat = [h[:, :-1].flatten(0, 1) for h in (shared.clean.hidden, *hidden)]
-        heads = kl_heads(flat[1:], flat[0], self.head, labels_N=input_ids[:, 1:].flatten())
+        own = [self.students.head(student) for student in self.number]
+        head = self.students.head()
+        heads = kl_heads(flat[1:], flat[0], head, labels_N=input_ids[:, 1:].flatten(), student_heads=own)
         values = {}
         for i, out in enumerate(heads):
             assert out.ce_teacher_N is not None

@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saelora.core.head import Head
 from saelora.core.kl_head import chunk_size
 from saelora.core.splice import Splice
 from saelora.evals.tokens import PerToken, Trio, unobserved
+from saelora.models.anatomy import device_of
 
 WINDOW = 48  # tokens of a passage
 BEFORE = 36  # of which before the token that it is shown for, where the row has as many
@@ -80,21 +82,21 @@ def _likeliest_of_rows(
     progress: Callable[[int], None],
 ) -> dict[int, dict[str, list[list[list[float]]]]]:
     """row -> model -> the likeliest tokens after each position."""
-    device = next(trio.model.parameters()).device
+    device = device_of(trio.model)
     top = {}
     with trio.running(autocast):
         for row in sorted(rows):
             hidden = trio.hidden(torch.from_numpy(found.ids[row : row + 1]).to(device), unobserved)
-            top[row] = {name: _likeliest(trio, h[0, :-1]) for name, h in hidden.items()}
+            top[row] = {name: _likeliest(trio.heads[name], h[0, :-1]) for name, h in hidden.items()}
             progress(1)
     return top
 
 
-def _likeliest(trio: Trio, hidden_PD: Tensor) -> list[list[list[float]]]:
+def _likeliest(head: Head, hidden_PD: Tensor) -> list[list[list[float]]]:
     """[id, probability] of the likeliest tokens after each position, the likeliest first."""
     out = []
-    for chunk_CD in hidden_PD.split(chunk_size(len(trio.head.weight), hidden_PD.device.type)):
-        logits_CV = trio.head.logits(chunk_CD)
+    for chunk_CD in hidden_PD.split(chunk_size(len(head.weight), hidden_PD.device.type)):
+        logits_CV = head.logits(chunk_CD)
         top = logits_CV.topk(min(LIKELIEST, logits_CV.shape[1]))
         p = (top.values - logits_CV.logsumexp(-1, keepdim=True)).exp()
         for ids, probabilities in zip(top.indices.tolist(), p.tolist(), strict=True):

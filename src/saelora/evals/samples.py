@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from saelora.core import lora
 from saelora.core.splice import Splice
 from saelora.evals.arms import arm
+from saelora.models.anatomy import device_of
 
 
 def prompts_from(rows: Tensor, n_prompts: int, n_tokens: int = 32) -> Tensor:
@@ -36,9 +37,9 @@ def continuations(
         One dict a prompt: prompt, original, spliced, adapted (the last only where there is an adapted model).
     """
     arms = {"original": "base", "spliced": "sae"}
-    if lora.adapted_layers(model) or adapted is not None:
+    if lora.adapter_name(model) or adapted is not None:
         arms["adapted"] = "adapted"
-    prompts = prompts.to(next(model.parameters()).device)
+    prompts = prompts.to(device_of(model))
     out = [{"prompt": text_of(tokenizer, row)} for row in prompts]
     for name, variant in arms.items():
         with arm(model, spliced, variant, adapted=adapted):

@@ -18,13 +18,13 @@ from torch import Tensor, nn
 
 from saelora.core import lora
 from saelora.core.kl_head import kl_heads
+from saelora.core.mode import evaluating
 from saelora.core.splice import Observer, Splice, TokenMask
 from saelora.core.students import Student, Students
 from saelora.errors import InputError
 from saelora.evals.intervals import ratios
-from saelora.evals.mode import evaluating
 from saelora.evals.token_bins import frequency_bins, position_bins, recon_error_bins, table
-from saelora.models.anatomy import Head, anatomy_of
+from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
@@ -56,7 +56,7 @@ class Trio:
         self.model, self.spliced = model, spliced
         self.plan = {"sae": Student(spliced), "adapted": Student(adapted or spliced, lora.adapter_name(model))}
         self.students = Students(model, list(self.plan.values()))
-        self.head: Head = anatomy_of(model).head
+        self.heads = {"base": self.students.head()} | {n: self.students.head(s) for n, s in self.plan.items()}
 
     @contextmanager
     def running(self, autocast: torch.dtype | None) -> Iterator[None]:
@@ -65,7 +65,7 @@ class Trio:
             stack.enter_context(torch.no_grad())
             stack.enter_context(evaluating(self.model))
             if autocast is not None:
-                stack.enter_context(torch.autocast(next(self.model.parameters()).device.type, autocast))
+                stack.enter_context(torch.autocast(device_of(self.model).type, autocast))
             yield
 
     def hidden(self, input_ids: Tensor, observer: Observer) -> dict[str, Tensor]:
@@ -108,7 +108,7 @@ def per_token(
     Raises:
         InputError: no prediction counts.
     """
-    device, trio = next(model.parameters()).device, Trio(model, spliced, adapted)
+    device, trio = device_of(model), Trio(model, spliced, adapted)
     watch = _ReconError(lowest(spliced))
     found: dict[str, list[Tensor]] = {name: [] for name in FIGURES}
     with trio.running(autocast):
@@ -130,7 +130,10 @@ def per_token(
 def _batch(trio: Trio, input_ids: Tensor, observer: Observer) -> dict[str, Tensor]:
     """FIGURES of a batch [batch, seq], each [batch, seq - 1]."""
     hidden = {name: h[:, :-1].flatten(0, 1) for name, h in trio.hidden(input_ids, observer).items()}
-    heads = kl_heads([hidden["sae"], hidden["adapted"]], hidden["base"], trio.head, labels_N=input_ids[:, 1:].flatten())
+    own, labels_N = [trio.heads[name] for name in trio.plan], input_ids[:, 1:].flatten()
+    heads = kl_heads(
+        [hidden[name] for name in trio.plan], hidden["base"], trio.heads["base"], labels_N=labels_N, student_heads=own
+    )
     values = {"ce_base": heads[0].ce_teacher_N}
     for name, out in zip(trio.plan, heads, strict=True):
         values |= {f"ce_{name}": out.ce_student_N, f"kl_{name}": out.kl_N}

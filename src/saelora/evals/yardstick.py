@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core.kl_head import kl_heads
+from saelora.core.mode import evaluating
 from saelora.core.replay import NO_PREFIX, Clean, clean_forward, entry_layer
 from saelora.core.splice import Splice, TokenMask
 from saelora.core.students import Student, Students
 from saelora.evals.loss_sums import LossSums, SAESums
-from saelora.evals.mode import evaluating
-from saelora.models.anatomy import anatomy_of
+from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 
 
@@ -44,7 +44,7 @@ class Yardstick:
             autocast: half precision to run in.
         """
         self.rows, self.token_mask, self.autocast = rows, token_mask, autocast
-        self.device = next(model.parameters()).device
+        self.device = device_of(model)
         entry = entry_layer(hookpoints)
         self._clean: list[tuple[Tensor, Clean]] = []
         with evaluating(model), self._autocast():
@@ -62,7 +62,8 @@ class Yardstick:
             others: further splices that are open there, and are to be kept out.
             observe: also takes what the student's SAEs do.
         """
-        students, head = Students(model, [student], others), anatomy_of(model).head
+        students = Students(model, [student], others)
+        head, own = students.head(), students.head(student)
         found = LossSums()
         with evaluating(model), torch.no_grad(), self._autocast():
             for ids, clean in self._clean:
@@ -72,7 +73,7 @@ class Yardstick:
                     hidden = students.hidden(student, shared)
                 labels = ids[:, 1:]
                 flat = [h[:, :-1].flatten(0, 1) for h in (hidden, clean.hidden)]
-                (out,) = kl_heads(flat[:1], flat[1], head, labels_N=labels.flatten())
+                (out,) = kl_heads(flat[:1], flat[1], head, labels_N=labels.flatten(), student_heads=[own])
                 values = {"ce_base": out.ce_teacher_N, "ce": out.ce_student_N, "kl": out.kl_N, "top1": out.top1_N}
                 shaped = {name: value.view(labels.shape) for name, value in values.items() if value is not None}
                 found.update(self.token_mask(ids)[:, :-1].to(shaped["ce"].dtype), shaped)

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from saelora.errors import InputError
@@ -56,36 +56,6 @@ _FAMILIES = {
 
 
 @dataclass(frozen=True)
-class Head:
-    """The frozen unembedding: hidden states after the final norm -> logits."""
-
-    weight: Tensor  # [d_vocab, d_model]
-    bias: Tensor | None = None  # [d_vocab]
-    scale: float = 1.0
-    softcap: float | None = None
-
-    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
-        """[..., d_model] -> [..., d_vocab], in float32 (float64 stays float64).
-
-        Without gradient, ``out`` [n_tokens, d_vocab] receives them and no other tensor of that size is made.
-        """
-        hidden = hidden.to(self.weight.dtype)
-        if out is None:
-            logits = torch.nn.functional.linear(hidden, self.weight, self.bias)
-            logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) * self.scale
-            return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
-        if out.dtype == self.weight.dtype:
-            torch.mm(hidden, self.weight.T, out=out)
-        else:
-            out.copy_(hidden @ self.weight.T)
-        if self.bias is not None:
-            out += self.bias
-        if self.scale != 1.0:
-            out *= self.scale
-        return out if self.softcap is None else out.div_(self.softcap).tanh_().mul_(self.softcap)
-
-
-@dataclass(frozen=True)
 class Anatomy:
     """A decoder's parts, found once.
 
@@ -97,7 +67,8 @@ class Anatomy:
     stack: nn.Module
     layers_name: str  # the stack's attribute that holds the layers, "layers" or "h"
     family: Family
-    head: Head
+    unembedding: nn.Module  # as the model calls it: a linear layer, or what wraps one
+    softcap: float | None  # of the final logits
     d_model: int
     d_vocab: int
 
@@ -194,6 +165,15 @@ def anatomy_of(model: nn.Module) -> Anatomy:
     body: nn.Module = model.base_model  # type: ignore[assignment]
     stack = model.get_decoder()  # type: ignore[operator]
     unembedding = model.get_output_embeddings()  # type: ignore[operator]
-    head = Head(unembedding.weight, unembedding.bias, 1.0, getattr(config, "final_logit_softcapping", None))
+    softcap = getattr(config, "final_logit_softcapping", None)
     layers_name = "h" if hasattr(stack, "h") else "layers"
-    return Anatomy(body, stack, layers_name, family, head, config.hidden_size, unembedding.weight.shape[0])
+    d_vocab = getattr(unembedding, "out_features", None) or unembedding.weight.shape[0]
+    return Anatomy(body, stack, layers_name, family, unembedding, softcap, config.hidden_size, d_vocab)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model takes its input ids: the first parameter's device that is a real one.
+
+    Parameters that are kept on disk until they are needed (accelerate's offloading) stand on the meta device.
+    """
+    return next((p.device for p in model.parameters() if p.device.type != "meta"), torch.device("cpu"))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from saelora.core import lora
 from saelora.core.kl_head import kl_heads
 from saelora.core.students import Shared, Students
-from saelora.models.anatomy import anatomy_of
+from saelora.models.anatomy import device_of
 from saelora.objectives.balance import BatchErrors, balanced
 from saelora.objectives.branch import Branch, BranchRun
 from saelora.train.distributed import ALONE, Group
@@ -54,8 +54,7 @@ class Distill:
             InputError: a branch has nothing to train, or the objective "kl+mse" and no SAE that it trains.
         """
         self.model, self.n_rows, self.group = model, n_rows, group
-        self.device, self._autocast_dtype = next(model.parameters()).device, autocast
-        self.head = anatomy_of(model).head
+        self.device, self._autocast_dtype = device_of(model), autocast
         lora.fuse(model)
         model.eval()
         for name, module in model.named_modules():
@@ -64,6 +63,7 @@ class Distill:
         self.runs = [BranchRun(model, branch, self.device) for branch in branches]
         training_saes = [run.student for run in self.runs if run.tuned]  # a stem is made without gradient
         self.students = Students(model, [run.student for run in self.runs], without_stem=training_saes)
+        self.head = self.students.head()
         self.at_once = at_once or len(branches)
 
     def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:

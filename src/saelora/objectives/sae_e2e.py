@@ -181,7 +181,7 @@ class EndToEnd(SAETraining):
         with self._autocast(), keeping(anatomy_of(self.model), outputs, above):
             hidden = spliced.together.hidden(spliced.students[name], batch.shared).flatten(0, 1)
         output = sae.take()
-        head = anatomy_of(self.model).head
+        head = spliced.together.head()
         kl = kl_heads([hidden], batch.shared.clean.hidden.flatten(0, 1), head)[0].kl / len(hidden)
         penalties = [value for key, value in output.losses.items() if key != "mse_loss"]
         loss = kl + sum(penalties) / output.sae_in.shape[-1]

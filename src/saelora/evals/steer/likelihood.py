@@ -8,14 +8,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
+from saelora.core import lora
+from saelora.core.head import Head, head_of
 from saelora.core.kl_head import chunk_size
 from saelora.core.replay import clean_forward, entry_layer, replay
 from saelora.core.splice import Splice, TokenMask, splice
-from saelora.evals.arms import arm
+from saelora.evals.arms import ARMS, arm
 from saelora.evals.loss_sums import wide
 from saelora.evals.steer.interventions import Intervention
 from saelora.evals.steer.texts import Text
-from saelora.models.anatomy import Head, anatomy_of
+from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 
 BATCH_TEXTS = 16
@@ -73,7 +75,8 @@ def log_likelihoods(
         steered_tokens: the positions that an intervention acts on.
         progress: told of tokens, once for each pass over them.
     """
-    head, device = anatomy_of(model).head, next(model.parameters()).device
+    head = head_of(model, lora.adapter_name(model) if ARMS[arm_name][1] else None)
+    device = device_of(model)
     entry = entry_layer([hookpoint])
     found = torch.zeros(1 + len(interventions), len(texts), dtype=torch.float64)
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
