@@ -26,6 +26,9 @@ class Draws:
         self.group, self.signal_at, self.fails_at = group, signal_at, fails_at
         self.drawn: list[float] = []
 
+    def check(self, rows):
+        pass
+
     def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
         n = len(self.drawn) + 1
         if n == self.fails_at:

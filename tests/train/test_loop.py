@@ -24,6 +24,9 @@ class RunningSum:
         self.total, self.progress = torch.zeros((), dtype=torch.float64), []
         self.fails_at, self.signal_at = fails_at, signal_at
 
+    def check(self, rows):
+        pass
+
     def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
         self.progress.append(progress)
         if self.fails_at == len(self.progress):

@@ -6,7 +6,8 @@ variant of the model is run on one short row both ways, and the logits are compa
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,9 +20,10 @@ from saelora.core.splice import Splice
 from saelora.core.students import CLEAN, Student, Students
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of, device_of
+from saelora.models.compiling import is_compiled
 from saelora.models.hookpoints import Hookpoint
 
-TOKENS = 24  # of the row: room for every kind of mask, and under a second on a CPU
+TOKENS = 16  # of the row: room for every kind of mask, and under a second on a CPU
 _ROUNDINGS = {torch.float64: 1e6, torch.float32: 64}  # allowed difference in units of the last place; else 4
 _NO_HOOKS = (
     "its hooks are not called: was the model compiled (torch.compile) or its forward replaced before? Splice the model "
@@ -30,9 +32,9 @@ _NO_HOOKS = (
 _UNLIKE = "its forward pass does more than run layers, norm and unembedding one after the other, so nothing is measured"
 
 
-def check_parts(
+def check_against_whole(
     model: nn.Module,
-    spliced: Splice,
+    spliced: Splice | None,
     rows: Tensor,
     *,
     adapters: Iterable[lora.Adapter] = (),
@@ -47,8 +49,8 @@ def check_parts(
 
     Args:
         model: as it will be run, PEFT-wrapped or not.
-        spliced: open on the model.
-        rows: packed, [n_rows, context].
+        spliced: open on the model; None where there is no SAE yet.
+        rows: a batch like those that will be run, packed, [n_rows, context].
         others: further splices that are open on the model, to be kept out of it.
         autocast: half precision that the model will run in.
 
@@ -57,21 +59,25 @@ def check_parts(
             by how much, and the likely cause.
     """
     given = lora.adapter_name(model)
-    variants = {"the original model": CLEAN, "the spliced model": Student(spliced)}
+    variants = {"the original model": CLEAN}
+    if spliced is not None:
+        variants["the spliced model"] = Student(spliced)
     for adapter in dict.fromkeys((given, *adapters)):
         if adapter is not None:
             name = ", ".join(lora.names_of(adapter))
             variants[f"the model with adapter {name}"] = Student(None, adapter)
-            variants[f"the spliced model with adapter {name}"] = Student(spliced, adapter)
-    ids = rows[:1, :TOKENS].to(device_of(model))
+            if spliced is not None:
+                variants[f"the spliced model with adapter {name}"] = Student(spliced, adapter)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
         stack.enter_context(evaluating(model))
         stack.enter_context(_told_apart(model))
         if autocast is not None:
-            stack.enter_context(torch.autocast(ids.device.type, autocast))
-        pair = _Pair(model, list(variants.values()), [spliced, *others], given, ids, autocast)
-        pair.check("the model as it was given", Student(None, given), as_given=True)
+            stack.enter_context(torch.autocast(device_of(model).type, autocast))
+        splices = [each for each in (spliced, *others) if each is not None]
+        pair = _Pair(model, list(variants.values()), splices, given, rows, autocast)
+        if given is None and _peft_configs(model):  # else it is one of the variants
+            pair.check("the model as it was given", CLEAN, as_given=True)
         for name, student in variants.items():
             pair.check(name, student)
 
@@ -84,7 +90,7 @@ def check_activations(
     Raises:
         InputError: they are not, or a hookpoint was not seen to be passed.
     """
-    ids = rows[:1, :TOKENS].to(device_of(model))
+    ids = (rows if is_compiled(model) else rows[:1, :TOKENS]).to(device_of(model))
     whole: dict[Hookpoint, Tensor] = {}
     with torch.no_grad(), evaluating(model), torch.autocast(ids.device.type, autocast, enabled=autocast is not None):
         with capturing(anatomy_of(model), hookpoints, whole):
@@ -110,13 +116,20 @@ class _Pair:
         variants: Sequence[Student],
         splices: Sequence[Splice],
         given: lora.Adapter,
-        ids: Tensor,
+        rows: Tensor,
         autocast: torch.dtype | None,
     ):
-        self.model, self.splices, self.given, self.ids, self.autocast = model, splices, given, ids, autocast
-        every = Students(model, variants, splices)
-        with self._fast_path(), every.only(CLEAN):
-            self.clean: Clean = clean_forward(model, ids, None, sorted({every.enters(s) for s in variants}))
+        self.model, self.splices, self.given, self.autocast = model, splices, given, autocast
+        # compiled layers would be compiled anew for a row of another shape, which takes a minute
+        self.ids = (rows if is_compiled(model) else rows[:1, :TOKENS]).to(device_of(model))
+        self.every = Students(model, variants, splices)
+
+    @cached_property
+    def clean(self) -> Clean:
+        """The clean pass that all variants go on from."""
+        with self.every.only(CLEAN):
+            entries = sorted({self.every.enters(student) for student in self.every.students})
+            return clean_forward(self.model, self.ids, None, entries)
 
     def check(self, name: str, student: Student, *, as_given: bool = False) -> None:
         """Raise InputError where the variant's two ways differ.
@@ -126,15 +139,19 @@ class _Pair:
         with ExitStack() as stack:
             for spliced in self.splices:
                 stack.enter_context(spliced.switched(spliced is student.splice))
-            stack.enter_context(_peft_runs(self.model, self.given if as_given else student.adapter, self.given))
+            stack.enter_context(nullcontext() if as_given else _peft_runs(self.model, student.adapter, self.given))
             seen = stack.enter_context(_counting(self.splices))
-            whole = self.model(input_ids=self.ids).logits
+            whole = self.model(
+                input_ids=self.ids, **({"logits_to_keep": TOKENS} if is_compiled(self.model) else {})
+            ).logits
         once = dict.fromkeys(student.splice.saes if student.splice else (), 1)
         self._ran(f"{name}, run whole", student, seen, once)
         with self._fast_path(), _counting(self.splices) as seen:
             students = Students(self.model, [student], self.splices)
-            hidden = students.hidden(student, students.share(self.ids, None, self.clean))
-            fast = students.head(student).logits(hidden)
+            hidden = self.clean.hidden
+            if student.splice is not None or student.adapter is not None:
+                hidden = students.hidden(student, students.share(self.ids, None, self.clean))
+            fast = students.head(student).logits(hidden[:, -TOKENS:])
         self._ran(f"{name}, run in parts", student, seen, students.times(student))
         self._agree(name, student, whole, fast)
 
@@ -142,6 +159,8 @@ class _Pair:
     def _fast_path(self) -> Iterator[None]:
         try:
             yield
+        except torch.OutOfMemoryError:
+            raise
         except (RuntimeError, NotImplementedError) as error:
             said = " ".join(str(error).split())[:200]
             raise InputError(f"this model cannot be run in parts ({said}): {_UNLIKE}") from error
@@ -172,9 +191,10 @@ class _Pair:
     def _cause(self, student: Student) -> str:
         kinds = {str(getattr(c.peft_type, "value", c.peft_type)) for c in _peft_configs(self.model)}
         if kinds and (student.adapter is not None or self.given is None):
+            remedy = "merge it into the model first" if kinds == {"LORA"} else "merge it into the model, or use LoRA"
             return (
-                f"its adapter ({', '.join(sorted(kinds))}) changes the model in a way that cannot be switched layer by "
-                f"layer, so nothing is measured; merge it into the model, or use LoRA"
+                f"its adapter ({', '.join(sorted(kinds))}) acts otherwise when layers run by themselves, so nothing "
+                f"is measured: {remedy}"
             )
         return _UNLIKE
 
@@ -196,10 +216,10 @@ def _peft_runs(model: nn.Module, adapter: lora.Adapter, given: lora.Adapter) -> 
     with ExitStack() as stack:
         if adapter is None and hasattr(model, "disable_adapter"):
             stack.enter_context(model.disable_adapter())  # type: ignore[operator]
-        elif adapter is None and getattr(model, "_hf_peft_config_loaded", False):
+        elif adapter is None and given is not None and getattr(model, "_hf_peft_config_loaded", False):
             model.disable_adapters()  # type: ignore[operator]
             stack.callback(model.enable_adapters)  # type: ignore[arg-type]
-        elif adapter != given and given is not None:
+        elif adapter is not None and adapter != given and given is not None:
             tuner: Any = model.base_model if hasattr(model, "peft_config") else model
             tuner.set_adapter(lora.names_of(adapter))
             stack.callback(tuner.set_adapter, lora.names_of(given))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core import lora
-from saelora.core.check import check_parts
+from saelora.core.check import check_against_whole
 from saelora.core.kl_head import kl_heads
 from saelora.core.mode import evaluating
 from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
@@ -64,7 +64,7 @@ def evaluate_loss(
         spliced = stack.enter_context(splice(model, saes, token_mask))
         before = None if reference is None else stack.enter_context(splice(model, reference, token_mask))
         if check:
-            check_parts(model, spliced, rows, others=[before] if before else [], autocast=autocast)
+            check_against_whole(model, spliced, rows[:batch_rows], others=[before] if before else [], autocast=autocast)
         branches = {"": Student(spliced, lora.adapter_name(model))}
         found = evaluate_branches(
             model,

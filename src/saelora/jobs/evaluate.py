@@ -21,6 +21,7 @@ from saelora.assemble import (
 )
 from saelora.config import Configuration, configured, option, to_dict
 from saelora.console import Console
+from saelora.core.check import check_against_whole
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
 from saelora.identity import measured_on
@@ -121,6 +122,10 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     if config.shard:
         shard_layers(model, pick_device(config.device), group)
     asked.take_kept(about)
+    if asked.todo() and "loss" not in asked.todo():  # evaluate_loss looks for itself
+        with frozen_and_tuned(model, assembled, tuned) as (spliced, adapted):
+            others = [adapted] if adapted is not None else []
+            check_against_whole(model, spliced, rows[:2], others=others, autocast=autocast_dtype(assembled.loaded))
     with ExitStack() as stack:
         opened: list[Subject] = []
 

@@ -8,6 +8,14 @@ from saelora.models.anatomy import anatomy_of
 VARIANTS = 64  # of one layer: clean, spliced, each adapter, with and without gradient
 
 
+def is_compiled(model: nn.Module) -> bool:
+    """Whether the layers of a decoder have been through ``compile_layers``."""
+    return any(
+        "forward" in vars(layer) and hasattr(layer.forward, "_torchdynamo_orig_callable")
+        for layer in anatomy_of(model).layers
+    )
+
+
 def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     """Compile the forward pass of every layer of a decoder, in place.
 

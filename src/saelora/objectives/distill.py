@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core import lora
+from saelora.core.check import check_against_whole
 from saelora.core.kl_head import kl_heads
+from saelora.core.splice import Splice
 from saelora.core.students import Shared, Students
 from saelora.models.anatomy import device_of
 from saelora.objectives.balance import BatchErrors, balanced
@@ -103,6 +105,21 @@ class Distill:
             if not run.failed:
                 run.update(progress, share)
         return _metrics(live, [kl / rows.numel() for kl in kls], norms, saes)
+
+    def check(self, rows: Tensor) -> None:
+        """Raise InputError where the parts of the model that steps run are not what the model itself runs."""
+        by_splice: dict[Splice, list[str]] = {}
+        for run in self.runs:
+            by_splice.setdefault(run.branch.spliced, []).extend([run.branch.name] if run.adapter else [])
+        for spliced, adapters in by_splice.items():
+            check_against_whole(
+                self.model,
+                spliced,
+                rows,
+                adapters=adapters,
+                others=[other for other in by_splice if other is not spliced],
+                autocast=self._autocast_dtype,
+            )
 
     def fit(self, rows: Tensor, n_bytes: int) -> int:
         """Hold as many students at once as ``n_bytes`` allow on batches like ``rows``; returns how many."""

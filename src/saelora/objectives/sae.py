@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from saelora.core.check import check_activations
 from saelora.errors import InputError
 from saelora.objectives.sae_recipe import SAERecipe
 from saelora.objectives.sae_training import SAETraining, summary
@@ -42,6 +43,10 @@ class SAEObjective(SAETraining):
         self.n_steps += 1
         self.n_tokens += n_tokens
         return summary(self._of_all(found))
+
+    def check(self, rows: Tensor) -> None:
+        """Raise InputError where the activations that steps see are not those of the whole model."""
+        check_activations(self.model, list(self.names), rows)
 
     def _orders(self, recipe: SAERecipe, n_tokens: int) -> list[Tensor]:
         """A permutation [n_tokens] for each pass; depends on the recipe and the step alone, not on other SAEs."""

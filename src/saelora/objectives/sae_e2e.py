@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from saelora.core.check import check_activations, check_against_whole
 from saelora.core.kl_head import kl_heads
 from saelora.core.replay import keeping
 from saelora.core.splice import splice
@@ -108,6 +109,11 @@ class EndToEnd(SAETraining):
         self.n_steps += 1
         self.n_tokens += n_tokens
         return summary(self._of_all({name: tally.metrics(self.trainers[name]) for name, tally in tallies.items()}))
+
+    def check(self, rows: Tensor) -> None:
+        """Raise InputError where the parts of the model that steps run are not what the model itself runs."""
+        check_activations(self.model, list(self.names), rows)
+        check_against_whole(self.model, None, rows, autocast=self.autocast)
 
     def _start(self, rows: Tensor) -> None:
         acts = self._activations(rows.to(self.device))

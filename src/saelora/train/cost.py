@@ -65,6 +65,10 @@ class Costed:
             return torch.cuda.max_memory_allocated(self.device)
         return self._allocated.most
 
+    def check(self, rows: Tensor) -> None:
+        """The objective's check; costs nothing."""
+        self.objective.check(rows)
+
     def state_dict(self) -> dict[str, Any]:
         cost = {"n_steps": self.n_steps, "flops_per_token": self.flops_per_token, "step_bytes": self.step_bytes}
         return {"objective": self.objective.state_dict(), "cost": cost}

@@ -33,6 +33,11 @@ class Objective(Protocol):
         """
         ...
 
+    def check(self, rows: Tensor) -> None:
+        """Before the first step of a process: raise InputError where a step on rows like these would not compute what
+        the model itself computes. Changes nothing."""
+        ...
+
     def state_dict(self) -> dict[str, Any]:
         """All that the next step depends on; complete in the main process, and called in every one."""
         ...
@@ -91,6 +96,7 @@ class Loop:
     state: LoopState = field(default_factory=LoopState)
     _metrics: Metrics | None = field(default=None, init=False)  # in the main process, while running
     _saved: int | None = field(default=None, init=False)  # the step of the newest checkpoint
+    _checked: bool = field(default=False, init=False)
 
     @property
     def n_steps(self) -> int:
@@ -169,9 +175,12 @@ class Loop:
 
     def _step(self) -> dict[str, float] | None:
         """One step; its metrics on logging steps, which are the only ones to wait for the device."""
-        started = time.perf_counter()
         first = self.state.step * self.config.batch_rows
         rows = self.rows[first : first + self.config.batch_rows]
+        if not self._checked:
+            self.objective.check(rows)
+            self._checked = True
+        started = time.perf_counter()
         try:
             out = self.objective.step(rows, first / len(self.rows))
         except NonFiniteLoss as error:
