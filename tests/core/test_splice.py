@@ -230,4 +230,4 @@ def test_first_means_the_first_token_that_is_not_padding():
 def test_first_is_over_once_tokens_are_cached():
     ids, mask = torch.full((2, 1), 9), TokenPolicy(("first",)).resolve(SpecialTokens())
     assert mask(ids, None, past=3).all()
-    assert mask(ids, torch.tensor([[0, 1, 1, 1], [0, 0, 0, 1]])).tolist() == [[True], [False]]
+    assert mask(ids, torch.tensor([[0, 1, 1, 1], [0, 0, 0, 1]]), past=3).tolist() == [[True], [False]]

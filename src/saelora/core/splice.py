@@ -4,21 +4,31 @@ Only hooks are used, so the model's own code, ``generate()`` and a key-value cac
 model is bit for bit the old one once the context is left.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from saelora.core.positions import arguments, check_signature, given_positions
 from saelora.core.spared import filler
+from saelora.core.token_mask import EXEMPT_NAMES, TokenMask, TokenPolicy
 from saelora.errors import InputError
 from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.hookpoints import Hookpoint
 
-EXEMPT_NAMES = ("bos", "eos", "pad", "first")
+__all__ = [
+    "EXEMPT_NAMES",
+    "SAE",
+    "Observer",
+    "Splice",
+    "TokenMask",
+    "TokenPolicy",
+    "ZeroAblation",
+    "check_width",
+    "splice",
+]
 
 
 @runtime_checkable
@@ -27,66 +37,6 @@ class SAE(Protocol):
 
     def encode(self, x: Tensor) -> Tensor: ...
     def decode(self, feature_acts: Tensor) -> Tensor: ...
-
-
-@dataclass(frozen=True)
-class TokenPolicy:
-    """Which positions the SAE leaves alone: "bos", "eos", "pad", "first" (position 0), or token ids.
-
-    A tokenizer without BOS gets "first" added to a policy that names "bos", because what is special about
-    BOS (norms hundreds of times larger than any other token's) then happens at position 0.
-    """
-
-    exempt: Sequence[str | int] = ("bos", "eos", "pad")
-
-    def resolve(self, tokenizer: Any) -> "TokenMask":
-        """Look the token ids up.
-
-        Raises:
-            InputError: a name that is not one of EXEMPT_NAMES.
-        """
-        ids: set[int] = set()
-        first = "first" in self.exempt
-        for item in self.exempt:
-            if isinstance(item, str) and item not in EXEMPT_NAMES:
-                raise InputError(
-                    f"token policy names {item!r}: expected any of {', '.join(EXEMPT_NAMES)} or a token id (a number)"
-                )
-            token_id = item if isinstance(item, int) else getattr(tokenizer, f"{item}_token_id", None)
-            if token_id is not None:
-                ids.add(token_id)
-            elif item == "bos":
-                first = True
-        return TokenMask(tuple(sorted(ids)), first, "pad" in self.exempt)
-
-
-@dataclass(frozen=True)
-class TokenMask:
-    """A token policy with its ids looked up: input ids -> True where the SAE replaces the activation."""
-
-    exempt_ids: tuple[int, ...] = ()
-    exempt_first: bool = False
-    exempt_padding: bool = True
-
-    def __call__(
-        self, input_ids: Int[Tensor, "batch seq"], attention_mask: Tensor | None = None, past: int = 0
-    ) -> Bool[Tensor, "batch seq"]:
-        """Attention masks may cover ``past`` cached tokens too, as in ``generate()``: [batch, past + seq]."""
-        mask = torch.ones_like(input_ids, dtype=torch.bool)
-        for token_id in self.exempt_ids:
-            mask &= input_ids != token_id
-        seen = attention_mask.bool() if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2 else None
-        if self.exempt_padding and seen is not None:
-            mask &= seen[:, -input_ids.shape[1] :]
-        if self.exempt_first:
-            if seen is not None:
-                mask &= (seen.cumsum(1) > 1)[:, -input_ids.shape[1] :]
-            elif past == 0:
-                mask[:, 0] = False
-        return mask
-
-    def to_dict(self) -> dict[str, Any]:
-        return {"exempt_ids": list(self.exempt_ids), "first": self.exempt_first, "padding": self.exempt_padding}
 
 
 Observer = Callable[[Hookpoint, Tensor, Tensor, Tensor, Tensor], None]
@@ -130,12 +80,9 @@ class Splice:
         """Keep the token mask of the forward pass that begins."""
         if not self.enabled:
             return
-        input_ids = args[0] if args else kwargs.get("input_ids")
-        if input_ids is None:
-            raise InputError("a spliced model needs input_ids (got inputs_embeds): the token mask is read from them")
-        cache = kwargs.get("past_key_values")
-        past = cache.get_seq_length() if cache is not None else 0
-        self._mask = self._policy(input_ids, kwargs.get("attention_mask"), past)
+        given = arguments(module, args, kwargs)
+        position_BS = given_positions(given)
+        self._mask = self._policy.at(given["input_ids"], position_BS)
 
     def replace(self, hookpoint: Hookpoint, x: Tensor) -> Tensor:
         """[batch, seq, d] -> the SAE's reconstruction where the token mask is True, x elsewhere.
@@ -212,6 +159,7 @@ def splice(
         InputError: a hookpoint is out of range, or an SAE is of another width.
     """
     anatomy = anatomy_of(model)
+    check_signature(anatomy.body)
     for hookpoint, sae in saes.items():
         check_width(anatomy, hookpoint, sae)
     spliced = Splice(saes, token_mask, observer)

@@ -158,10 +158,8 @@ class _Seen:
 class _AllButFirst(TokenMask):
     """The positions of a policy, and every exempt one but a row's first, which cannot have seen any text."""
 
-    def __call__(self, input_ids: Tensor, attention_mask: Tensor | None = None, past: int = 0) -> Tensor:
-        mask = super().__call__(input_ids, attention_mask, past)
-        mask[:, 0 if past else 1 :] = True
-        return mask
+    def at(self, input_ids: Tensor, position_BS: Tensor) -> Tensor:
+        return super().at(input_ids, position_BS) | (position_BS != 0)
 
 
 def spaced(n_rows: int, n: int | None) -> list[int]:
