@@ -10,15 +10,17 @@ from measure import random_sae
 from published import add_adapter, copy_sharing_weights, with_adapter
 from torch import Tensor
 
-from saelora.assemble import DataOptions, ModelOptions, SAEOptions, assemble, autocast_dtype, read_rows
+from saelora.assemble import assemble, autocast_dtype, read_rows
 from saelora.config import build
 from saelora.core.splice import Splice, TokenMask
 from saelora.models.anatomy import anatomy_of
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device, resolve_dtype
-from saelora.objectives.branch import Branch, DistillRecipe
+from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
+from saelora.objectives.distill_recipe import DistillRecipe
+from saelora.options import DataOptions, ModelOptions, SAEOptions
 from saelora.saes.sparse import sparse, worthwhile
 
 

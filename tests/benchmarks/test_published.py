@@ -12,8 +12,9 @@ import families
 from families import BOS, D_MODEL, EOS, PAD, VOCAB
 from saelora.core.splice import splice
 from saelora.models.hookpoints import Hookpoint
-from saelora.objectives.branch import Branch, DistillRecipe
+from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
+from saelora.objectives.distill_recipe import DistillRecipe
 from tiny_saes import SPARE_SPECIAL, TinySAE
 
 SITE, RANK, ALPHA, N_ROWS = Hookpoint(1), 2, 4.0, 3

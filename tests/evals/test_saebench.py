@@ -17,7 +17,7 @@ from saelora.core.splice import splice
 from saelora.errors import InputError
 from saelora.evals.saebench import environment, results, runner
 from saelora.evals.saebench.export import export_model, export_sae
-from saelora.evals.saebench.run import local_data
+from saelora.evals.saebench.local import local_data
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, hooks_in, saes_at

@@ -20,8 +20,9 @@ from saelora.evals.loss import evaluate_branches, evaluate_loss
 from saelora.models.anatomy import anatomy_of
 from saelora.models.compiling import compile_layers
 from saelora.models.hookpoints import Hookpoint
-from saelora.objectives.branch import Branch, DistillRecipe
+from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
+from saelora.objectives.distill_recipe import DistillRecipe
 from saelora.train.loop import NonFiniteLoss
 from tiny_saes import SPARE_SPECIAL, TinySAE
 

@@ -16,8 +16,9 @@ from families import D_MODEL, VOCAB
 from saelora.core.lora import lora_config
 from saelora.core.splice import splice
 from saelora.models.hookpoints import Hookpoint
-from saelora.objectives.branch import Branch, DistillRecipe
+from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
+from saelora.objectives.distill_recipe import DistillRecipe
 from saelora.train.loop import NonFiniteLoss
 from tiny_saes import SPARE_SPECIAL, TinySAE
 

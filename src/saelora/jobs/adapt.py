@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from saelora.assemble import DataOptions, ModelOptions, SAEOptions
 from saelora.config import Configuration, configured, option
 from saelora.jobs.run import RunOptions
-from saelora.jobs.tuning import TrainingOptions
-from saelora.jobs.tuning_run import tune
+from saelora.jobs.training_options import TrainingOptions
+from saelora.jobs.tune import tune
+from saelora.options import DataOptions, ModelOptions, SAEOptions
 from saelora.report.text import loss_table
 
 

@@ -10,9 +10,7 @@ from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.files import locked, write_whole
-from saelora.jobs.comparison.bench import Bench
 from saelora.jobs.comparison.plan import Recipe, Run, entries_named, expand, read_recipe
-from saelora.jobs.comparison.runs import run_one
 from saelora.jobs.run import open_collection
 from saelora.manifest import read_json, write_json
 from saelora.report import compare as tables
@@ -62,6 +60,10 @@ def _compare(recipe: Recipe, runs: list[Run], named: set[str], folder: Path, con
     todo = [run for run in mine if not _file(folder, run).exists()]
     if len(todo) < len(mine):
         console.say(f"{len(mine) - len(todo)} of {len(mine)} runs are done already")
+    console.say(f"{recipe.title}: {len(mine)} runs")
+    from saelora.jobs.comparison.bench import Bench  # seconds: after what can be wrong without it
+    from saelora.jobs.comparison.runs import run_one
+
     bench = Bench(recipe, runs, folder, console)
     failures: list[str] = []
     for i, run in enumerate(todo):

@@ -1,48 +1,39 @@
 """saelora evaluate: what SAEs cost a model, and what an adapter buys back."""
 
+from __future__ import annotations
+
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor, nn
-
-from saelora.assemble import (
-    Assembled,
-    DataOptions,
-    ModelOptions,
-    SAEOptions,
-    assemble,
-    autocast_dtype,
-    validation_rows,
-)
 from saelora.config import Configuration, configured, option, to_dict
 from saelora.console import Console
-from saelora.core.check import check_against_whole
 from saelora.errors import InputError
-from saelora.evals.loss import evaluate_loss
 from saelora.identity import measured_on
-from saelora.jobs.parts import Subject, capabilities, drift, faithfulness, saebench, steering, tokens
 from saelora.jobs.parts.asked import Asked, read_kept
+from saelora.jobs.parts.options import capabilities, faithfulness, saebench, steering, tokens
 from saelora.jobs.recorded import check_parts, described, recorded_run, with_recorded
 from saelora.jobs.run import processes
-from saelora.jobs.tuned_folder import load_tuned_saes
-from saelora.jobs.tuning import ADAPTED, frozen_and_tuned
+from saelora.jobs.training_options import ADAPTED
 from saelora.manifest import check_part_folder, environment, write_json, write_part
-from saelora.models.adapters import load_adapter
 from saelora.models.hookpoints import Hookpoint
-from saelora.models.loading import pick_device
+from saelora.options import DataOptions, ModelOptions, SAEOptions
 from saelora.report.text import loss_table
 from saelora.train.distributed import ALONE, Group
-from saelora.train.shard import shard_layers
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from saelora.assemble import Assembled
+    from saelora.jobs.parts import Subject
 
 Part = Literal["loss", "tokens", "drift", "faithfulness", "steering", "capabilities", "saebench", "all"]
-PARTS: dict[str, Any] = {
+PARTS = ("tokens", "drift", "faithfulness", "steering", "capabilities", "saebench")  # modules of saelora.jobs.parts
+OPTIONS: dict[str, Any] = {  # of those parts that have some
     "tokens": tokens,
-    "drift": drift,
     "faithfulness": faithfulness,
     "steering": steering,
     "capabilities": capabilities,
@@ -112,8 +103,17 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
         check_parts(parts, recorded, str(config.adapter))
         config = with_recorded(config, recorded, _OWN)
     asked = Asked(parts, folder, console, {} if folder is None or config.overwrite else read_kept(folder, parts))
-    asked.check(PARTS, config)
+    asked.check(OPTIONS, config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
+    import torch  # seconds, with what follows: after what can be wrong without them
+
+    from saelora.assemble import assemble, autocast_dtype, validation_rows
+    from saelora.core.check import check_against_whole
+    from saelora.jobs.parts import Subject
+    from saelora.jobs.tuning import frozen_and_tuned
+    from saelora.models.loading import pick_device
+    from saelora.train.shard import shard_layers
+
     assembled = assemble(config)
     about = described(config, assembled, recorded, given, console)
     rows = group.on_main(lambda: validation_rows(config, assembled.loaded))
@@ -143,7 +143,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
         for part in asked.todo():
             started = time.monotonic()
             try:
-                found = loss() if part == "loss" else PARTS[part].run(subject(), config)
+                found = loss() if part == "loss" else import_module(f"saelora.jobs.parts.{part}").run(subject(), config)
                 if folder is not None:
                     write_part(folder, part, found, _provenance(config, about, started))
             except (InputError, torch.OutOfMemoryError) as error:
@@ -178,6 +178,10 @@ def _with_trained(
     config: Config, assembled: Assembled, recorded: dict[str, Any] | None, about: dict[str, Any]
 ) -> tuple[nn.Module, dict[Hookpoint, Any]]:
     """The model with the run's adapter, where it trained one, and the SAEs that it trained, which ``about`` names."""
+    from saelora.jobs.tuned_folder import load_tuned_saes
+    from saelora.models.adapters import load_adapter
+    from saelora.models.loading import pick_device
+
     model: nn.Module = assembled.loaded.model
     if config.adapter is None:
         return model, {}
@@ -261,6 +265,9 @@ def measure(
 
     ``tuned``: the adapted model's own SAEs, where they were trained.
     """
+    from saelora.assemble import autocast_dtype
+    from saelora.evals.loss import evaluate_loss
+
     with console.progress("evaluating", rows.numel()) as bar:
         return evaluate_loss(
             model,

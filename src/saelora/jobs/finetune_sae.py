@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from saelora.assemble import DataOptions, ModelOptions, SAEOptions
 from saelora.config import Count, configured, option
 from saelora.jobs.run import RunOptions
-from saelora.jobs.tuning import TrainingOptions
-from saelora.jobs.tuning_run import tune
+from saelora.jobs.training_options import TrainingOptions
+from saelora.jobs.tune import tune
+from saelora.options import DataOptions, ModelOptions, SAEOptions
 from saelora.report.text import loss_table
 
 
@@ -15,7 +15,7 @@ from saelora.report.text import loss_table
 class Config(ModelOptions, SAEOptions, DataOptions, TrainingOptions, RunOptions):
     """Finetuning"""
 
-    method = "sae"  # no option: of the methods in saelora.jobs.tuning this command is one
+    method = "sae"  # no option: of the methods in saelora.jobs.training_options this command is one
 
     part: Literal["sae", "decoder"] = option("sae", "what trains: the whole SAE, or its decoder and output bias alone")
     objective: Literal["kl", "kl+mse"] = option(

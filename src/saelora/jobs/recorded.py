@@ -1,16 +1,20 @@
 """A finished run as a later command takes it up: its manifest, its options, whether its weights are the same."""
 
+from __future__ import annotations
+
 from collections.abc import Collection, Set
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from saelora.assemble import Assembled
 from saelora.config import C, updated
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.identity import model_name, sae_names, same_model, same_saes
 from saelora.manifest import MANIFEST, OF_TRAINED_SAES, describe, read_json
 from saelora.models.adapters import ADAPTER_CONFIG, adapter_fingerprint
+
+if TYPE_CHECKING:
+    from saelora.assemble import Assembled
 
 # what says how a model, an SAE or a text is read goes with it: one that is given is not read as the run's own was
 _COMPANIONS = {"model": ("revision",), "sae": ("hookpoint",), "data": ("subset", "split", "text_column")}

@@ -1,9 +1,11 @@
 """What every training command does around its loop: the output folder, the recorded config, resuming."""
 
+from __future__ import annotations
+
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
@@ -14,8 +16,10 @@ from saelora.files import clear, in_use, is_locked, locked, remove_leftovers, wr
 from saelora.manifest import MANIFEST, check_room
 from saelora.train.distributed import Group
 from saelora.train.interrupt import Interrupted
-from saelora.train.loop import Loop, LoopState
 from saelora.train.tracking import check_tracker
+
+if TYPE_CHECKING:
+    from saelora.train.loop import Loop, LoopState
 
 RECORDED = "config.yaml"
 NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "shard", "compile", "track", "checkpoint_seconds")

@@ -1,24 +1,24 @@
 """What train-sae leaves: SAEs in SAELens's native format, each with results and a card."""
 
+from __future__ import annotations
+
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
-from saelora.assemble import token_policy
 from saelora.config import to_dict
 from saelora.console import Console
-from saelora.evals.loss import evaluate_loss
 from saelora.files import write_whole
-from saelora.jobs.tuned_folder import save_sae
 from saelora.manifest import RESULTS, environment, read_json, write_json
 from saelora.models.hookpoints import parse_hookpoint
-from saelora.models.loading import LoadedModel
 from saelora.objectives.sae_recipe import variant_name
-from saelora.objectives.sae_training import SAETraining
 from saelora.report.sae_card import sae_card
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from saelora.models.loading import LoadedModel
+    from saelora.objectives.sae_training import SAETraining
 from saelora.report.text import error_text, fvu_text
 
 FINISHED = "training.json"  # written last
@@ -34,6 +34,12 @@ def finish(
     console: Console,
 ) -> dict[str, Any]:
     """Save every SAE, measure it spliced in, write results and cards."""
+    import torch
+
+    from saelora.assemble import token_policy
+    from saelora.evals.loss import evaluate_loss
+    from saelora.jobs.tuned_folder import save_sae
+
     token_mask = token_policy(config).resolve(loaded.tokenizer)
     results: dict[str, Any] = {}
     group = objective.group

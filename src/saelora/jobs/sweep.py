@@ -14,8 +14,7 @@ from saelora.files import write_whole
 from saelora.jobs import train_sae
 from saelora.jobs.run import open_collection
 from saelora.jobs.sae_folder import FINISHED
-from saelora.jobs.sweep_groups import Runner, publish, row_file
-from saelora.jobs.sweep_plan import Point, Recipe, expand, group_points, read_recipe
+from saelora.jobs.sweep_plan import Point, Recipe, expand, group_points, read_recipe, row_file
 from saelora.manifest import read_json, write_json
 from saelora.models.assets import cache_dir
 from saelora.report.sweep import figures, markdown, text_table
@@ -70,6 +69,9 @@ def _sweep(config: Config, recipe: Recipe, points: list[Point], held: ExitStack)
     processes = Group.current(points[0].config.device)
     console = Console(quiet=config.quiet or not processes.is_main)
     folder = processes.on_main(lambda: open_collection(config, "points", "sweep", held))
+    console.say(f"{config.recipe}: {len(points)} points")
+    from saelora.jobs.sweep_groups import Runner, publish  # seconds: after what can be wrong without it
+
     processes.on_main(lambda: publish(folder))
     saes = _trained_saes(recipe, points[0], console)
     done = processes.on_main(lambda: {point.id for point in points if row_file(folder, point).exists()})

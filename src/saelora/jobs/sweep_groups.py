@@ -264,8 +264,3 @@ def _group_folder(folder: Path, points: list[Point]) -> Path:
     with writing(made):
         made.mkdir(parents=True, exist_ok=True)
     return made
-
-
-def row_file(folder: Path, point: Point) -> Path:
-    """Where a finished point's row is written."""
-    return folder / "points" / f"{point.id}.json"

@@ -110,6 +110,11 @@ def point_id(config: Any) -> str:
     return digest(compared(config))
 
 
+def row_file(folder: Path, point: Point) -> Path:
+    """Where a finished point's row is written."""
+    return folder / "points" / f"{point.id}.json"
+
+
 def group_points(points: Sequence[Point]) -> list[list[Point]]:
     """Points that can share their teacher's passes, together; groups of one model follow one another."""
     groups: dict[str, list[Point]] = {}

@@ -16,10 +16,11 @@ from saelora.evals.samples import continuations, prompts_from
 from saelora.files import write_whole
 from saelora.identity import measured_on
 from saelora.jobs.evaluate import measure
-from saelora.jobs.run import check_out, processes, run_loop, start
+from saelora.jobs.run import run_loop, start
+from saelora.jobs.training_options import ADAPTED
 from saelora.jobs.tuned_folder import save_adapter, save_saes
-from saelora.jobs.tuning import ADAPTED, frozen_and_tuned, open_branch, recipe_of, student_model
-from saelora.manifest import MANIFEST, RESULTS, check_room, describe, environment, read_json, write_json
+from saelora.jobs.tuning import frozen_and_tuned, open_branch, student_model
+from saelora.manifest import MANIFEST, RESULTS, check_room, describe, environment, write_json
 from saelora.models.adapters import adapter_fingerprint
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device
@@ -35,8 +36,16 @@ from saelora.train.tracking import Tracker
 SAEs = dict[Hookpoint, Any]
 
 
-def tune(config: Any, command: str) -> dict[str, Any]:
-    """Train what ``config.method`` trains, and measure what it bought; ``command`` is the one to repeat.
+def train_and_measure(
+    config: Any, command: str, console: Console, folder: Path, group: Group, held: ExitStack
+) -> dict[str, Any]:
+    """The run of ``saelora.jobs.tune.tune``, whose arguments have been checked as far as they can be without a model.
+
+    Args:
+        command: the one to repeat.
+        folder: where everything goes; made here.
+        group: the processes that work on it.
+        held: closes the folder's lock, when everything is written.
 
     Returns:
         What results.json holds.
@@ -45,20 +54,6 @@ def tune(config: Any, command: str) -> dict[str, Any]:
         InputError: bad input, with its remedy.
         Interrupted: stopped by a signal after saving a checkpoint.
     """
-    with ExitStack() as held:
-        return _tune(config, command, held)
-
-
-def _tune(config: Any, command: str, held: ExitStack) -> dict[str, Any]:
-    group = processes(config)
-    group.check_rows(config.batch_rows)
-    console = Console(quiet=config.quiet or not group.is_main)
-    folder = group.on_main(lambda: check_out(config))
-    if config.resume and group.on_main((folder / RESULTS).exists):
-        console.say(f"{folder} is finished already; nothing to resume")
-        return read_json(folder / RESULTS)
-    recipe_of(config)  # refuses bad values before anything is loaded
-    console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     assembled = assemble(config)
     console.say(f"reading {config.data}")
     rows = group.on_main(lambda: read_rows(config, assembled.loaded, config.tokens, "train", config.seed))

@@ -4,17 +4,19 @@ PEFT warns, or says nothing, where a file's tensors find no place in the model, 
 figures of such a model are those of half an adapter, or of none.
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor, nn
+from typing import TYPE_CHECKING, Any
 
 from saelora.errors import InputError
+
+if TYPE_CHECKING:  # evaluate looks whether there is an adapter before it imports torch
+    from torch import Tensor, nn
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -60,6 +62,8 @@ def check_landed(adapted: Any, stored: Mapping[str, Tensor], what: str) -> None:
         stored: an adapter file's tensors by name, in any floating dtype: what the model narrows is narrowed alike.
         what: names the adapter in the message.
     """
+    import torch
+
     there, given = _there(adapted), {key.removeprefix(_PREFIX): tensor for key, tensor in stored.items()}
     if there.keys() != given.keys():
         given = _named(adapted, stored)
@@ -90,11 +94,13 @@ def adapter_fingerprint(folder: Path) -> str | None:
     """
     if not (folder / ADAPTER_CONFIG).exists():
         return None
+    import torch
+
     config, digest = _config(folder), hashlib.sha256()
     digest.update(json.dumps([config.get(key) for key in _SCALES], sort_keys=True).encode())
     for name, tensor in sorted(_stored(folder).items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} ".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from saelora.core.spread import Spread
-from saelora.objectives.sae_recipe import SAERecipe, build_training_sae, init_from_data
+from saelora.objectives.sae_build import build_training_sae, init_from_data
+from saelora.objectives.sae_recipe import SAERecipe
 from saelora.objectives.sae_start import Start
 
 if TYPE_CHECKING:

@@ -1,8 +1,11 @@
 """The processes that work on one run together, as torchrun or accelerate launch starts them.
 
 Each takes its share of every batch; sums over the processes, one global count, and the main process alone writes.
-Nothing wraps the model: the steps themselves call ``Group`` where processes have to agree.
+Nothing wraps the model: the steps themselves call ``Group`` where processes have to agree. torch is imported only
+where there are several: commands ask for their group before they look at their options.
 """
+
+from __future__ import annotations
 
 import atexit
 import os
@@ -10,13 +13,12 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, TypeVar
-
-import torch
-import torch.distributed as dist
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from saelora.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 # Long: processes wait while one reads the data, or has more of a sweep to do. One that dies is noticed at once.
@@ -35,7 +37,7 @@ class Group:
     world: int = 1
 
     @classmethod
-    def current(cls, device: str = "auto") -> "Group":
+    def current(cls, device: str = "auto") -> Group:
         """The processes that a launcher started (RANK, WORLD_SIZE, LOCAL_RANK), connected on the first call.
 
         On CUDA each process takes the GPU of its local rank, which "auto" and "cuda" then mean.
@@ -46,6 +48,9 @@ class Group:
         world = int(os.environ.get("WORLD_SIZE", 1))
         if world == 1:
             return cls()
+        import torch
+        import torch.distributed as dist
+
         if not dist.is_initialized():
             _claim_gpu(device)
             backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
@@ -79,6 +84,9 @@ class Group:
         """Replace tensors on one device by their sums over the processes, in one exchange."""
         if self.world == 1:
             return
+        import torch
+        import torch.distributed as dist
+
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])  # in the widest of their types
         dist.all_reduce(flat)
         with torch.no_grad():
@@ -89,6 +97,9 @@ class Group:
         """The largest of each value over the processes."""
         if self.world == 1:
             return list(values)
+        import torch
+        import torch.distributed as dist
+
         found = torch.tensor(values)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return found.tolist()
@@ -105,6 +116,8 @@ class Group:
         """
         if self.world == 1:
             return work()
+        import torch.distributed as dist
+
         found: list[Any] = [None, None]
         if self.rank == rank:
             try:
@@ -120,6 +133,8 @@ class Group:
         """Every process's value, by rank; picklable, and on the CPU."""
         if self.world == 1:
             return [value]
+        import torch.distributed as dist
+
         found: list[Any] = [None] * self.world
         dist.all_gather_object(found, value)
         return found
@@ -128,6 +143,8 @@ class Group:
         """Every process's value, by rank, in the main process; nothing in the others."""
         if self.world == 1:
             return [value]
+        import torch.distributed as dist
+
         found: list[Any] | None = [None] * self.world if self.is_main else None
         dist.gather_object(value, found)
         return found or []
@@ -152,6 +169,9 @@ class Group:
         """
         if self.world == 1:
             return tensors
+        import torch
+        import torch.distributed as dist
+
         lengths = self.gather([len(tensor) for tensor in tensors])
         flat = torch.cat(tensors)
         padded = flat.new_zeros(max(map(sum, lengths)), *flat.shape[1:])  # gloo gathers equal shapes only
@@ -164,6 +184,8 @@ class Group:
         """A barrier for work that each process does alone, however long it takes; all make it before they begin."""
         if self.world == 1:
             return lambda: None
+        import torch.distributed as dist
+
         waiting = dist.new_group(backend="gloo", timeout=timedelta(days=30))
         return lambda: dist.barrier(waiting)
 
@@ -180,6 +202,8 @@ def first_to_report() -> bool:
     """Whether no other process has asked this before: an error that several meet is to be printed once."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return True
+    import torch.distributed as dist
+
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
         store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
@@ -190,11 +214,15 @@ def first_to_report() -> bool:
 
 def lost_a_peer(error: Exception) -> bool:
     """Whether an error means that another process has ended; that one says why."""
+    import torch.distributed as dist
+
     return isinstance(error, dist.DistError) or "gloo/transport" in str(error)
 
 
 def leave(code: int) -> int:
     """End this process's part; with an error at once, since the others wait for it until they see it gone."""
+    import torch.distributed as dist
+
     if code != 0 and dist.is_available() and dist.is_initialized():
         sys.stdout.flush()
         sys.stderr.flush()
@@ -204,11 +232,15 @@ def leave(code: int) -> int:
 
 
 def _leave_cleanly() -> None:
+    import torch.distributed as dist
+
     if dist.is_available() and dist.is_initialized():
         dist.destroy_process_group()
 
 
 def _claim_gpu(device: str) -> None:
+    import torch
+
     if device.startswith("cuda:"):
         raise InputError(f"device {device} for {os.environ['WORLD_SIZE']} processes: each takes its own, so give cuda")
     if device == "cpu" or not torch.cuda.is_available():

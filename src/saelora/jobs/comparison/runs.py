@@ -10,7 +10,7 @@ from saelora.evals.aftermath import firing_change
 from saelora.evals.loss_sums import SAESums
 from saelora.evals.yardstick import against_start
 from saelora.files import whole_folder
-from saelora.jobs import train_sae
+from saelora.jobs import train_sae, train_sae_run
 from saelora.jobs.comparison.bench import Bench, curve, means, start_of, students
 from saelora.jobs.comparison.plan import Run, config_type
 from saelora.jobs.comparison.tuning import learning_rate
@@ -51,7 +51,7 @@ def sae_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
     hookpoint = anatomy_of(bench.loaded.model).canonical(parse_hookpoint(config.hookpoint[0]))
     token_mask = bench.token_mask(config)
     model, yardstick = bench.loaded.model, bench.yardstick(config, hookpoint)
-    objective, rows = train_sae.objective_of(config, bench.loaded), train_sae.rows_of(config, bench.loaded)
+    objective, rows = train_sae_run.objective_of(config, bench.loaded), train_sae_run.rows_of(config, bench.loaded)
     n_steps = -(-len(rows) // config.batch_rows)
     keep = {max(1, round(n_steps * share)): share for share in run.entry.checkpoints}
     last: dict[str, Any] = {}

@@ -8,7 +8,7 @@ from saelora.assemble import assemble, read_rows
 from saelora.config import build
 from saelora.core.splice import splice
 from saelora.core.students import Student
-from saelora.jobs import train_sae
+from saelora.jobs import train_sae, train_sae_run
 from saelora.jobs.comparison.bench import Bench, means, start_of, students
 from saelora.jobs.comparison.plan import Run, config_type
 from saelora.jobs.recipe_file import digest
@@ -53,7 +53,7 @@ def _try_saes(bench: Bench, run: Run, n_tokens: int) -> list[float | None]:
     model = bench.loaded.model
     hookpoint = anatomy_of(model).canonical(parse_hookpoint(config.hookpoint[0]))
     yardstick = bench.yardstick(config, hookpoint, tuning=True)
-    objective, rows = train_sae.objective_of(config, bench.loaded), train_sae.rows_of(config, bench.loaded)
+    objective, rows = train_sae_run.objective_of(config, bench.loaded), train_sae_run.rows_of(config, bench.loaded)
     bench.train(f"tuning-{run.id}", objective, rows, config)
     found = []
     for name in names:

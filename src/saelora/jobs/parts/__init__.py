@@ -1,20 +1,24 @@
 """The parts of ``saelora evaluate`` beyond the losses: each turns options into a call of its measurement.
 
-A part is a module with ``Options``, a dataclass of its options, and ``run(subject, config)``, which returns plain data.
-What its result says in words is in ``saelora.report.words``, in a module of the same name.
+A part is a module with ``run(subject, config)``, which returns plain data. Its options, and what can be wrong with them
+before anything is loaded, are in ``saelora.jobs.parts.options``, what its result says in words in
+``saelora.report.words``, each in a module of the same name.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
-from saelora.assemble import Assembled, autocast_dtype
-from saelora.console import Console
-from saelora.core import lora
-from saelora.core.splice import Splice, TokenMask
 from saelora.report.words.trained import ADAPTER, BOTH, TRAINED_SAE
+
+if TYPE_CHECKING:  # the command line reads the options of parts: nothing here may import torch
+    import torch
+    from torch import Tensor, nn
+
+    from saelora.assemble import Assembled
+    from saelora.console import Console
+    from saelora.core.splice import Splice, TokenMask
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class Subject:
     @property
     def trained(self) -> str:
         """What was trained, in words: whose doing it is that the adapted model differs."""
+        from saelora.core import lora
+
         if self.adapted is None:
             return ADAPTER
         return BOTH if lora.adapter_name(self.model) else TRAINED_SAE
@@ -46,4 +52,6 @@ class Subject:
 
     @property
     def autocast(self) -> torch.dtype | None:
+        from saelora.assemble import autocast_dtype
+
         return autocast_dtype(self.assembled.loaded)

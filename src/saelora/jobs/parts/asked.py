@@ -5,12 +5,12 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from saelora.assemble import DataOptions
 from saelora.config import to_dict
 from saelora.console import Console
 from saelora.errors import InputError, SomeFailed
 from saelora.identity import sae_names, same_saes, text_differs
 from saelora.manifest import part_file, read_json
+from saelora.options import DataOptions
 
 # options that say how a part is run, not what is measured
 _HOW = ("capability_batch", "saebench_batch", "saebench_python", "saebench_work", "batch_rows")
@@ -45,7 +45,7 @@ class Asked:
             try:
                 if part in self.kept:
                     other_options(self._file(part), self.kept[part], getattr(module, "Options", None), config)
-                elif hasattr(module, "check"):
+                elif module is not None:
                     module.check(config)
             except InputError as error:
                 self.fail(part, error)

@@ -1,34 +1,13 @@
 """--parts tokens: losses token by token, and the text that they are of."""
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from saelora.assemble import VALIDATION_SEED, read_rows
-from saelora.config import Configuration, Count, option
-from saelora.errors import InputError
 from saelora.evals.passages import extreme, show, vocabulary, whole_rows
 from saelora.evals.tokens import lowest, per_token, summarise
 from saelora.jobs.parts import Subject
-
-
-@dataclass(kw_only=True)
-class Options(Configuration):
-    """Tokens"""
-
-    text_rows: int = option(20, "held-out rows that the tokens part shows in full, token by token")
-    passages: int = option(10, "passages that the tokens part shows of those the adapter helps most, and hurts most")
-    frequency_tokens: Count = option(
-        Count(500_000), "tokens of training text that the tokens part counts token frequencies on; 0: no frequencies"
-    )
-
-
-def check(config: Any) -> None:
-    """Raise InputError where a number is below 0."""
-    for name in ("text_rows", "passages"):
-        if getattr(config, name) < 0:
-            raise InputError(f"{name} is {getattr(config, name)}, expected 0 or more")
 
 
 def run(subject: Subject, config: Any) -> dict[str, Any]:

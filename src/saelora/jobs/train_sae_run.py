@@ -1,0 +1,124 @@
+"""The run of train-sae, once its options have been checked: read, train, save, measure."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from saelora.assemble import autocast_dtype, load_frozen, open_data, token_policy, validation_rows
+from saelora.config import to_dict
+from saelora.console import Console
+from saelora.data.pack import stream_rows
+from saelora.data.streamed import StreamedRows
+from saelora.jobs.run import run_loop, start
+from saelora.jobs.sae_folder import FINISHED, finish
+from saelora.jobs.train_sae import Config, check, recipes_of
+from saelora.manifest import check_room
+from saelora.models.anatomy import anatomy_of
+from saelora.models.hookpoints import parse_hookpoint
+from saelora.models.loading import LoadedModel, pick_device
+from saelora.objectives.sae import SAEObjective
+from saelora.objectives.sae_e2e import EndToEnd
+from saelora.objectives.sae_start import Start
+from saelora.saes.loading import load_sae
+from saelora.train.distributed import ALONE, Group
+from saelora.train.loop import Loop, LoopConfig
+from saelora.train.shard import shard_layers
+from saelora.train.tracking import Tracker
+
+_PROGRESS = {"local": "training SAE", "e2e": "training SAE end to end"}
+_PROGRESS["e2e+downstream"] = _PROGRESS["e2e"] + ", with later layers"
+
+
+def train(config: Config, console: Console, folder: Path, group: Group, held: ExitStack) -> dict[str, Any]:
+    """The run of ``saelora.jobs.train_sae.train_sae``, whose options have been checked.
+
+    Args:
+        held: closes the folder's lock, when everything is written.
+
+    Raises:
+        InputError: bad input, with its remedy.
+        Interrupted: stopped by a signal after saving a checkpoint.
+    """
+    loaded = load_frozen(config)
+    for text in config.hookpoint:
+        anatomy_of(loaded.model).site(parse_hookpoint(text))
+    if config.shard:
+        shard_layers(loaded.model, pick_device(config.device), group)
+    objective = objective_of(config, loaded, group)
+    heldout = group.on_main(lambda: validation_rows(config, loaded))
+    rows = rows_of(config, loaded)
+    n_weights = sum(group.gather(sum(t.sae.cfg.d_in * t.sae.cfg.d_sae for t in objective.trainers.values())))
+    group.on_main(lambda: check_room(folder, 80 * n_weights))
+    group.on_main(lambda: start(config, folder, FINISHED, held))
+    loop_config = LoopConfig(config.batch_rows, checkpoint_seconds=config.checkpoint_seconds)
+    tracker = Tracker(config.track if group.is_main else None, folder, to_dict(config))
+    with console.progress(_PROGRESS[config.objective], len(rows) * config.context) as bar:
+
+        def report(row: dict[str, float]) -> None:
+            shown = "  ".join(
+                f"{k} {row[k]:.4g}"
+                for k in ("kl", "fvu", "relative_error", "top_variance", "l0", "dead_frac")
+                if k in row
+            )
+            several = f" (mean of {len(objective.recipes)} SAEs)" if len(objective.recipes) > 1 else ""
+            bar.update(int(row["n_tokens"]), shown + several)
+
+        loop = Loop(objective, rows, loop_config, folder, tracker, report=report, group=group)
+        state = run_loop(loop, "train-sae", bar, resume=config.resume)
+    return finish(config, loaded, objective, heldout, folder, state.seconds, console)
+
+
+def objective_of(config: Config, loaded: LoadedModel, group: Group = ALONE) -> SAEObjective | EndToEnd:
+    """The SAEs that a configuration asks for on a loaded model, and how they are trained; nothing has been seen yet.
+
+    Raises:
+        InputError: options that do not fit one another, the model or the start.
+    """
+    check(config)
+    begin = _start(config)
+    about: dict[str, Any] = {
+        "model_name": config.model,
+        "dataset_path": config.data,
+        "context_size": config.context,
+        "prepend_bos": loaded.tokenizer.bos_token_id is not None,
+    }
+    about |= {} if config.objective == "local" else {"training_objective": config.objective}
+    about |= {} if begin is None else {"training_start": begin.ref}
+    options: dict[str, Any] = {
+        "token_mask": token_policy(config).resolve(loaded.tokenizer),
+        "device": loaded.model.device,
+        "n_tokens_total": max(1, config.tokens // config.context) * config.context,
+        "metadata": about,
+        "begin": begin,
+        "group": group,
+    }
+    anatomy = anatomy_of(loaded.model)
+    hookpoints = [anatomy.canonical(parse_hookpoint(text)) for text in config.hookpoint]
+    recipes = recipes_of(config, begin)
+    if config.objective == "local":
+        return SAEObjective(loaded.model, hookpoints, recipes, **options)
+    weight = config.downstream if config.objective == "e2e+downstream" else 0.0
+    autocast = autocast_dtype(loaded)
+    return EndToEnd(loaded.model, hookpoints, recipes, downstream=weight, autocast=autocast, **options)
+
+
+def rows_of(config: Config, loaded: LoadedModel) -> StreamedRows:
+    """The rows that a configuration trains on, read as they are needed.
+
+    Raises:
+        InputError: no data, or none that can be read.
+    """
+    rows = stream_rows(
+        open_data(config),
+        loaded.tokenizer,
+        context=config.context,
+        seed=config.seed,
+        validation_fraction=config.validation_fraction,
+        epochs=None,
+        n_embedded=loaded.n_embedded,
+    )
+    return StreamedRows(rows, max(1, config.tokens // config.context))
+
+
+def _start(config: Config) -> Start | None:
+    return None if config.start is None else Start.of(load_sae(config.start, hookpoint=config.hookpoint[0]))

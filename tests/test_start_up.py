@@ -1,0 +1,110 @@
+"""Commands look at their options before they import what takes seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from saelora.cli import JOBS
+
+HEAVY = {"torch", "transformers", "sae_lens", "datasets", "peft", "accelerate", "matplotlib", "pandas"}
+ROOT = Path(__file__).parents[1]
+
+
+def loaded_by(code: str, cwd: Path) -> tuple[int, str, set[str]]:
+    """Exit code, what was said on stderr, and which of HEAVY a fresh interpreter has imported after running the code.
+
+    The code leaves its exit code in ``code``.
+    """
+    script = f"import json, sys\ncode = 0\n{code}\nprint(json.dumps([code, [*sys.modules]]))"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=cwd)
+    assert done.returncode == 0, done.stderr
+    code_, modules = json.loads(done.stdout.splitlines()[-1])
+    return code_, done.stderr, {name for name in modules if name in HEAVY}
+
+
+def main_with(*words: str) -> str:
+    return f"""
+from saelora.cli import main
+try:
+    code = main({list(words)!r})
+except SystemExit as end:
+    code = end.code or 0"""
+
+
+@pytest.mark.parametrize("words", [("--help",), ("--version",), *((job, "--help") for job in JOBS)])
+def test_help_imports_no_heavy_library(words, tmp_path) -> None:
+    assert loaded_by(main_with(*words), tmp_path) == (0, "", set())
+
+
+def test_the_package_imports_no_heavy_library(tmp_path) -> None:
+    code = "import saelora, saelora.options, saelora.jobs.training_options\nfrom saelora.jobs import " + ", ".join(
+        job.replace("-", "_") for job in JOBS
+    )
+    assert loaded_by(code, tmp_path) == (0, "", set())
+
+
+BAD = {
+    "unknown option": "adapt --rnak 3",
+    "wrong kind": "adapt m --sae s --data d --out o --rank many",
+    "not a choice": "evaluate m --sae s --data d --parts nothing",
+    "no folder": "adapt m --sae s --data d",
+    "folder in use": "adapt m --sae s --data d --out used",
+    "out of range": "adapt m --sae s --data d --out o --warmup 2",
+    "objective of another method": "adapt m --sae s --data d --out o --objective kl+mse",
+    "unknown tracker": "finetune-sae m --sae s --data d --out o --track paper",
+    "sharding one process": "train-sae m --data d --out o --shard",
+    "no hookpoint": "train-sae m --data d --out o",
+    "bad hookpoint": "train-sae m --data d --out o --hookpoint layers.x",
+    "bad variant": "train-sae m --data d --out o --hookpoint layers.1 --variant kk=3",
+    "part without adapter": "evaluate m --sae s --data d --parts drift",
+    "no such run": "evaluate --adapter nowhere",
+    "no config file": "adapt --config nowhere.yaml",
+    "no recipe": "sweep nowhere.yaml --out o",
+    "unknown recipe key": "sweep {root}/recipes/smollm/rank.yaml --out o --set bsae.x=1",
+    "no recipe option": "compare {root}/recipes/smollm/timing.yaml --out o --set rnak=1",
+    "no such entry": "compare {root}/recipes/smollm/timing.yaml --out o --only nobody",
+    "no finished run": "report nowhere",
+    "demo in use": "demo --out used",
+}
+
+
+@pytest.mark.parametrize("line", BAD.values(), ids=BAD.keys())
+def test_an_error_in_the_options_is_found_before_a_heavy_library_is_imported(line, tmp_path) -> None:
+    (tmp_path / "used").mkdir()
+    (tmp_path / "used" / "thing").touch()
+    code, said, heavy = loaded_by(main_with(*line.format(root=ROOT).split()), tmp_path)
+    assert (code, heavy) == (2, set())
+    assert said.startswith("saelora: ") or "\nsaelora: " in said
+
+
+FIRST = {
+    "adapt": "adapt m --sae s --data d --out o",
+    "finetune-sae": "finetune-sae m --sae s --data d --out o",
+    "evaluate": "evaluate m --sae s --data d",
+    "train-sae": "train-sae m --data d --out o --hookpoint layers.1",
+    "sweep": "sweep {root}/recipes/smollm/rank.yaml --out o",
+    "compare": "compare {root}/recipes/smollm/timing.yaml --out o",
+    "demo": "demo --out o",
+}
+
+
+@pytest.mark.parametrize("line", FIRST.values(), ids=FIRST.keys())
+def test_a_command_says_what_it_does_before_it_imports_a_heavy_library(line, tmp_path) -> None:
+    """The import of torch is made to fail: what has been said by then was said before."""
+    code = (
+        "class Stop(BaseException): pass\n"
+        "class Finder:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        f"        if name in {HEAVY!r}: raise Stop(name)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "from saelora.cli import main\n"
+        f"try: main({line.format(root=ROOT).split()!r})\n"
+        "except Stop: code = 7"
+    )
+    stopped, said, _ = loaded_by(code, tmp_path)
+    assert stopped == 7
+    assert said.strip()
+    assert "saelora: " not in said
