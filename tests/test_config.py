@@ -23,6 +23,7 @@ from saelora.config import (
     updated,
 )
 from saelora.errors import InputError
+from saelora.limits import OneOf, Within
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
@@ -186,6 +187,62 @@ def test_a_file_that_is_no_mapping_is_refused_in_one_line(tmp_path: Path, conten
     with pytest.raises(InputError, match=expected) as caught:
         read_yaml(tmp_path / "a.yaml")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("content", "key"),
+    [("rank: 4\nrank: 8\n", "rank"), ("long-name: 3\nlong_name: 4\n", "long_name"), ("a: {b: 1, b: 2}\n", "b")],
+)
+def test_a_key_that_is_there_twice_is_refused(tmp_path: Path, content: str, key: str) -> None:
+    (tmp_path / "a.yaml").write_text(content)
+    with pytest.raises(InputError, match=f"{key}'? (is there )?twice.*keep one"):
+        read_yaml(tmp_path / "a.yaml")
+
+
+def test_a_yaml_merge_is_no_repetition(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("base: &base {rank: 4, k: 1}\nown: {<<: *base, rank: 8}\n")
+    assert read_yaml(tmp_path / "a.yaml")["own"] == {"rank": 8, "k": 1}
+
+
+def test_a_folder_as_config_names_the_file_in_it(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is a folder: name the YAML file"):
+        read_yaml(tmp_path)
+    (tmp_path / "config.yaml").write_text("rank: 4\n")
+    with pytest.raises(InputError, match=f"is a folder: did you mean {tmp_path / 'config.yaml'}"):
+        read_yaml(tmp_path)
+
+
+@pytest.mark.parametrize("number", [9007199254740993, "9007199254740993", -(2**53) - 1])
+def test_whole_numbers_are_kept_to_the_last_digit(number: Any) -> None:
+    assert coerce(int, number, "seed") == int(number)
+
+
+@pytest.mark.parametrize(
+    ("hint", "value"),
+    [(str, ""), (str, "  "), (str, "a\0b"), (str, "\udcff"), (float, "nan"), (float, float("inf")), (int, 10**30)],
+)
+def test_what_no_option_can_mean_is_refused(hint: Any, value: Any) -> None:
+    with pytest.raises(InputError, match=r"key: got .* expected"):
+        coerce(hint, value, "key")
+
+
+def test_a_value_outside_its_limit_is_refused_whichever_way_it_comes() -> None:
+    @dataclass(kw_only=True)
+    class Limited(Configuration):
+        share: float = option(0.5, "a share", limit=Within(least=0, below=1))
+        names: list[str] = option(["a"], "names", limit=OneOf(("a", "b")))
+        size: int | None = option(None, "a size", limit=Within(least=1))
+
+    assert build(Limited, {"share": 0, "size": None, "names": "b"}).names == ["b"]
+    for values, said in (
+        ({"share": 1}, r"share is 1.0, expected a number from 0 and below 1"),
+        ({"names": ["a", "c"]}, "names is 'c', expected one of a, b"),
+        ({"size": 0}, "size is 0, expected 1 or more"),
+    ):
+        with pytest.raises(InputError, match=said):
+            build(Limited, values)
+        with pytest.raises(InputError, match=said):
+            configured(Limited, Limited(**values), {})
 
 
 def test_to_dict_survives_yaml(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.compiling import compile_layers
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.models.loading import LoadedModel, load_model, pick_device, resolve_dtype
+from saelora.named import check_saes
 from saelora.saes.loading import LoadedSAE, check_fits, load_sae
 from saelora.saes.sparse import sparse, worthwhile
 
@@ -49,10 +50,7 @@ def assemble(config: Any, loaded: LoadedModel | None = None, cache: SAECache | N
     """
     if not config.model:
         raise InputError("no model given: name one, e.g. smollm2-135m-instruct, google/gemma-2-2b, or a local folder")
-    if not config.sae:
-        raise InputError("no SAE given: name one with --sae, e.g. --sae gemma-scope-2b-pt-res-canonical/layer_12/...")
-    if config.hookpoint and len(config.hookpoint) != len(config.sae):
-        raise InputError(f"{len(config.hookpoint)} --hookpoint for {len(config.sae)} --sae: give one each, or none")
+    check_saes(config)
     loaded = loaded or load_frozen(config)
     anatomy = anatomy_of(loaded.model)
     device = pick_device(config.device)

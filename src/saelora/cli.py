@@ -28,6 +28,13 @@ JOBS = {
     "report": "one HTML page of a run, or of several side by side: figures, text token by token, provenance",
 }
 
+_FULL, _CLOSED, _NO_PATH = "free some disk space", "choose a place that you may write to", "check the path"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _CLOSED),
+    **dict.fromkeys((errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP), _NO_PATH),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit code: 0 done, 2 bad input, 128 + signal when interrupted.
@@ -66,10 +73,9 @@ def _run(argv: list[str], complain: Callable[[str], None]) -> int:
         if unknown:
             raise InputError(_unrecognised(unknown[0], flags["command"], kind))
         command = flags.pop("command")
-        file = flags.pop("config", None)
+        files = flags.pop("config", None) or []
         as_json = flags.pop("json", False)
-        values = {**(read_yaml(Path(file)) if file else {}), **flags}
-        config: Any = build(kind, values, f"{file}" if file else "the command line")
+        config: Any = build(kind, {**_recorded(files, kind), **flags}, "the command line")
         result = getattr(module, command.replace("-", "_"))(config)
         if os.environ.get("RANK", "0") != "0":
             return 0
@@ -90,9 +96,9 @@ def _run(argv: list[str], complain: Callable[[str], None]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES):
+        if error.errno not in _REMEDIES:
             raise
-        complain(f"cannot write {error.filename or ''}: {error.strerror}; free some disk space")
+        complain(f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}")
         return InputError.exit_code
     except KeyboardInterrupt:
         complain("stopped")
@@ -104,6 +110,15 @@ def _print(result: Any, module: Any, as_json: bool) -> None:
         print(json.dumps(result, indent=2))
     elif hasattr(module, "render"):
         print(module.render(result))
+
+
+def _recorded(files: list[str], kind: type) -> dict[str, Any]:
+    """The options of the YAML file that --config names, if it does; checked, since what is wrong is in that file."""
+    if len(files) > 1:
+        raise InputError(f"--config is given {len(files)} times: give one file; flags override it")
+    values = read_yaml(Path(files[0])) if files else {}
+    build(kind, values, files[0] if files else "")
+    return values
 
 
 def _complain(text: str) -> None:
@@ -140,7 +155,9 @@ def _parser(argv: list[str]) -> tuple[argparse.ArgumentParser, Any, type]:
             module = importlib.import_module(f"saelora.jobs.{name.replace('-', '_')}")
             kind = module.Config
             add_options(sub, kind)
-            sub.add_argument("--config", metavar="FILE", help="YAML file of these options (flags override it)")
+            sub.add_argument(
+                "--config", metavar="FILE", action="append", help="YAML file of these options (flags override it)"
+            )
             sub.add_argument("--json", action="store_true", help="print the results as JSON on stdout")
     return parser, module, kind
 

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import difflib
 import inspect
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -18,10 +19,12 @@ from typing import Any, Literal, Self, TypeVar
 import yaml
 
 from saelora.errors import InputError
+from saelora.limits import Limit
 
 T = TypeVar("T")
 C = TypeVar("C", bound="Configuration")
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
+_LARGEST = 10**15  # a count; far beyond any run, and exact in a float
 
 
 class Count(int):
@@ -45,9 +48,12 @@ class Configuration:
         return self._given
 
 
-def option(default: Any, help: str, *, positional: bool = False) -> Any:
-    """A configuration field: its default and one line that says what it is, with its unit."""
-    metadata = {"help": help, "positional": positional}
+def option(default: Any, help: str, *, positional: bool = False, limit: Limit | None = None) -> Any:
+    """A configuration field: its default and one line that says what it is, with its unit.
+
+    ``limit`` holds for the value, or each one of a list; None is always within it.
+    """
+    metadata = {"help": help, "positional": positional, "limit": limit}
     if isinstance(default, list):
         return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
     return dataclasses.field(default=default, metadata=metadata)
@@ -57,15 +63,18 @@ def build(kind: type[T], values: Mapping[str, Any], source: str = "options") -> 
     """Make a configuration from plain values, checked key by key.
 
     Raises:
-        InputError: an unknown key (the nearest known one is named) or a value of the wrong kind.
+        InputError: an unknown key (the nearest known one is named), a value of the wrong kind or outside its limit.
     """
-    hints = hints_of(kind)
+    hints, limits = hints_of(kind), limits_of(kind)
     for key in values:
         if key not in hints:
             near = difflib.get_close_matches(key.replace("-", "_"), hints, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(sorted(hints))}"
             raise InputError(f"unknown key {key!r} in {source}{hint}")
-    return kind(**{key: coerce(hints[key], value, key) for key, value in values.items()})
+    made = {key: coerce(hints[key], value, key) for key, value in values.items()}
+    for key, value in made.items():
+        check_limit(limits.get(key), value, key)
+    return kind(**made)
 
 
 def configured(kind: type[C], config: C | None, values: Mapping[str, Any]) -> C:
@@ -91,6 +100,21 @@ def hints_of(kind: type) -> dict[str, Any]:
     """The options of a configuration, and the type that each declares."""
     hints = typing.get_type_hints(kind)
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def limits_of(kind: type) -> dict[str, Limit]:
+    """The limits of a configuration's options, where they have one."""
+    found = {field.name: field.metadata.get("limit") for field in dataclasses.fields(kind)}
+    return {name: limit for name, limit in found.items() if limit is not None}
+
+
+def check_limit(limit: Limit | None, value: Any, key: str) -> None:
+    """Raise InputError where a value, or one of several, is outside its limit."""
+    for item in value if isinstance(value, list | tuple) else [value]:
+        expected = None if limit is None or item is None else limit(item)
+        if expected:
+            shown = repr(item) if isinstance(item, str) else item
+            raise InputError(f"{key} is {shown}, expected {expected}")
 
 
 def updated(config: C, values: Mapping[str, Any], source: str = "options") -> C:
@@ -126,43 +150,89 @@ def coerce(hint: Any, value: Any, key: str) -> Any:
 
 
 _KIND_NAMES = {Count: "a count such as 25000, 25k or 15M", int: "a whole number", float: "a number"}
-_KIND_NAMES |= {str: "text", bool: "true or false", Path: "a path"}
+_KIND_NAMES |= {str: "text that is not empty", bool: "true or false", Path: "a path"}
 
 
 def _plain(hint: Any, value: Any) -> Any:
     if not isinstance(value, str | int | float) or (isinstance(value, bool) and hint is not bool):
         raise TypeError
     if hint is Count:
-        text = str(value).strip().lower().replace("_", "").replace(",", "")
-        factor = _SUFFIXES.get(text[-1:], 1)
-        number = float(text[:-1] if factor > 1 else text) * factor
-        if number != int(number) or number < 0:
-            raise ValueError
-        return int(number)
+        return _count(value)
     if hint is bool:
         if str(value).lower() not in ("true", "false"):
             raise ValueError
         return str(value).lower() == "true"
-    if hint is int and float(value) != int(float(value)):
+    if hint is int:
+        return _whole(value)
+    made = hint(value)
+    if hint is float and not math.isfinite(made):
         raise ValueError
-    return int(float(value)) if hint is int else hint(value)
+    if hint is str and (not made.strip() or "\0" in made or not made.encode()):  # surrogates have no encoding
+        raise ValueError
+    return made
+
+
+def _count(value: str | float) -> int:
+    text = str(value).strip().lower().replace("_", "").replace(",", "")
+    factor = _SUFFIXES.get(text[-1:], 1)
+    number = float(text[:-1] if factor > 1 else text) * factor
+    if number != int(number) or not 0 <= number <= _LARGEST:
+        raise ValueError
+    return int(number)
+
+
+def _whole(value: str | float) -> int:
+    if isinstance(value, int) or (isinstance(value, str) and value.strip().lstrip("+-").isdecimal()):
+        whole = int(value)  # to the last digit, as a float would not be
+    elif float(value) == int(float(value)):
+        whole = int(float(value))
+    else:
+        raise ValueError
+    if abs(whole) > 2**63:
+        raise ValueError
+    return whole
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML file's mapping; keys may be written with - or _.
 
     Raises:
-        InputError: no such file, or it is no YAML mapping.
+        InputError: no such file, it is no YAML mapping, or a key is in it twice.
     """
+    if path.is_dir():
+        inside = path / "config.yaml"
+        remedy = f"did you mean {inside}?" if inside.is_file() else "name the YAML file"
+        raise InputError(f"config {path} is a folder: {remedy}")
     try:
-        loaded = yaml.safe_load(path.read_text()) or {}
+        loaded = yaml.load(path.read_text(encoding="utf-8"), _Once) or {}
     except OSError as error:
         raise InputError(f"config {path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"config {path} is no YAML: {' '.join(str(error).split())}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise InputError(f"config {path} is no YAML: {' '.join(str(error).split())[:300]}") from None
     if not isinstance(loaded, dict):
         raise InputError(f"config {path} holds {type(loaded).__name__}, expected lines of the form key: value")
-    return {str(key).replace("-", "_"): value for key, value in loaded.items()}
+    found: dict[str, Any] = {}
+    for key, value in loaded.items():
+        name = str(key).replace("-", "_")
+        if name in found:
+            raise InputError(f"config {path} has {name} twice, with - and with _: keep one")
+        found[name] = value
+    return found
+
+
+class _Once(yaml.SafeLoader):
+    """Safe YAML in which no key is twice: YAML itself would let the last one win without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        seen: set[str] = set()
+        for key, _ in getattr(node, "value", []):
+            if isinstance(key, yaml.ScalarNode) and key.value != "<<":
+                if key.value in seen:
+                    raise yaml.constructor.ConstructorError(
+                        None, None, f"the key {key.value!r} is there twice, keep one", key.start_mark
+                    )
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

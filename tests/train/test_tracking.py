@@ -3,12 +3,13 @@
 import json
 import math
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
 from saelora.errors import InputError
 from saelora.train.optim import lr_factor
-from saelora.train.tracking import Metrics, Tracker
+from saelora.train.tracking import Metrics, Tracker, check_tracker
 
 N = 50
 
@@ -77,3 +78,62 @@ def test_tensorboard_holds_the_numbers(tmp_path: Path) -> None:
     events = event_accumulator.EventAccumulator(str(file))
     events.Reload()
     assert [(event.step, event.value) for event in events.Scalars("loss")] == [(1, 0.5), (2, 0.25)]
+
+
+def wandb_at(home: Path, monkeypatch: pytest.MonkeyPatch, **variables: str) -> None:
+    """Somebody who has never logged in."""
+    wandb = pytest.importorskip("wandb", reason="the wandb extra is not installed")
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_IDENTITY_TOKEN_FILE", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(home)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    wandb.teardown()  # it keeps the settings of a process
+
+
+def test_wandb_without_a_login_is_refused_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb_at(tmp_path, monkeypatch)
+    with pytest.raises(InputError, match=r"nobody logged in: run wandb login, set WANDB_API_KEY, or WANDB_MODE=off"):
+        check_tracker("wandb")
+
+
+@pytest.mark.parametrize("how", ["mode", "key", "netrc"])
+def test_wandb_with_a_login_or_offline_is_let_through(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    variables = {"mode": {"WANDB_MODE": "offline"}, "key": {"WANDB_API_KEY": "k" * 40}, "netrc": {}}[how]
+    wandb_at(tmp_path, monkeypatch, **variables)
+    if how == "netrc":
+        import wandb
+
+        host = urlsplit(wandb.setup().settings.base_url).hostname
+        (tmp_path / ".netrc").write_text(f"machine {host}\n  login user\n  password {'k' * 40}\n")
+        (tmp_path / ".netrc").chmod(0o600)
+    check_tracker("wandb")
+
+
+def test_wandb_offline_writes_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb_at(tmp_path, monkeypatch, WANDB_MODE="offline", WANDB_SILENT="true", WANDB_DIR=str(tmp_path))
+    tracker = Tracker("wandb", tmp_path, {"lr": 0.1})
+    tracker.write({"loss": 0.5}, 1)
+    tracker.close()
+    assert list(tmp_path.rglob("*.wandb"))
+
+
+def test_a_tracker_that_cannot_start_is_refused_and_one_that_fails_is_left(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("tensorboard", reason="the tensorboard extra is not installed")
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match=r"tracker tensorboard cannot be started: .*; leave out --track"):
+        Tracker("tensorboard", tmp_path / "file" / "run", {})
+    tracker = Tracker("tensorboard", tmp_path, {})
+    tracker.write({"loss": 0.5}, 1)
+    assert tracker._accelerator is not None
+    tracker._accelerator.trackers[0].writer = None  # as after a lost connection: every call fails
+    for step in (2, 3):
+        tracker.write({"loss": 0.5}, step)
+    tracker.close()
+    assert len(caplog.records) == 1
+    assert "tracker tensorboard has failed, the run goes on without it" in caplog.text

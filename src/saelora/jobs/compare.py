@@ -10,9 +10,10 @@ from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.files import locked, write_whole
-from saelora.jobs.comparison.plan import Recipe, Run, entries_named, expand, read_recipe
+from saelora.jobs.comparison.plan import Recipe, Run, entries_named, expand, read_recipe, settings
 from saelora.jobs.run import open_collection
 from saelora.manifest import read_json, write_json
+from saelora.named import check_named
 from saelora.report import compare as tables
 
 
@@ -47,6 +48,8 @@ def compare(config: Config | None = None, **options: Any) -> dict[str, Any]:
         raise InputError("no recipe given: name a YAML file, such as recipes/smollm/timing.yaml")
     recipe = read_recipe(Path(config.recipe), config.set)
     runs = expand(recipe, config.recipe)
+    for run in runs:
+        check_named(settings(run))
     named = {entry.name for entry in entries_named(recipe, config.only)}
     console = Console(quiet=config.quiet)
     with ExitStack() as held:

@@ -20,6 +20,7 @@ from saelora.jobs.run import processes
 from saelora.jobs.training_options import ADAPTED
 from saelora.manifest import check_part_folder, environment, write_json, write_part
 from saelora.models.hookpoints import Hookpoint
+from saelora.named import check_named
 from saelora.options import DataOptions, ModelOptions, SAEOptions
 from saelora.report.text import loss_table
 from saelora.train.distributed import ALONE, Group
@@ -102,6 +103,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     if recorded is not None:
         check_parts(parts, recorded, str(config.adapter))
         config = with_recorded(config, recorded, _OWN)
+    check_named(config)
     asked = Asked(parts, folder, console, {} if folder is None or config.overwrite else read_kept(folder, parts))
     asked.check(OPTIONS, config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")

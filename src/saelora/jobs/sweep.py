@@ -17,6 +17,7 @@ from saelora.jobs.sae_folder import FINISHED
 from saelora.jobs.sweep_plan import Point, Recipe, expand, group_points, read_recipe, row_file
 from saelora.manifest import read_json, write_json
 from saelora.models.assets import cache_dir
+from saelora.named import check_named
 from saelora.report.sweep import figures, markdown, text_table
 from saelora.report.tables import write_csv
 from saelora.train.distributed import Group
@@ -61,6 +62,8 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
     other = next((point.config.method for point in points if point.config.method != "lora"), None)
     if other:
         raise InputError(f"method {other} is not for sweeps, whose runs are adapters alone: use saelora compare")
+    for point in points:
+        check_named(point.config)
     with ExitStack() as held:
         return _sweep(config, recipe, points, held)
 

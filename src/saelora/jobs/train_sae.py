@@ -11,6 +11,7 @@ from saelora.jobs.run import RunOptions, check_out, processes
 from saelora.jobs.sae_folder import FINISHED, names_of, target_of
 from saelora.manifest import RESULTS, read_json
 from saelora.models.hookpoints import parse_hookpoint
+from saelora.named import check_named, check_sae_path
 from saelora.objectives.sae_recipe import Architecture, SAERecipe, variant_recipes
 from saelora.options import DataOptions, ModelOptions
 
@@ -109,8 +110,11 @@ def _train(config: Config, held: ExitStack) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Raise InputError for what can be seen to be wrong before anything is loaded."""
-    if not config.model or not config.hookpoint:
-        raise InputError("train-sae needs a MODEL and --hookpoint, e.g. --hookpoint layers.12.resid_post")
+    if not config.hookpoint:
+        raise InputError("no hookpoint given: name one with --hookpoint, e.g. --hookpoint layers.12.resid_post")
+    check_named(config)
+    if config.start is not None:
+        check_sae_path(config.start)
     if config.save_dtype not in ("float32", "bfloat16"):
         raise InputError(f"save_dtype: got {config.save_dtype!r}, expected float32 or bfloat16")
     if config.tokens < 1:

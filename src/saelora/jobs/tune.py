@@ -7,6 +7,7 @@ from saelora.console import Console
 from saelora.jobs.run import check_out, processes
 from saelora.jobs.training_options import recipe_of
 from saelora.manifest import RESULTS, read_json
+from saelora.named import check_named
 
 
 def tune(config: Any, command: str) -> dict[str, Any]:
@@ -27,6 +28,7 @@ def tune(config: Any, command: str) -> dict[str, Any]:
         console.say(f"{folder} is finished already; nothing to resume")
         return read_json(folder / RESULTS)
     recipe_of(config)  # refuses bad values before anything is loaded
+    check_named(config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     from saelora.jobs.tuning_run import train_and_measure  # seconds: after what can be wrong without it
 

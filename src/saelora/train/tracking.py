@@ -1,14 +1,22 @@
 """Where a run's numbers go while it runs: metrics.jsonl always, other trackers through Accelerate."""
 
 import json
+import logging
+import netrc
+import os
+from collections.abc import Callable
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from saelora.errors import InputError
 from saelora.files import write_whole, writing
 
+logger = logging.getLogger(__name__)
 TRACKERS = ("tensorboard", "wandb", "trackio")
+_WITHOUT_LOGIN = ("offline", "disabled", "dryrun")  # wandb's modes
 
 
 class Metrics:
@@ -36,38 +44,85 @@ def _step_of(line: str) -> float:
 
 
 def check_tracker(name: str | None) -> None:
-    """Raise InputError where a tracker (None for none) is unknown, or its package is not installed."""
+    """Raise InputError where a tracker (None for none) is unknown, cannot be imported, or has nobody logged in."""
     if name is None:
         return
     if name not in TRACKERS:
         raise InputError(f"tracker {name!r} is not known: expected one of {', '.join(TRACKERS)}")
     if find_spec(name) is None:
         raise InputError(f"tracker {name!r} is not installed: run pip install 'saelora[{name}]'")
+    if name == "wandb" and os.environ.get("WANDB_MODE") not in _WITHOUT_LOGIN:
+        _check_login()
+
+
+def _check_login() -> None:
+    """Raise InputError where wandb has no key; the network is not asked, so that a wrong one shows at the start."""
+    try:
+        import wandb
+
+        settings = wandb.setup().settings
+        key = settings.api_key or os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE")
+        if settings.mode in _WITHOUT_LOGIN or key or _in_netrc(urlsplit(settings.base_url).hostname or ""):
+            return
+    except Exception as error:  # wandb's own, of which there are many
+        raise _failed("wandb", error) from error
+    raise InputError(
+        "tracker wandb has nobody logged in: run wandb login, set WANDB_API_KEY, or WANDB_MODE=offline to log to files"
+    )
+
+
+def _in_netrc(host: str) -> bool:
+    """Whether the file that wandb login writes to has a password for a host."""
+    named = os.environ.get("NETRC")
+    for path in [Path(named)] if named else [Path.home() / ".netrc", Path.home() / "_netrc"]:
+        try:
+            return netrc.netrc(path).authenticators(host) is not None
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+def _failed(name: str, error: Exception) -> InputError:
+    said = " ".join(str(error).split())[:200] or type(error).__name__
+    return InputError(f"tracker {name} cannot be started: {said}; leave out --track (metrics.jsonl is always written)")
 
 
 class Tracker:
-    """A tracker of Accelerate's by name, or nothing for None.
+    """A tracker of Accelerate's by name, or nothing for None. One that fails during a run is left, the run goes on.
 
     Raises:
-        InputError: the tracker's package is not installed, or the name is unknown.
+        InputError: the tracker is unknown, or it cannot be started.
     """
 
     def __init__(self, name: str | None, folder: Path, config: dict[str, Any]):
-        self._accelerator = None
+        self.name = name
+        self._accelerator: Any = None
         if name is None:
             return
         check_tracker(name)
-        from accelerate import Accelerator
-
-        self._accelerator = Accelerator(log_with=name, project_dir=str(folder))
         flat = {k: v if isinstance(v, int | float | str | bool) else json.dumps(v) for k, v in config.items()}
-        self._accelerator.init_trackers("saelora", config=flat)
+        try:
+            from accelerate import Accelerator
+
+            self._accelerator = Accelerator(log_with=name, project_dir=str(folder))
+            self._accelerator.init_trackers("saelora", config=flat)
+        except Exception as error:  # trackers share no base class for what can go wrong with them
+            raise _failed(name, error) from error
 
     def write(self, row: dict[str, Any], step: int) -> None:
         if self._accelerator is not None:
-            self._accelerator.log({k: v for k, v in row.items() if isinstance(v, int | float)}, step=step)
+            values = {k: v for k, v in row.items() if isinstance(v, int | float)}
+            self._or_leave(partial(self._accelerator.log, values, step=step))
 
     def close(self) -> None:
-        if self._accelerator is not None:
-            for tracker in self._accelerator.trackers:  # end_training would also disconnect the processes of a run
-                tracker.finish()
+        # not end_training, which would also disconnect the processes of a run
+        for tracker in self._accelerator.trackers if self._accelerator is not None else ():
+            self._or_leave(tracker.finish)
+
+    def _or_leave(self, call: Callable[[], Any]) -> None:
+        try:
+            call()
+        except Exception as error:
+            said = " ".join(str(error).split())[:200] or type(error).__name__
+            logger.warning("tracker %s has failed, the run goes on without it: %s", self.name, said)
+            self._accelerator = None

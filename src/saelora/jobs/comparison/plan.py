@@ -9,7 +9,18 @@ from saelora.errors import InputError
 from saelora.jobs.comparison.recipe import Entry, Recipe, Start, Tune, config_type, read_recipe
 from saelora.jobs.recipe_file import compared, digest
 
-__all__ = ["Entry", "Recipe", "Run", "Start", "Tune", "config_type", "entries_named", "expand", "read_recipe"]
+__all__ = [
+    "Entry",
+    "Recipe",
+    "Run",
+    "Start",
+    "Tune",
+    "config_type",
+    "entries_named",
+    "expand",
+    "read_recipe",
+    "settings",
+]
 
 
 @dataclass(frozen=True)
@@ -50,6 +61,13 @@ def expand(recipe: Recipe, source: str) -> list[Run]:
                         raise InputError(f"{source} holds a run twice: {entry.name}, {budget} tokens, seed {seed}")
                     runs[run.id] = run
     return list(runs.values())
+
+
+def settings(run: Run) -> Any:
+    """The options of a run's job; where it starts from a run of this comparison, that one's SAE is not there yet."""
+    if run.entry.kind == "sae":
+        return build(config_type(run.entry), run.values)
+    return build(config_type(run.entry), {**run.values, "sae": [run.start_ref or "of-this-comparison"]})
 
 
 def entries_named(recipe: Recipe, only: Sequence[str]) -> list[Entry]:

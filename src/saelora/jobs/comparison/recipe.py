@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from saelora.config import Count, build, coerce, hints_of, read_yaml
+from saelora.config import Count, build, check_limit, coerce, hints_of, limits_of, read_yaml
 from saelora.errors import InputError
 from saelora.jobs import adapt, finetune_sae, train_sae
 from saelora.jobs.recipe_file import check_keys, options, override, with_underscores
@@ -173,12 +173,12 @@ def _entry(kind: Any, name: str, own: Mapping[str, Any], loaded: Mapping[str, An
         if method != "finetune-sae":
             values["method"] = method
     entry = Entry(name, kind, method, values, lr, budgets, seeds, evaluations, tuple(sorted({*shares})), start)
-    _check_entry(entry, where)
+    _check_entry(entry, own, where)
     build(config_type(entry), values, where)
     return entry
 
 
-def _check_entry(entry: Entry, where: str) -> None:
+def _check_entry(entry: Entry, own: Mapping[str, Any], where: str) -> None:
     values = entry.values
     decided = next((key for key in _DECIDED if key in values), None)
     if decided:
@@ -191,6 +191,12 @@ def _check_entry(entry: Entry, where: str) -> None:
             raise InputError(f"{where} names no {name}: give it under base")
     if not entry.budgets or min(entry.budgets) < 1:
         raise InputError(f"{where} needs tokens, 1 or more: one number, or a list with a run for each")
+    for key, several in (("seeds", entry.seeds), *(("lr", entry.lr) for _ in own.keys() & {"lr"})):
+        if not several:
+            raise InputError(f"{key} of {where} is empty: give one or more, or leave it out")
+    limits = limits_of(config_type(entry))
+    for key, given in (("seed", entry.seeds), ("lr", entry.lr)):
+        check_limit(limits.get(key), given, f"{key} of {where}")
     for key, given in (("tokens", entry.budgets), ("seeds", entry.seeds), ("lr", entry.lr)):
         if len(set(given)) < len(given):
             raise InputError(f"{key} of {where} holds a value twice: {list(given)}")

@@ -1,0 +1,66 @@
+"""What an option's value has to be beyond its type: each limit says what it expected where a value is outside it."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+Limit = Callable[[Any], str | None]
+"""Called with a value; None where it is within the limit, else what was expected."""
+
+
+@dataclass(frozen=True)
+class Within:
+    """Numbers from ``least`` (or above ``above``) to ``most`` (or below ``below``)."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def __call__(self, value: float) -> str | None:
+        low = (self.least is None or value >= self.least) and (self.above is None or value > self.above)
+        high = (self.most is None or value <= self.most) and (self.below is None or value < self.below)
+        return None if low and high else self.expected()
+
+    def expected(self) -> str:
+        """In words: "1 or more", "a number above 0 and up to 1"."""
+        if self.most is None and self.below is None and self.least is not None:
+            return f"{self.least:,} or more"
+        low = "from {:,}" if self.least is not None else "above {:,}" if self.above is not None else ""
+        high = "up to {:,}" if self.most is not None else "below {:,}" if self.below is not None else ""
+        low = low.format(self.least if self.least is not None else self.above)
+        high = high.format(self.most if self.most is not None else self.below)
+        return "a number " + " and ".join(filter(None, (low, high)))
+
+
+POSITIVE = Within(least=1)
+NOT_NEGATIVE = Within(least=0)
+SHARE = Within(least=0, most=1)
+LEARNING_RATE = Within(least=0, most=1)  # AdamW moves every weight by about the rate: beyond 1 all of them are noise
+SEED = Within(least=0, most=2**32 - 1)  # what every library's generator takes
+
+
+def device(value: str) -> str | None:
+    """As torch writes a device; whether this machine has it is seen later."""
+    return None if re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", value) else "auto, cpu, cuda, cuda:N or mps"
+
+
+def placement(value: str) -> str | None:
+    """Whether the model has these layers is seen later."""
+    part = r"\s*\d{1,6}\s*(-\s*\d{1,6}\s*)?"
+    known = re.fullmatch(rf"all|after|layers:{part}(,{part})*", value)
+    return None if known else "after, all, or layers:13,14 (layers:13-20)"
+
+
+@dataclass(frozen=True)
+class OneOf:
+    """One of some words; or a token id, where ``ids``."""
+
+    words: tuple[str, ...]
+    ids: bool = False
+
+    def __call__(self, value: str) -> str | None:
+        if value in self.words or (self.ids and str(value).isdecimal()):
+            return None
+        return f"one of {', '.join(self.words)}{', or a token id' if self.ids else ''}"
