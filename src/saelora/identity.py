@@ -49,13 +49,25 @@ def model_name(model: About) -> str:
 
 def sae_names(saes: Sequence[About]) -> str:
     """SAEs as a message names them."""
-    return ", ".join(f"{s.get('ref')} at {s.get('hookpoint')} ({s.get('fingerprint')})" for s in saes) or "none"
+    return ", ".join(f"{s.get('ref')} at {s.get('hookpoint')} ({_weights(s)})" for s in saes) or "none"
+
+
+def _weights(sae: About) -> str:
+    settings = "".join(f", {key} {value}" for key, value in (sae.get("settings") or {}).items() if key == "k")
+    return f"{sae.get('fingerprint')}{settings}"
 
 
 def same_saes(one: Sequence[About], other: Sequence[About]) -> bool:
-    """Whether the same SAEs sit at the same places, in any order."""
-    a, b = ({str(s.get("hookpoint")): s.get("fingerprint") for s in saes} for saes in (one, other))
-    return a == b
+    """Whether the same SAEs sit at the same places, in any order: weights, and of the settings those known of both."""
+    a, b = ({str(sae.get("hookpoint")): sae for sae in saes} for saes in (one, other))
+    return a.keys() == b.keys() and all(_same_sae(a[where], b[where]) for where in a)
+
+
+def _same_sae(one: About, other: About) -> bool:
+    if one.get("fingerprint") != other.get("fingerprint"):
+        return False
+    a, b = one.get("settings") or {}, other.get("settings") or {}
+    return all(a[key] == b[key] for key in a.keys() & b.keys())
 
 
 def text_differs(one: About, other: About) -> tuple[list[str], list[str]]:
@@ -82,14 +94,21 @@ def text_differs(one: About, other: About) -> tuple[list[str], list[str]]:
             differs.append(f"another model ({model_name(model)}, not {model_name(before_model)})")
         elif same is None:
             unknown.append("whether the model is the same")
-    if one.get("token_policy") is None or other.get("token_policy") is None:
+    policy, before_policy = (_policy(each) for each in (one, other))
+    if policy is None or before_policy is None:
         unknown.append("which positions SAEs left alone")
-    elif one["token_policy"] != other["token_policy"]:
+    elif policy != before_policy:
         differs.append("another token policy")
     a, b = (_precision(each) for each in (one, other))
     if a is not None and b is not None and a != b:
         differs.append(f"another precision ({a}, not {b})")
     return differs, unknown
+
+
+def _policy(about: About) -> dict[str, Any] | None:
+    """What is exempt: a kind of exemption that an older version did not know is one that is off."""
+    policy = about.get("token_policy")
+    return None if policy is None else {key: value for key, value in policy.items() if value not in (None, False, [])}
 
 
 def _precision(about: About) -> str | None:

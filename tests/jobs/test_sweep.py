@@ -244,3 +244,37 @@ def test_split_makes_even_parts_of_at_most_the_limit(n: int, limit: int, sizes: 
     parts = split(list(range(n)), limit)  # type: ignore[arg-type]
     assert sorted(map(len, parts)) == sizes
     assert [x for part in parts for x in part] == list(range(n))
+
+
+def test_an_adapter_that_a_sweep_keeps_is_a_run_of_its_own(swept: tuple[Path, Path], capsys: Any) -> None:
+    out, _ = swept
+    row = rows_of(out)[3]
+    run = out / "adapters" / row["id"]
+    capsys.readouterr()
+    assert main(["evaluate", "--adapter", str(run), "--json", "--quiet"]) == 0
+    again = json.loads(capsys.readouterr().out)
+    for figure in ("ce_base", "ce_sae", "ce_adapted", "ce_adapted_clean", "gap_closed", "kl_adapted"):
+        assert again[figure] == row[figure], figure
+    assert again["about"]["heldout"] == row["about"]["heldout"]
+    assert main(["report", str(run), "--quiet"]) == 0
+    assert (run / "report.html").exists()
+    assert "beside 5 others" in (run / "README.md").read_text()
+
+
+def test_adapters_asked_for_later_are_made_when_a_sweep_is_resumed(workspace: Workspace, tmp_path: Path) -> None:
+    recipe = write(tmp_path / "r.yaml", base=base(workspace, rank=2))
+    assert main(["sweep", str(recipe), "--out", str(tmp_path / "out")]) == 0
+    before = rows_of(tmp_path / "out")[0]
+    assert main(["sweep", str(recipe), "--out", str(tmp_path / "out"), "--resume", "--save-adapters"]) == 0
+    assert (tmp_path / "out" / "adapters" / before["id"] / "saelora.json").exists()
+    assert rows_of(tmp_path / "out")[0]["ce_adapted"] == before["ce_adapted"]
+
+
+def test_points_on_other_held_out_rows_are_said_not_to_compare(
+    workspace: Workspace, tmp_path: Path, capsys: Any
+) -> None:
+    recipe = write(tmp_path / "r.yaml", base=base(workspace, rank=2), grid={"eval_tokens": [4 * CONTEXT, 8 * CONTEXT]})
+    assert main(["sweep", str(recipe), "--out", str(tmp_path / "out"), "--quiet"]) == 0
+    for told in (capsys.readouterr().out, (tmp_path / "out" / "results.md").read_text()):
+        assert "points marked b" in told
+        assert "other held-out rows (8 rows of 32 tokens, not 4 rows of 32 tokens)" in told

@@ -10,6 +10,14 @@ from saelora.report import sweep
 from saelora.report.sweep import figures, markdown, text_table
 from saelora.report.tables import write_csv
 
+ABOUT = {
+    "model": {"ref": "m", "fingerprint": "sha256:1", "dtype": "float32"},
+    "saes": [],
+    "token_policy": {"exempt_ids": [1]},
+    "heldout": {"fingerprint": "00ff", "n_rows": 4, "context": 32},
+    "autocast": None,
+}
+
 
 def row(x: float, y: float, *, key: str = "rank", seed: int = 0, **more: Any) -> dict[str, Any]:
     gain = {"ce_base": 3.0, "ce_sae": 3.2, "ce_adapted": 3.2 - 0.2 * y, "ce_gain": 0.2 * y, "gap_closed": y}
@@ -23,6 +31,7 @@ def row(x: float, y: float, *, key: str = "rank", seed: int = 0, **more: Any) ->
         **gain,
         "ci95": interval,
         "config": config,
+        "about": ABOUT,
         **more,
     }
 

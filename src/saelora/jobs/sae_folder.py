@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from saelora.config import to_dict
 from saelora.console import Console
 from saelora.files import write_whole
-from saelora.manifest import RESULTS, environment, read_json, write_json
+from saelora.identity import measured_on
+from saelora.manifest import RESULTS, describe_model, environment, read_json, write_json
 from saelora.models.hookpoints import parse_hookpoint
 from saelora.objectives.sae_recipe import variant_name
 from saelora.report.sae_card import sae_card
@@ -39,6 +40,7 @@ def finish(
     from saelora.assemble import token_policy
     from saelora.evals.loss import evaluate_loss
     from saelora.jobs.tuned_folder import save_sae
+    from saelora.saes.build import fingerprint
 
     token_mask = token_policy(config).resolve(loaded.tokenizer)
     results: dict[str, Any] = {}
@@ -55,6 +57,9 @@ def finish(
                 loaded.model, {hookpoint: measured}, token_mask, heldout, progress=bar.advance, group=group
             )
         figures = {**found.pop("saes")[str(hookpoint)], **found}
+        own = {"hookpoint": str(hookpoint), "fingerprint": fingerprint(measured)}
+        about = {"model": describe_model(loaded), "saes": [own], "token_policy": token_mask.to_dict()}
+        figures["about"] = measured_on(about, heldout)
         results[name] = {**figures, "n_tokens_trained": objective.n_tokens, "seconds_training": seconds}
         if group.is_main:
             write_json(target / RESULTS, results[name])

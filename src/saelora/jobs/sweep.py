@@ -14,8 +14,8 @@ from saelora.files import write_whole
 from saelora.jobs import train_sae
 from saelora.jobs.run import open_collection
 from saelora.jobs.sae_folder import FINISHED
-from saelora.jobs.sweep_plan import Point, Recipe, expand, group_points, read_recipe, row_file
-from saelora.manifest import read_json, write_json
+from saelora.jobs.sweep_plan import Point, Recipe, adapter_folder, expand, group_points, read_recipe, row_file
+from saelora.manifest import MANIFEST, read_json, write_json
 from saelora.models.assets import cache_dir
 from saelora.named import check_named
 from saelora.report.sweep import figures, markdown, text_table
@@ -34,7 +34,7 @@ class Config(Configuration):
     set: list[str] = option([], "KEY=VALUE over the recipe, e.g. tokens=10k or grid.rank=[4,64]; repeatable")
     resume: bool = option(False, "go on with the sweep in --out; finished points are kept, also of a changed recipe")
     overwrite: bool = option(False, "delete what is in --out and start anew")
-    save_adapters: bool = option(False, "keep every point's adapter, in PEFT's format")
+    save_adapters: bool = option(False, "keep every point's adapter as a run of its own: adapters/<id>")
     quiet: bool = option(False, "show no progress")
 
 
@@ -77,7 +77,7 @@ def _sweep(config: Config, recipe: Recipe, points: list[Point], held: ExitStack)
 
     processes.on_main(lambda: publish(folder))
     saes = _trained_saes(recipe, points[0], console)
-    done = processes.on_main(lambda: {point.id for point in points if row_file(folder, point).exists()})
+    done = processes.on_main(lambda: {point.id for point in points if _is_done(folder, point, config.save_adapters)})
     todo = [point for point in points if point.id not in done]
     if len(todo) < len(points):
         console.say(f"{len(points) - len(todo)} of {len(points)} points are done already")
@@ -119,6 +119,15 @@ def _trained_saes(recipe: Recipe, point: Point, console: Console) -> str:
         console.say(f"training the recipe's SAEs, once, into {folder}")
         train_sae.train_sae(build(train_sae.Config, {**values, "out": str(folder), "resume": folder.exists()}))
     return str(folder)
+
+
+def _is_done(folder: Path, point: Point, with_adapter: bool) -> bool:
+    """Whether a point has its row, and its adapter where that is asked for; one that diverged has none to keep."""
+    if not row_file(folder, point).exists():
+        return False
+    if not with_adapter or (adapter_folder(folder, point) / MANIFEST).exists():
+        return True
+    return bool(read_json(row_file(folder, point)).get("status") != "done")
 
 
 def _rows(points: list[Point], folder: Path) -> list[dict[str, Any]]:

@@ -23,11 +23,12 @@ from saelora.core.students import Student
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_branches
 from saelora.files import writing
+from saelora.identity import measured_on
 from saelora.jobs import adapt
-from saelora.jobs.sweep_plan import SAES, Point, Recipe, split
-from saelora.jobs.tuned_folder import save_adapter
+from saelora.jobs.sweep_plan import SAES, Point, Recipe, adapter_folder, split
+from saelora.jobs.tuned_folder import save_run
 from saelora.jobs.tuning import add_adapter, recipe_of
-from saelora.manifest import environment, read_json, write_json
+from saelora.manifest import describe, environment, read_json, write_json
 from saelora.models.anatomy import anatomy_of, widths
 from saelora.models.loading import LoadedModel
 from saelora.objectives.branch import Branch
@@ -128,13 +129,21 @@ class Runner:
                         autocast=autocast,
                         progress=bar.advance,
                     )
-            shared = {"n_tokens_trained": rows.numel(), "seconds_group": round(seconds, 2), "n_branches": len(points)}
+            shared: dict[str, Any] = {
+                "n_tokens_trained": rows.numel(),
+                "seconds_group": round(seconds, 2),
+                "n_branches": len(points),
+            }
             shared["environment"] = environment()
             made = {}
             for run, point in zip(objective.runs, points, strict=True):
-                made[point.id] = {**_finite(_row(point, assembled[point.id], found[point.id], run.failed)), **shared}
-                if self.save_adapters:
-                    save_adapter(model, self.folder / "adapters" / point.id, f"p{point.id}")
+                about = measured_on(describe(assembled[point.id]), heldout, autocast)
+                row = _finite(_row(point, assembled[point.id], found[point.id], run.failed))
+                made[point.id] = {**row, **shared, "about": about}
+                if self.save_adapters and row["status"] == "done":
+                    results = {**found[point.id], **shared, "about": about}
+                    target = adapter_folder(self.folder, point)
+                    save_run(model, f"p{point.id}", self._with_saes(point), assembled[point.id], results, target)
             write_json(_group_folder(self.folder, points) / ROWS, made)  # all of the group, or none
             _publish(self.folder, _group_folder(self.folder, points) / ROWS)
         finally:
@@ -206,7 +215,8 @@ def _splices(
 
 def _row(point: Point, assembled: Assembled, found: dict[str, Any], failed: bool) -> dict[str, Any]:
     """One row of the table: what the point is, and what was measured."""
-    config, saes = point.config, found.pop("saes")
+    config, found = point.config, dict(found)
+    saes = found.pop("saes")
     layers = sorted(layers_of(config.placement, assembled.saes, assembled.anatomy.n_layers))
     mean = {k: sum(s[k] for s in saes.values()) / len(saes) for k in ("fvu", *FIGURES, "l0", "dead_frac")}
     interval = found.pop("ci95")

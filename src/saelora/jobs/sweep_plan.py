@@ -110,6 +110,11 @@ def point_id(config: Any) -> str:
     return digest(compared(config))
 
 
+def adapter_folder(folder: Path, point: Point) -> Path:
+    """Where a finished point's adapter is written, as a run of its own."""
+    return folder / "adapters" / point.id
+
+
 def row_file(folder: Path, point: Point) -> Path:
     """Where a finished point's row is written."""
     return folder / "points" / f"{point.id}.json"

@@ -1,15 +1,21 @@
 """What training leaves to load again: a PEFT adapter, and SAEs in SAELens's native format."""
 
 import importlib.metadata
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from saelora.assemble import Assembled
+from saelora.config import to_dict
 from saelora.errors import InputError
-from saelora.files import whole_files
+from saelora.files import whole_files, whole_folder
+from saelora.manifest import MANIFEST, RESULTS, describe, environment, write_json
+from saelora.models.adapters import adapter_fingerprint
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
+from saelora.report.card import card
 from saelora.saes.build import fingerprint
 from saelora.saes.loading import LoadedSAE, load_sae
 
@@ -25,8 +31,55 @@ def save_adapter(model: Any, folder: Path, name: str | None = None) -> None:
     """
     with whole_files(folder, ADAPTER_FILES) as part:
         model.save_pretrained(part, selected_adapters=None if name is None else [name])
-        for file in ADAPTER_FILES if name is not None else ():
-            (part / name / file).replace(part / file)
+        if name is not None:
+            for file in ADAPTER_FILES:
+                (part / name / file).replace(part / file)
+
+
+def save_run(model: Any, name: str, config: Any, assembled: Assembled, results: dict[str, Any], folder: Path) -> None:
+    """Write one of several adapters of a model as a run of its own, for evaluate and report; whole or not at all.
+
+    Args:
+        name: the adapter's in the model.
+        results: what its results.json is to hold; ``about`` gets the adapter's fingerprint.
+    """
+    with whole_folder(folder) as part:
+        save_adapter(model, part, name)
+        adapter = adapter_fingerprint(part)
+        results = {**results, "about": {**results["about"], "adapter": adapter}}
+        manifest = manifest_of(config, assembled, results, adapter=adapter)
+        write_json(part / MANIFEST, manifest)
+        write_json(part / RESULTS, results)
+        (part / "README.md").write_text(card(manifest, results), encoding="utf-8")
+        values = {key: value for key, value in to_dict(config).items() if key not in ("out", "resume", "overwrite")}
+        (part / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+
+
+def manifest_of(
+    config: Any,
+    assembled: Assembled,
+    results: dict[str, Any],
+    *,
+    adapter: str | None,
+    saved: Sequence[dict[str, Any]] = (),
+    n_documents: int | None = None,
+) -> dict[str, Any]:
+    """What a run's saelora.json holds.
+
+    Args:
+        adapter: its fingerprint, None where none was trained.  saved: what ``save_saes`` returned.  n_documents: that
+            were trained on, where they were counted.
+    """
+    return {
+        **describe(assembled),
+        "adapter": adapter,
+        "method": config.method,
+        "tuned_saes": list(saved),
+        "config": to_dict(config),
+        **({} if n_documents is None else {"n_documents_trained": n_documents}),
+        "environment": environment(),
+        "metrics": {k: v for k, v in results.items() if isinstance(v, int | float)},
+    }
 
 
 def save_saes(

@@ -18,9 +18,9 @@ from saelora.identity import measured_on
 from saelora.jobs.evaluate import measure
 from saelora.jobs.run import run_loop, start
 from saelora.jobs.training_options import ADAPTED
-from saelora.jobs.tuned_folder import save_adapter, save_saes
+from saelora.jobs.tuned_folder import manifest_of, save_adapter, save_saes
 from saelora.jobs.tuning import frozen_and_tuned, open_branch, student_model
-from saelora.manifest import MANIFEST, RESULTS, check_room, describe, environment, write_json
+from saelora.manifest import MANIFEST, RESULTS, check_room, describe, write_json
 from saelora.models.adapters import adapter_fingerprint
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device
@@ -205,16 +205,7 @@ def _write(
     adapter = adapter_fingerprint(folder)
     if adapter:
         results["about"]["adapter"] = adapter
-    manifest = {
-        **describe(assembled),
-        "adapter": adapter,
-        "method": config.method,
-        "tuned_saes": saved,
-        "config": to_dict(config),
-        "n_documents_trained": n_documents,
-        "environment": environment(),
-        "metrics": {k: v for k, v in results.items() if isinstance(v, int | float)},
-    }
+    manifest = manifest_of(config, assembled, results, adapter=adapter, saved=saved, n_documents=n_documents)
     write_json(folder / MANIFEST, manifest)
     write_whole(folder / "README.md", card(manifest, results).encode())
     learning_curve(results, folder / "learning_curve.png")

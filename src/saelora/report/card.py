@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from saelora.report.text import cost, headline, markdown_table, one_line
+from saelora.report.text import cost, headline, markdown_table, one_line, warnings
 
 
 def card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
@@ -87,7 +87,8 @@ def _sae_lines(manifest: dict[str, Any]) -> str:
 
 def _measured(manifest: dict[str, Any], results: dict[str, Any]) -> str:
     policy = manifest["token_policy"]
-    return f"""{headline(results)} {cost(results)}
+    careful = "".join(f"**Careful:** {told}\n\n" for told in warnings(results))
+    return f"""{careful}{headline(results)} {cost(results)}
 
 {markdown_table(results)}
 

@@ -5,9 +5,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from saelora.identity import groups, not_comparable
 from saelora.report import tables
 from saelora.report.figures import BLUE, GREEN, GREY, ORANGE, save_figure
 from saelora.report.tables import Row
+from saelora.report.text import ended_worse
 
 AXES = {  # column -> its label, and whether equal steps on the axis are equal factors
     "rank": ("LoRA rank", True),
@@ -52,15 +54,19 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
         return [["no point is done yet"]]
     varied = [c for c in _FIRST if len({str(row.get(c)) for row in rows}) > 1] or ["rank"]
     measured = [c for c in _FIGURES if any(c in row for row in rows)]
-    lines = [[*varied, *measured]]
-    for row in rows:
-        cells = [_cell(column, row.get(column)) for column in varied]
+    letters = groups([row.get("about") for row in rows])
+    marked = ["text"] if len(set(letters)) > 1 else []
+    lines = [[*varied, *marked, *measured]]
+    for row, letter in zip(rows, letters, strict=True):
+        cells = [*(_cell(column, row.get(column)) for column in varied), *(letter for _ in marked)]
         for column in measured:
             interval = row.get("ci95", {}).get(column)
             shown = _cell(column, row.get(column))
             if interval and column in ("gap_closed", "ce_gain"):
                 shown += f" ({_cell(column, interval[0])} to {_cell(column, interval[1])})"
             cells.append(shown)
+        if ended_worse(row):
+            cells[-1] += ", worse than spliced"
         if row.get("status") != "done":
             cells[-1] = str(row.get("status"))
         lines.append(cells)
@@ -82,33 +88,60 @@ def _cell(column: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and column != "seed" else str(value)
 
 
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What does not compare, and which points ended worse than they began."""
+    told = not_comparable([row.get("about") for row in rows], "points")
+    worse = sum(bool(ended_worse(row)) for row in rows)
+    if worse:
+        told.append(f"{worse} of {len(rows)} points ended worse than the spliced model that they began from.")
+    return told
+
+
 def markdown(rows: Sequence[Row]) -> str:
-    """The table in Markdown."""
-    return tables.markdown(table(rows))
+    """The table in Markdown, with its notes."""
+    return "\n\n".join([tables.markdown(table(rows)), *notes(rows)])
 
 
 def text_table(rows: Sequence[Row]) -> str:
-    """The table in aligned plain text."""
-    return tables.aligned(table(rows))
+    """The table in aligned plain text, with its notes."""
+    return "\n".join([tables.aligned(table(rows)), *notes(rows)])
 
 
 def figures(rows: Sequence[Row], x: str, series: str | None, title: str, folder: Path) -> list[Path]:
-    """Draw gap closed and gain against a column (over n_saes: the cross entropies), as SVG and PNG.
-
-    Rows that differ in their seed alone become one point, with a bar from the lowest to the highest; a row alone has
-    its 95 % interval. Nothing is drawn where x has fewer than two values.
-
-    Args:
-        x: one of AXES.  series: one of AXES or SERIES; a line is drawn for each of its values.
-    """
-    rows = [row for row in rows if row.get("status") == "done" and "gap_closed" in row]
-    if len({row.get(x) for row in rows} - {None}) < 2:
-        return []
+    """``draw`` as SVG and PNG; the paths, none where there is nothing to draw."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
+    figure = draw(rows, x, series, title)
+    if figure is None:
+        return []
+    paths = [folder / f"{x}.svg", folder / f"{x}.png"]
+    try:
+        for path in paths:
+            save_figure(figure, path)
+    finally:
+        plt.close(figure)
+    return paths
+
+
+def draw(rows: Sequence[Row], x: str, series: str | None, title: str) -> Any:
+    """Gap closed and gain against a column (over n_saes: the cross entropies), a figure of matplotlib's.
+
+    Rows that differ in their seed alone become one point, with a bar from the lowest to the highest; a row alone has
+    its 95 % interval. None where x has fewer than two values.
+
+    Args:
+        x: one of AXES.  series: one of AXES or SERIES; a line is drawn for each of its values.
+    """
+    rows = [row for row in rows if row.get("status") == "done" and row.get("gap_closed") is not None]
+    if len({row.get(x) for row in rows} - {None}) < 2:
+        return None
+    import matplotlib.pyplot as plt
+
+    if len(set(groups([row.get("about") for row in rows]))) > 1:
+        title = f"{title}\n(not all points compare: see the notes under the table)"
     panels = (("gap_closed", "share of the gap closed (%)", 100.0), ("ce_gain", "gain (nats per token)", 1.0))
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     try:
@@ -120,13 +153,11 @@ def figures(rows: Sequence[Row], x: str, series: str | None, title: str, folder:
                 _panel(panel, rows, x, series, *each)
         for panel in axes:
             _x_axis(panel, rows, x)
-        figure.suptitle(title, fontsize=11)
-        paths = [folder / f"{x}.svg", folder / f"{x}.png"]
-        for path in paths:
-            save_figure(figure, path)
-        return paths
-    finally:
+        figure.suptitle(title, fontsize=11, parse_math=False)
+    except BaseException:
         plt.close(figure)
+        raise
+    return figure
 
 
 def _x_axis(axes: Any, rows: Sequence[Row], x: str) -> None:

@@ -68,7 +68,37 @@ def headline(results: dict[str, Any]) -> str:
     closed, interval = results["gap_closed"], _interval(results, "gap_closed", "{:.1%}".format)
     if closed < 0:
         return f"{told}; {what} makes it worse: gap closed {closed:.1%}{interval}."
+    if results.get("ci95", {}).get("gap_closed", [closed])[0] <= 0:
+        return f"{told}; what {what} wins back cannot be told from nothing: {closed:.1%} of that{interval}."
     return f"{told}; {what} wins back {closed:.1%} of that{interval}."
+
+
+def warnings(results: dict[str, Any]) -> list[str]:
+    """What a reader must know before any figure: that the run did harm, and what was forced or not checked."""
+    about = results.get("about") or {}
+    told = [f"{harm}."] if (harm := ended_worse(results)) else []
+    told += [f"Forced by --other-weights: {one_line(str(each))}." for each in about.get("other_weights", [])]
+    return told + [f"Not checked: {one_line(str(each))}." for each in about.get("unchecked", [])]
+
+
+def ended_worse(results: dict[str, Any]) -> str | None:
+    """That the outcome is worse than the spliced model it began from, where the data show it; else None."""
+    after, before = results.get("ce_adapted"), results.get("ce_sae")
+    if after is None or before is None:
+        return None
+    highest = results.get("ci95", {}).get("ce_gain", [None, before - after])[1]
+    if highest < 0:
+        return (
+            f"This ended worse than the spliced model that it began from: cross entropy {after:.4f} against "
+            f"{before:.4f} nats per token"
+        )
+    kl, kl_before = results.get("kl_adapted"), results.get("kl_sae")
+    if kl is not None and kl_before is not None and kl > kl_before and after >= before:
+        return (
+            f"This ended no better than the spliced model that it began from: KL to the original {kl:.4f} against "
+            f"{kl_before:.4f} nats per token"
+        )
+    return None
 
 
 def _nats(value: float) -> str:
@@ -90,7 +120,7 @@ def loss_table(results: dict[str, Any]) -> str:
         "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
         for row in rows
     ]
-    lines += ["", headline(results), cost(results)]
+    lines += ["", headline(results), *(f"CAREFUL: {told}" for told in warnings(results)), cost(results)]
     told = {"saes": ("SAE at", " (active latents per token)"), "saes_adapted": ("As trained, at", "")}
     for key, (name, meaning) in told.items():
         for hookpoint, sae in results.get(key, {}).items():
@@ -122,6 +152,9 @@ def cost(results: dict[str, Any]) -> str:
     evaluated = f"Evaluated on {results['n_tokens_evaluated']:,} held-out predictions (nats per predicted token)."
     if "n_tokens_trained" not in results:
         return evaluated
+    if "seconds_training" not in results:  # one of several that shared their passes
+        others = f" beside {results['n_branches'] - 1} others" if results.get("n_branches", 1) > 1 else ""
+        return f"Adapted on {results['n_tokens_trained']:,} tokens{others}. {evaluated}"
     verb = "Adapted" if results.get("method", "lora") in ("lora", "lora+sae") else "Trained"
     trained = f"{verb} on {results['n_tokens_trained']:,} tokens in {results['seconds_training']:.0f} s"
     return f"{trained} ({results['tokens_per_second']:.0f} tokens/s). {evaluated}"

@@ -18,7 +18,7 @@ from saelora.evals.yardstick import Yardstick
 from saelora.jobs import train_sae
 from saelora.jobs.comparison.plan import Recipe, Run
 from saelora.jobs.tuning import add_student
-from saelora.manifest import read_json
+from saelora.manifest import describe_model, read_json
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import LoadedModel
 from saelora.objectives.distill import Distill
@@ -47,6 +47,11 @@ class Bench:
 
     def token_mask(self, config: Any) -> TokenMask:
         return token_policy(config).resolve(self.loaded.tokenizer)
+
+    def about(self, config: Any, saes: list[dict[str, Any]]) -> dict[str, Any]:
+        """What identifies the model, these SAEs and the token policy."""
+        policy = self.token_mask(config).to_dict()
+        return {"model": describe_model(self.loaded), "saes": saes, "token_policy": policy}
 
     def yardstick(self, config: Any, hookpoint: Hookpoint, *, tuning: bool = False) -> Yardstick:
         """The held-out rows that are reported, or those that learning rates are chosen on; no row is in both.

@@ -10,13 +10,15 @@ from saelora.evals.aftermath import firing_change
 from saelora.evals.loss_sums import SAESums
 from saelora.evals.yardstick import against_start
 from saelora.files import whole_folder
+from saelora.identity import measured_on
 from saelora.jobs import train_sae, train_sae_run
 from saelora.jobs.comparison.bench import Bench, curve, means, start_of, students
 from saelora.jobs.comparison.plan import Run, config_type
 from saelora.jobs.comparison.tuning import learning_rate
-from saelora.manifest import environment
+from saelora.manifest import MANIFEST, describe, environment, write_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import parse_hookpoint
+from saelora.saes.build import fingerprint
 from saelora.train.loop import within_reach
 
 
@@ -61,8 +63,11 @@ def sae_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
             return {}  # an SAE has no scale before its first tokens
         sae: Any = objective.inference_sae(str(hookpoint))
         if step in keep:
+            about = bench.about(config, [])
+            about["sae"] = {"hookpoint": str(hookpoint), "fingerprint": fingerprint(sae), "share": keep[step]}
             with whole_folder(bench.sae_folder(run.id, keep[step])) as part:
                 sae.save_model(part)
+                write_json(part / MANIFEST, {**about, "run": run.id, "config": to_dict(config)})
         last["saes"] = SAESums(yardstick.rows.numel())
         with splice(model, {hookpoint: sae.to(model.device)}, token_mask) as spliced:
             last["losses"] = yardstick.losses(model, Student(spliced), observe=last["saes"])
@@ -73,8 +78,11 @@ def sae_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
         evaluate(state.step)
     found = last["losses"].compute()
     points = curve(state, costed, n_steps)
+    sae = objective.inference_sae(str(hookpoint))
+    made = {"ref": f"trained here: {run.entry.name}", "hookpoint": str(hookpoint), "fingerprint": fingerprint(sae)}
     return {
         "start": None,
+        "about": measured_on(bench.about(config, [made]), yardstick.rows, yardstick.autocast),
         "config": to_dict(config),
         "curve": points,
         "checkpoints": [_checkpoint(points, step / n_steps, share) for step, share in keep.items()],
@@ -128,6 +136,7 @@ def method_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]
     figures = last["saes"].compute()[str(hookpoint)]
     return {
         "start": start,
+        "about": measured_on(describe(assembled), yardstick.rows, yardstick.autocast),
         "config": to_dict(config),
         "curve": curve(state, costed, n_steps),
         "peak_memory_bytes": costed.step_bytes,

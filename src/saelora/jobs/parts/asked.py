@@ -41,7 +41,7 @@ class Asked:
             InputError: no part is left.
         """
         for part in self.parts:
-            module = modules.get(part)
+            module: Any = modules.get(part)
             try:
                 if part in self.kept:
                     other_options(self._file(part), self.kept[part], getattr(module, "Options", None), config)
