@@ -16,6 +16,7 @@ from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.models.loading import LoadedModel, load_model, pick_device, resolve_dtype
 from saelora.named import check_saes
 from saelora.saes.loading import LoadedSAE, check_fits, load_sae
+from saelora.saes.processing import check_centring
 from saelora.saes.sparse import sparse, worthwhile
 
 VALIDATION_SEED = 0  # the same held-out rows for every training seed, so that seeds compare
@@ -64,6 +65,7 @@ def assemble(config: Any, loaded: LoadedModel | None = None, cache: SAECache | N
         found = cache[ref, where]
         found = replace(found, hookpoint=anatomy.canonical(found.hookpoint))
         check_fits(found, anatomy.width(found.hookpoint))
+        check_centring(anatomy, found.hookpoint, found.sae)
         if found.hookpoint in saes:
             raise InputError(f"two SAEs at {found.hookpoint}: {saes[found.hookpoint].ref} and {ref}; give one")
         saes[found.hookpoint] = found

@@ -34,7 +34,7 @@ def texts(seed, n, length=9):
 
 
 def case_of(sae, latent=3, test_seed=20):
-    d, norm = direction(sae, latent)
+    d, norm = direction(sae, latent, Hookpoint(1))
     tuning = {"positives": texts(1, 4), "negatives": texts(2, 3)}
     test = {"positives": texts(test_seed, 5), "negatives": texts(test_seed + 1, 4)}
     return steering.Case(latent, d, 6.0 * norm, tuning, test, {"how": "given"})
@@ -234,7 +234,7 @@ def test_samples_are_greedy_continuations_of_each_model(bench):
 
 def test_direction_is_the_unit_decoder_row():
     sae = TinySAE(D_MODEL)
-    d, norm = direction(sae, 5)
+    d, norm = direction(sae, 5, Hookpoint(1))
     assert float(d.norm()) == pytest.approx(1.0)
     torch.testing.assert_close(d * norm, sae.W_dec[5].data)
     assert len(d) == families.D_MODEL

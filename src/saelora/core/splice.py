@@ -17,6 +17,7 @@ from saelora.core.token_mask import EXEMPT_NAMES, TokenMask, TokenPolicy
 from saelora.errors import InputError
 from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from saelora.saes.processing import check_centring, is_centred
 
 __all__ = [
     "EXEMPT_NAMES",
@@ -40,7 +41,10 @@ class SAE(Protocol):
 
 
 Observer = Callable[[Hookpoint, Tensor, Tensor, Tensor, Tensor], None]
-"""Called as observer(hookpoint, x, latents, recon, token_mask) whenever an SAE has run."""
+"""Called as observer(hookpoint, x, latents, recon, token_mask) whenever an SAE has run.
+
+x and recon are without the mean over d_model where the SAE was trained on a centred model (``saes.processing``).
+"""
 
 
 class Splice:
@@ -53,6 +57,7 @@ class Splice:
         self._policy = token_mask
         self._mask: Tensor | None = None
         self._fillers: dict[Hookpoint, float] = {}
+        self._centred = {hookpoint for hookpoint, sae in self.saes.items() if is_centred(sae, hookpoint)}
 
     def disabled(self) -> AbstractContextManager[None]:
         """The clean model, for as long as this context is open."""
@@ -100,12 +105,20 @@ class Splice:
             latents = sae.encode(given)
             recon = sae.decode(latents).to(x.dtype)
             if self.observer is not None:
-                self.observer(hookpoint, x, latents, recon, self._mask)
+                self.observer(hookpoint, self.seen(hookpoint, x), latents, recon, self._mask)
+        if hookpoint in self._centred:
+            recon = (recon + _mean(x)).to(x.dtype)
         return torch.where(mask, recon, x)
+
+    def seen(self, hookpoint: Hookpoint, x: Tensor) -> Tensor:
+        """An activation as observers see it, to set reconstructions against."""
+        return x - _mean(x).to(x.dtype) if hookpoint in self._centred else x
 
     def given(self, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> Tensor:
         """What the SAE is given of an activation [batch, seq, d]: nothing of it where the mask is False."""
         sae = self.saes[hookpoint]
+        if hookpoint in self._centred:
+            x = x - _mean(x)
         dtype = next((p.dtype for p in sae.parameters()), x.dtype) if isinstance(sae, nn.Module) else x.dtype
         spared = torch.full((), self._fillers.get(hookpoint, 0.0), dtype=x.dtype, device=x.device)
         return torch.where(mask.unsqueeze(-1), x, spared).to(dtype)
@@ -156,12 +169,14 @@ def splice(
         observer: sees every SAE's input, latents, reconstruction and token mask.
 
     Raises:
-        InputError: a hookpoint is out of range, or an SAE is of another width.
+        InputError: a hookpoint is out of range, or an SAE is of another width, or of a centred model that this cannot
+            be.
     """
     anatomy = anatomy_of(model)
     check_signature(anatomy.body)
     for hookpoint, sae in saes.items():
         check_width(anatomy, hookpoint, sae)
+        check_centring(anatomy, hookpoint, sae)
     spliced = Splice(saes, token_mask, observer)
     handles: list[Any] = []
     try:
@@ -170,6 +185,11 @@ def splice(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _mean(x: Tensor) -> Tensor:
+    """The mean over d_model [..., 1], in float32 at least."""
+    return x.mean(-1, keepdim=True, dtype=torch.promote_types(x.dtype, torch.float32))
 
 
 def check_width(anatomy: Anatomy, hookpoint: Hookpoint, sae: SAE) -> None:

@@ -44,7 +44,7 @@ def firing_change(
             mask = token_mask(batch)
             with students.only(Student()):
                 clean = activations(model, batch, None, hookpoints)
-            before = {h: (x, *clean_latents(reference, h, x, mask)) for h, x in clean.items()}
+            before = {h: clean_latents(reference, h, x, mask) for h, x in clean.items()}
             after: dict[Hookpoint, Seen] = {}
             assert student.splice is not None
             with students.only(student), observed(student.splice, after):

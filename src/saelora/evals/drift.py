@@ -71,7 +71,7 @@ def measure_drift(
             with watching(anatomy, base.__setitem__):
                 run(anatomy, batch)
             clean = activations(model, batch, None, list(spliced.saes))
-            before = {h: (x, *clean_latents(spliced, h, x, mask)) for h, x in clean.items()}
+            before = {h: clean_latents(spliced, h, x, mask) for h, x in clean.items()}
         distances.begin(base, mask)
         for name in AWAY:
             # sae is observed too, though not looked at: an SAE may reconstruct by other steps where nobody watches
@@ -122,11 +122,11 @@ def observed(spliced: Splice, after: dict[Hookpoint, tuple[Tensor, Tensor, Tenso
         yield
 
 
-def clean_latents(spliced: Splice, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents and reconstruction of a clean activation, by the very steps of a splice, so that bits compare."""
+def clean_latents(spliced: Splice, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What an observer would see of a clean activation, by the very steps of a splice, so that bits compare."""
     sae = spliced.saes[hookpoint]
     latents = sae.encode(spliced.given(hookpoint, x, mask))
-    return latents, sae.decode(latents).to(x.dtype)
+    return spliced.seen(hookpoint, x), latents, sae.decode(latents).to(x.dtype)
 
 
 @dataclass

@@ -9,6 +9,7 @@ import torch
 
 from saelora.errors import InputError
 from saelora.saes.loading import LoadedSAE
+from saelora.saes.processing import is_centred
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainingSAE
@@ -43,6 +44,11 @@ class Start:
             raise InputError(
                 f"start {loaded.ref} is a {loaded.architecture} SAE, expected {', '.join(ARCHITECTURES)}: "
                 "start from another SAE, or train without --start"
+            )
+        if is_centred(sae, loaded.hookpoint):
+            raise InputError(
+                f"start {loaded.ref} was trained on activations without their mean (center_writing_weights), training "
+                "here is on the model as it is: start from an SAE of raw activations, or train without --start"
             )
         if sae.cfg.normalize_activations != "none":
             raise InputError(

@@ -14,6 +14,7 @@ from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.saes import hub, registry
 from saelora.saes.build import build_sae, check_finite, describe, fingerprint, freeze
 from saelora.saes.formats import LAYOUTS, choose, folder_of
+from saelora.saes.processing import check_processing
 from saelora.saes.readers import READERS
 from saelora.saes.readers.common import one_line
 
@@ -27,7 +28,8 @@ class LoadedSAE:
 
     Args:
         sae: an object with `encode`, `decode` and `forward`, in evaluation mode, no parameter requiring gradients.
-            At attn_z it takes merged heads, [..., n_heads * d_head].
+            At attn_z it takes merged heads, [..., n_heads * d_head]. One of a centred model (`saes.processing`) takes
+            activations without their mean over d_model; a splice sees to that.
         hookpoint: where it was trained, or the caller's override.
         ref: what the caller wrote.
         format: saelens, gemma_scope, llama_scope, sparsify, dictionary_learning, or a conversion of SAELens' registry.
@@ -87,11 +89,13 @@ def load_sae(
     check_finite(opened.sae, ref)
     digest = fingerprint(opened.sae)
     metadata = describe(opened.sae)
+    where = given or _hookpoint(metadata, ref)
+    check_processing(metadata, where, ref)
     sae: Any = freeze(opened.sae, device, dtype)
     check_finite(sae, ref)
     return LoadedSAE(
         sae=sae,
-        hookpoint=given or _hookpoint(metadata, ref),
+        hookpoint=where,
         ref=ref,
         format=opened.format,
         architecture=sae.cfg.architecture(),

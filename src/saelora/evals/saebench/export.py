@@ -12,9 +12,11 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core import lora
+from saelora.errors import InputError
 from saelora.evals.bos import with_bos
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import quiet_transformers
+from saelora.saes.processing import is_centred
 
 
 def export_model(model: Any, tokenizer: Any, folder: Path, *, merged: bool) -> Path:
@@ -62,7 +64,15 @@ def export_sae(sae: Any, hookpoint: Hookpoint, folder: Path) -> Path:
     """Write a SAELens SAE in its own format, with TransformerLens' name of its hookpoint.
 
     One of attn_z takes and gives [..., heads, d_head] there, as TransformerLens has it.
+
+    Raises:
+        InputError: it is of a model whose writing weights were centred, and the exported model's are not.
     """
+    if is_centred(sae, hookpoint):
+        raise InputError(
+            f"the SAE at {hookpoint} was trained on activations without their mean (center_writing_weights), SAEBench "
+            "would give it the plain ones: leave saebench out of --parts"
+        )
     plain = copy.deepcopy(getattr(sae, "sae", sae)).to("cpu")
     metadata = plain.cfg.metadata
     metadata.hook_name, metadata.model_name, metadata.prepend_bos = hookpoint.tl_name, "model", True

@@ -9,12 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from saelora.models.hookpoints import Hookpoint
+from saelora.saes.processing import is_centred
 
-def direction(sae: Any, latent: int) -> tuple[Tensor, float]:
-    """A latent's decoder row [d_in] at unit norm, and the norm it has in the SAE."""
+
+def direction(sae: Any, latent: int, hookpoint: Hookpoint) -> tuple[Tensor, float]:
+    """A latent's decoder row [d_in] at unit norm, and the norm it has in the SAE.
+
+    Of an SAE of a centred model it is the row without its mean: that part of it changes no logits, and the plain
+    model's activations have a mean that theirs have not.
+    """
     row = sae.W_dec[latent].detach()
     norm = float(row.norm())
-    return row / max(norm, 1e-30), norm
+    unit = row / max(norm, 1e-30)
+    return unit - unit.mean() if is_centred(sae, hookpoint) else unit, norm
 
 
 @dataclass(frozen=True)

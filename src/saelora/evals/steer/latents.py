@@ -41,8 +41,7 @@ class Reader:
         with arm(self.model, self.spliced, "base", self.autocast):
             x = activations(self.model, ids, attention, [self.hookpoint])[self.hookpoint]
             mask = self.token_mask(ids, attention) & attention.bool()
-            dtype = next((p.dtype for p in self.sae.parameters()), x.dtype)
-            return self.sae.encode(x[mask].to(dtype)), mask
+            return self.sae.encode(self.spliced.given(self.hookpoint, x, mask)[mask]), mask
 
 
 @dataclass(frozen=True)

@@ -155,7 +155,7 @@ def _cases(
         if why := _lacks(sets, peak, least):
             skipped.append({"latent": latent, "why": f"latent {latent} {why}"})
             continue
-        d, norm = direction(reader.sae, latent)
+        d, norm = direction(reader.sae, latent, reader.hookpoint)
         about = {
             "how": "given" if wanted else "selected",
             "selectivity": float(selectivity[latent]),

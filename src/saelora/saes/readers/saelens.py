@@ -17,6 +17,7 @@ from saelora.saes.readers.keys import SAELENS_NEUTRAL, SAELENS_READ
 
 _FIRST_WITH_METADATA = Version("6.0.0-rc.0")
 _HOOKS = ("hook_name", "hook_point")
+_KWARGS = "model_from_pretrained_kwargs"
 _UNSUPPORTED = {"temporal": "its latents depend on other positions, and a splice hands it each position by itself"}
 
 
@@ -50,6 +51,8 @@ def checked(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
     _check_values(cfg, path)
     _check_names(cfg, metadata, path)
     _check_version(cfg, metadata, path)
+    if metadata and cfg.get(_KWARGS) and not metadata.get(_KWARGS):  # SAELens 6 reads it in the metadata alone
+        cfg["metadata"] = {**metadata, _KWARGS: cfg[_KWARGS]}
     k = _k_of_topk({**metadata, **cfg}, architecture, path)
     kind = "topk" if k is not None and architecture == "standard" else architecture
     account_for_keys(cfg, SAELENS_READ | SAELENS_NEUTRAL | _fields(kind), path)
