@@ -16,6 +16,7 @@ from typing import Any
 
 from saelora.config import add_options, build, read_yaml
 from saelora.errors import InputError, SomeFailed
+from saelora.openmp import wait_asleep
 
 JOBS = {
     "demo": "the whole job on a real model, in minutes, without account or GPU",
@@ -42,6 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Of several processes the main one prints the results, and the first to fail says why.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    wait_asleep()
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to programmers; python -W default shows them
     if os.environ.get("WORLD_SIZE", "1") == "1":

@@ -6,10 +6,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import busy
 import pytest
 import scaling
 import setting as settings
 import sparse_decode
+import start_up
 import step
 import sweep
 import torch
@@ -149,3 +151,28 @@ def test_useful_flops_are_what_a_plain_step_multiplies() -> None:
     expected += products * 2 * above_diagonal * config.hidden_size
     expected += 2 * setting.rows.numel() * config.vocab_size  # KL's sum over the vocabulary, written as a product
     assert counter.get_total_flops() == expected
+
+
+def test_busy_compares_both_ways_of_waiting_on_equal_losses(tmp_path: Path) -> None:
+    file = tmp_path / "busy.json"
+    busy.main([*TINY, "--context", "16", "--steps", "1", "--eval-rows", "2", "--repeats", "2", "--json", str(file)])
+    found = json.loads(file.read_text())
+    assert found["largest_loss_difference"] == 0
+    for work in busy.WORK:
+        speed = found["tokens_per_second"][work]
+        idle, loaded = (spread_of(speed["asleep"][machine])[1] for machine in busy.MACHINE)
+        assert spread_of(found["kept"][work]["asleep"])[1] == pytest.approx(loaded / idle)
+        assert spread_of(found["asleep_idle"][work])[1] == pytest.approx(idle / spread_of(speed["spinning"]["idle"])[1])
+
+
+def test_start_up_times_help_and_errors(tmp_path: Path) -> None:
+    file = tmp_path / "start_up.json"
+    start_up.main(["--commands", "report", "sweep", "--repeats", "1", "--json", str(file)])
+    found = json.loads(file.read_text())
+    assert {kind: set(names) for kind, names in found["seconds"].items()} == {
+        "help": {"report", "sweep"},
+        "error": {"report", "sweep"},
+        "first_line": {"sweep"},
+    }
+    for kind, names in found["seconds"].items():
+        assert found["slowest"][kind] == max(spread_of(value)[0] for value in names.values())
