@@ -1,11 +1,16 @@
 """What a configuration names -> loaded model, SAEs, rows of tokens: the only place where jobs meet loaders."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from saelora.core.calibration import TOKENS, calibrated
+from saelora.core.massive import NAME as MASSIVE
+from saelora.core.massive import Massive
 from saelora.core.splice import SAE, TokenMask, TokenPolicy
 from saelora.data.corpus import Corpus, open_corpus
 from saelora.data.pack import Part, Rows, pack
@@ -39,12 +44,18 @@ class Assembled:
 SAECache = dict[tuple[str, Hookpoint | None], LoadedSAE]
 
 
-def assemble(config: Any, loaded: LoadedModel | None = None, cache: SAECache | None = None) -> Assembled:
+def assemble(
+    config: Any,
+    loaded: LoadedModel | None = None,
+    cache: SAECache | None = None,
+    recorded_policy: dict[str, Any] | None = None,
+) -> Assembled:
     """Load what ModelOptions and SAEOptions name.
 
     Args:
-        loaded: the model, where it is at hand already.
+        loaded: the model, where it is at hand already; bare.
         cache: SAEs that are loaded already; what is loaded joins them.
+        recorded_policy: a run's token policy, whose limits on massive positions hold here too.
 
     Raises:
         InputError: anything is missing, damaged, or does not fit the rest.
@@ -69,7 +80,7 @@ def assemble(config: Any, loaded: LoadedModel | None = None, cache: SAECache | N
         if found.hookpoint in saes:
             raise InputError(f"two SAEs at {found.hookpoint}: {saes[found.hookpoint].ref} and {ref}; give one")
         saes[found.hookpoint] = found
-    return Assembled(loaded, saes, token_policy(config).resolve(loaded.tokenizer), anatomy)
+    return Assembled(loaded, saes, token_mask_of(config, loaded, saes, recorded_policy), anatomy)
 
 
 def load_frozen(config: Any) -> LoadedModel:
@@ -100,6 +111,50 @@ def token_policy(config: Any) -> TokenPolicy:
     """The exempt positions; "none" alone means that SAEs replace every position."""
     names = [] if config.exempt == ["none"] else config.exempt
     return TokenPolicy(tuple(int(name) if str(name).isdigit() else name for name in names))
+
+
+_limited: WeakKeyDictionary[nn.Module, dict[Any, TokenMask]] = WeakKeyDictionary()
+
+
+def token_mask_of(
+    config: Any, loaded: LoadedModel, hookpoints: Collection[Hookpoint], recorded: dict[str, Any] | None = None
+) -> TokenMask:
+    """The token policy on a model's tokens, with the limits at these hookpoints if it spares massive positions.
+
+    They are measured on the first training rows of the data, drawn with a seed of their own, or on held-out ones where
+    there are no others: the same for every run on this model, data and context.
+
+    Args:
+        recorded: a run's token policy; its limits are taken over where it is of the same multiple.
+
+    Raises:
+        InputError: a name that no policy knows; for massive also no data.
+    """
+    token_mask = token_policy(config).resolve(loaded.tokenizer)
+    if token_mask.massive is None:
+        return token_mask
+    known = (recorded or {}).get(MASSIVE) or {}
+    if known.get("multiple") == token_mask.massive.multiple:
+        limits = {parse_hookpoint(name): float(limit) for name, limit in known["limits"].items()}
+        token_mask = replace(token_mask, massive=token_mask.massive.with_limits(limits))
+    about = (config.data, config.subset, config.split, config.text_column, config.validation_fraction, config.context)
+    done = _limited.setdefault(loaded.model, {})
+    found = done.get((about, token_mask), token_mask)
+    assert found.massive is not None
+    if not all(map(found.massive.knows, hookpoints)):
+        found = calibrated(found, loaded.model, _calibration_rows(config, loaded), hookpoints)
+        done[about, token_mask] = found
+    assert found.massive is not None
+    limits = {hookpoint: found.massive.limit(hookpoint) for hookpoint in hookpoints}
+    return replace(found, massive=Massive(found.massive.multiple).with_limits(limits))
+
+
+def _calibration_rows(config: Any, loaded: LoadedModel) -> Tensor:
+    n_tokens = max(TOKENS, config.context)
+    try:
+        return read_rows(config, loaded, n_tokens, "train", VALIDATION_SEED).input_ids
+    except InputError:
+        return read_rows(config, loaded, n_tokens, "validation", VALIDATION_SEED).input_ids
 
 
 def read_rows(

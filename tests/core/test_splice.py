@@ -208,7 +208,9 @@ def test_policy_without_bos_in_the_tokenizer_spares_the_first_position():
 
 def test_policy_takes_token_ids_and_refuses_unknown_names():
     assert TokenPolicy((7, "eos", 9)).resolve(SpecialTokens()).exempt_ids == (EOS, 7, 9)
-    with pytest.raises(InputError, match=r"token policy names 'sep': expected any of bos, eos, pad, first or a token"):
+    with pytest.raises(
+        InputError, match=r"token policy names 'sep': expected any of bos, eos, pad, first, massive or a token"
+    ):
         TokenPolicy(("sep",)).resolve(SpecialTokens())
 
 

@@ -41,7 +41,7 @@ def test_a_student_has_the_figures_that_a_whole_evaluation_gives(fresh, family, 
         start = yardstick.losses(base, Student(spliced))
     model = with_adapter(base, layers)
     with splice(model, {HERE: sae}, SPARE_SPECIAL) as spliced, splice(model, {HERE: sae}, SPARE_SPECIAL) as other:
-        student, seen = Student(spliced, "default"), SAESums(rows.numel())
+        student, seen = Student(spliced, "default"), SAESums.of(SPARE_SPECIAL, rows)
         now = yardstick.losses(model, student, [other], observe=seen)
         clean = yardstick.losses(model, Student(None, "default"), [spliced, other])
         assert (spliced.observer, spliced.enabled, other.enabled) == (None, True, True)

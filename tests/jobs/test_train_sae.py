@@ -154,7 +154,8 @@ def test_progress_of_several_saes_shows_their_mean_fvu(
     monkeypatch.setattr("saelora.console.PLAIN_SECONDS", 0.0)
     assert workspace.train_sae(tmp_path / "saes", variant=["k=4", "k=6"], tokens=12 * ws.CONTEXT) == 0
     last = json.loads((tmp_path / "saes" / "metrics.jsonl").read_text().splitlines()[-1])
-    assert f"fvu {last['fvu']:.4g} (mean of 2 SAEs)" in capsys.readouterr().err
+    told = "  ".join(f"{name} {last[name]:.4g}" for name in ("fvu", "relative_error", "top_variance"))
+    assert f"{told} (mean of 2 SAEs)" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from saelora.core.splice import TokenMask
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.sae import SAEObjective
@@ -14,6 +15,7 @@ from saelora.objectives.sae_recipe import ARCHITECTURES, SAERecipe, variant_reci
 from spread_reference import plain_figures
 
 BOS, CONTEXT, D_MODEL = 1, 24, 16
+NOT_BOS = TokenMask((BOS,))
 MIDDLE, FIRST = Hookpoint(1), Hookpoint(0, "mlp_out")
 METADATA = {"model_name": "tiny", "dataset_path": "none", "context_size": CONTEXT, "prepend_bos": True}
 
@@ -34,16 +36,12 @@ def tokens(seed, n_rows=16):
     return rows
 
 
-def not_bos(input_ids, attention_mask=None):
-    return input_ids != BOS
-
-
 def recipe(**changed):
     base = {"expansion": 4, "k": 4, "lr": 3e-3, "batch_tokens": 64, "passes": 1, "warmup": 0.0, "sparsity_warmup": 0.0}
     return SAERecipe(**{**base, "l1_coefficient": 0.1, "l0_coefficient": 0.1, **changed})
 
 
-def objective(model, hookpoints=(MIDDLE,), n_tokens_total=10_000, token_mask=not_bos, recipes=None, **changed):
+def objective(model, hookpoints=(MIDDLE,), n_tokens_total=10_000, token_mask=NOT_BOS, recipes=None, **changed):
     return SAEObjective(
         model, list(hookpoints), recipes or {"": recipe(**changed)}, token_mask=token_mask, device="cpu",
         n_tokens_total=n_tokens_total, metadata=METADATA,
@@ -136,7 +134,7 @@ def test_bos_activations_never_enter(model):
     try:
         poisoned = objective(model)
         train(poisoned, range(3))
-        unmasked = objective(model, token_mask=lambda ids, _: torch.ones_like(ids, dtype=torch.bool))
+        unmasked = objective(model, token_mask=TokenMask())
         train(unmasked, range(3))
     finally:
         handle.remove()
@@ -375,9 +373,9 @@ def test_bad_input_is_refused(model):
     with pytest.raises(InputError, match="no two alike"):
         objective(model, [MIDDLE, MIDDLE])
     with pytest.raises(InputError, match="no recipe"):
-        SAEObjective(model, [MIDDLE], {}, token_mask=not_bos, device="cpu", n_tokens_total=1, metadata=METADATA)
+        SAEObjective(model, [MIDDLE], {}, token_mask=NOT_BOS, device="cpu", n_tokens_total=1, metadata=METADATA)
     with pytest.raises(InputError, match="exempts all"):
-        train(objective(model, token_mask=lambda ids, _: torch.zeros_like(ids, dtype=torch.bool)), [0])
+        train(objective(model, token_mask=TokenMask(tuple(range(64)))), [0])
     with pytest.raises(InputError, match="this run trains"):
         objective(model, [FIRST]).load_state_dict(objective(model).state_dict())
 

@@ -41,7 +41,7 @@ class SAE(Protocol):
 
 
 Observer = Callable[[Hookpoint, Tensor, Tensor, Tensor, Tensor], None]
-"""Called as observer(hookpoint, x, latents, recon, token_mask) whenever an SAE has run.
+"""Called as observer(hookpoint, x, latents, recon, mask) whenever an SAE has run; True where it replaces x.
 
 x and recon are without the mean over d_model where the SAE was trained on a centred model (``saes.processing``).
 """
@@ -90,14 +90,15 @@ class Splice:
         self._mask = self._policy.at(given["input_ids"], position_BS)
 
     def replace(self, hookpoint: Hookpoint, x: Tensor) -> Tensor:
-        """[batch, seq, d] -> the SAE's reconstruction where the token mask is True, x elsewhere.
+        """[batch, seq, d] -> the SAE's reconstruction where the token mask is True and x not massive, x elsewhere.
 
         An SAE that can reconstruct without forming its latents does so, unless an observer wants to see them.
         """
         assert self._mask is not None
-        mask = self._mask.unsqueeze(-1)
+        mask_BS = self._policy.replaced(hookpoint, x, self._mask)
+        mask = mask_BS.unsqueeze(-1)
         sae = self.saes[hookpoint]
-        given = self.given(hookpoint, x, self._mask)
+        given = self.given(hookpoint, x, mask_BS)
         reconstruct = getattr(sae, "reconstruct", None) if self.observer is None else None
         if reconstruct is not None:
             recon = reconstruct(given).to(x.dtype)
@@ -105,7 +106,7 @@ class Splice:
             latents = sae.encode(given)
             recon = sae.decode(latents).to(x.dtype)
             if self.observer is not None:
-                self.observer(hookpoint, self.seen(hookpoint, x), latents, recon, self._mask)
+                self.observer(hookpoint, self.seen(hookpoint, x), latents, recon, mask_BS)
         if hookpoint in self._centred:
             recon = (recon + _mean(x)).to(x.dtype)
         return torch.where(mask, recon, x)
@@ -169,14 +170,16 @@ def splice(
         observer: sees every SAE's input, latents, reconstruction and token mask.
 
     Raises:
-        InputError: a hookpoint is out of range, or an SAE is of another width, or of a centred model that this cannot
-            be.
+        InputError: a hookpoint is out of range, an SAE is of another width, or of a centred model that this cannot be,
+            or massive positions are spared by a limit that has not been measured there.
     """
     anatomy = anatomy_of(model)
     check_signature(anatomy.body)
     for hookpoint, sae in saes.items():
         check_width(anatomy, hookpoint, sae)
         check_centring(anatomy, hookpoint, sae)
+        if token_mask.massive is not None:
+            token_mask.massive.limit(hookpoint)
     spliced = Splice(saes, token_mask, observer)
     handles: list[Any] = []
     try:

@@ -44,11 +44,12 @@ def firing_change(
             mask = token_mask(batch)
             with students.only(Student()):
                 clean = activations(model, batch, None, hookpoints)
-            before = {h: clean_latents(reference, h, x, mask) for h, x in clean.items()}
+            before_mask = {h: token_mask.replaced(h, x, mask) for h, x in clean.items()}
+            before = {h: clean_latents(reference, h, x, before_mask[h]) for h, x in clean.items()}
             after: dict[Hookpoint, Seen] = {}
             assert student.splice is not None
-            with students.only(student), observed(student.splice, after):
+            with students.only(student), observed(student.splice, after) as used:
                 activations(model, batch, None, hookpoints)
             for hookpoint, seen in after.items():
-                firing[hookpoint].update(start, mask, before[hookpoint], seen)
+                firing[hookpoint].update(start, before_mask[hookpoint] & used[hookpoint], before[hookpoint], seen)
     return {str(hookpoint): each.compute() for hookpoint, each in firing.items()}

@@ -71,16 +71,17 @@ def measure_drift(
             with watching(anatomy, base.__setitem__):
                 run(anatomy, batch)
             clean = activations(model, batch, None, list(spliced.saes))
-            before = {h: clean_latents(spliced, h, x, mask) for h, x in clean.items()}
+            before_mask = {h: token_mask.replaced(h, x, mask) for h, x in clean.items()}
+            before = {h: clean_latents(spliced, h, x, before_mask[h]) for h, x in clean.items()}
         distances.begin(base, mask)
         for name in AWAY:
             # sae is observed too, though not looked at: an SAE may reconstruct by other steps where nobody watches
             after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]] = {}
             variant = arm(model, spliced, name, autocast, adapted=adapted)
-            with variant as running, distances.of(anatomy, name), observed(running, after):
+            with variant as running, distances.of(anatomy, name), observed(running, after) as used:
                 run(anatomy, batch)
             for hookpoint, seen in after.items() if name == "adapted" else ():
-                firing[hookpoint].update(start, mask, before[hookpoint], seen)
+                firing[hookpoint].update(start, before_mask[hookpoint] & used[hookpoint], before[hookpoint], seen)
         progress(batch.numel())
     return {
         "n_positions": int(sum(distances.n)),
@@ -112,14 +113,17 @@ def watching(anatomy: Anatomy, see: Callable[[int, Tensor], None]) -> Iterator[N
 
 
 @contextmanager
-def observed(spliced: Splice, after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]]) -> Iterator[None]:
-    """Put x, latents and recon of every SAE that runs while the context is open into ``after``."""
+def observed(
+    spliced: Splice, after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]]
+) -> Iterator[dict[Hookpoint, Tensor]]:
+    """Put x, latents and recon of every SAE that runs while the context is open into ``after``; masks are yielded."""
+    masks: dict[Hookpoint, Tensor] = {}
 
     def observer(hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
-        after[hookpoint] = (x, latents, recon)
+        after[hookpoint], masks[hookpoint] = (x, latents, recon), mask
 
     with spliced.observed_by(observer):
-        yield
+        yield masks
 
 
 def clean_latents(spliced: Splice, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -191,7 +191,7 @@ def _main(
         plans["after_first"] = (saes, widened)
     if other:
         plans["other"] = ({**saes, other[0]: other[1]}, policy)
-    seen = _Seen(LatentMass(saes), SAESums(rows.numel()), SAESums(rows.numel()))
+    seen = _Seen(LatentMass(saes), SAESums.of(policy, rows), SAESums.of(policy, rows))
     variants = {"base": Student(), "adapted_clean": Student(None, case.adapter)}
     variants |= {"sae": Student(case.spliced), "adapted": Student(case.spliced, case.adapter)}
     with ExitStack() as stack:

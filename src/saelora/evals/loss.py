@@ -102,7 +102,7 @@ def evaluate_branches(
     device = device_of(model)
     done: list[LossSums] = []
     with evaluating(model), ExitStack() as stack:
-        runs = _Arms(model, branches, token_mask, arms or ARMS, stack, rows.numel(), reference)
+        runs = _Arms(model, branches, token_mask, arms or ARMS, stack, lambda: SAESums.of(token_mask, rows), reference)
         for turn, counts in group.turns(-(-len(rows) // batch_rows)):
             batch = rows[turn * batch_rows : (turn + 1) * batch_rows].to(device)
             with torch.autocast(device.type, autocast) if autocast else ExitStack():
@@ -128,7 +128,7 @@ class _Arms:
         token_mask: TokenMask,
         arms: Sequence[str],
         stack: ExitStack,
-        n_tokens: int,
+        unseen: Callable[[], SAESums],
         reference: Splice | None = None,
     ):
         made: dict[Any, Student] = {}
@@ -143,7 +143,7 @@ class _Arms:
                 if arm == "sae":
                     before = reference or branch.splice
                     plan[arm] = made.setdefault((arm, before), Student(before))
-                    self.sae_sums.setdefault(plan[arm], SAESums(n_tokens))
+                    self.sae_sums.setdefault(plan[arm], unseen())
                 elif arm == "zero":
                     if where not in zeros:
                         zeros[where] = stack.enter_context(
@@ -153,7 +153,7 @@ class _Arms:
                 elif branch.adapter is not None or (arm == "adapted" and reference is not None):
                     plan[arm] = Student(branch.splice if arm == "adapted" else None, branch.adapter)
                     if arm == "adapted" and reference is not None:
-                        self.sae_sums[plan[arm]] = SAESums(n_tokens)
+                        self.sae_sums[plan[arm]] = unseen()
             self.plan[name] = plan
         every = {student: None for plan in self.plan.values() for student in plan.values()}
         self.number = {student: i for i, student in enumerate(every)}

@@ -7,6 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelora.core.massive import Massive
+from saelora.core.splice import TokenMask
 from saelora.core.spread import Spread
 from saelora.errors import InputError
 from saelora.evals.intervals import resampled
@@ -87,12 +89,19 @@ class SAESums:
     """FVU, its robust companions, L0 and firing of the SAEs in a splice, over the whole evaluation set.
 
     Args:
-        n_most: no more tokens than this are ever seen.
+        n_most: positions that the token policy leaves to the SAEs in all rows; massive ones are not seen.
+        massive: what spares them.
     """
 
     n_most: int
+    massive: Massive | None = None
     hookpoint_sums: dict[Hookpoint, dict[str, Tensor]] = field(default_factory=dict)
     spreads: dict[Hookpoint, Spread] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, token_mask: TokenMask, rows: Tensor) -> "SAESums":
+        """For rows [n_rows, context], all of which are to be seen."""
+        return cls(int(token_mask(rows).sum()), token_mask.massive)
 
     def __call__(self, hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
         """The observer of a splice."""
@@ -115,7 +124,7 @@ class SAESums:
 
     def over(self, group: Group) -> "SAESums":
         """The sums of all processes."""
-        total = SAESums(self.n_most)
+        total = SAESums(self.n_most, self.massive)
         for part in group.gather({h: {k: v.cpu() for k, v in own.items()} for h, own in self.hookpoint_sums.items()}):
             for hookpoint, sums in part.items():
                 total._add(hookpoint, sums)
@@ -125,7 +134,10 @@ class SAESums:
         return total
 
     def compute(self) -> dict[str, dict[str, float]]:
-        """hookpoint -> fvu, ``spread.FIGURES``, l0, dead_frac (share of latents that never fired on these tokens)."""
+        """hookpoint -> fvu, ``spread.FIGURES``, l0, dead_frac (share of latents that never fired on these tokens).
+
+        Where massive positions are spared, also n_massive, how many were, of n_positions, and massive_limit, the norm.
+        """
         out = {}
         for hookpoint, s in self.hookpoint_sums.items():
             variance = s["xx"] - s["x"].square().sum() / s["n"]
@@ -135,4 +147,7 @@ class SAESums:
                 "l0": float(s["active"] / s["n"]),
                 "dead_frac": float((s["fired"] == 0).double().mean()),
             }
+            if self.massive is not None:
+                found = {"n_massive": self.n_most - self.spreads[hookpoint].n, "n_positions": self.n_most}
+                out[str(hookpoint)] |= {**found, "massive_limit": self.massive.limit(hookpoint)}
         return out

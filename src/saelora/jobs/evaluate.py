@@ -116,7 +116,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     from saelora.models.loading import pick_device
     from saelora.train.shard import shard_layers
 
-    assembled = assemble(config)
+    assembled = assemble(config, recorded_policy=None if recorded is None else recorded.get("token_policy"))
     about = described(config, assembled, recorded, given, console)
     rows = group.on_main(lambda: validation_rows(config, assembled.loaded))
     about = measured_on(about, rows, autocast_dtype(assembled.loaded))

@@ -37,12 +37,10 @@ def finish(
     """Save every SAE, measure it spliced in, write results and cards."""
     import torch
 
-    from saelora.assemble import token_policy
     from saelora.evals.loss import evaluate_loss
     from saelora.jobs.tuned_folder import save_sae
     from saelora.saes.build import fingerprint
 
-    token_mask = token_policy(config).resolve(loaded.tokenizer)
     results: dict[str, Any] = {}
     group = objective.group
     for hookpoint, name in ((hookpoint, name) for hookpoint, names in objective.names.items() for name in names):
@@ -54,11 +52,11 @@ def finish(
         measured = sae.to(objective.device).float().eval().requires_grad_(False)
         with console.progress(f"evaluating {name}", heldout.numel()) as bar:
             found = evaluate_loss(
-                loaded.model, {hookpoint: measured}, token_mask, heldout, progress=bar.advance, group=group
+                loaded.model, {hookpoint: measured}, objective.token_mask, heldout, progress=bar.advance, group=group
             )
         figures = {**found.pop("saes")[str(hookpoint)], **found}
         own = {"hookpoint": str(hookpoint), "fingerprint": fingerprint(measured)}
-        about = {"model": describe_model(loaded), "saes": [own], "token_policy": token_mask.to_dict()}
+        about = {"model": describe_model(loaded), "saes": [own], "token_policy": objective.token_mask.to_dict()}
         figures["about"] = measured_on(about, heldout)
         results[name] = {**figures, "n_tokens_trained": objective.n_tokens, "seconds_training": seconds}
         if group.is_main:

@@ -4,9 +4,9 @@ import hashlib
 import json
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from saelora.assemble import Assembled, SAECache, assemble, autocast_dtype, load
 from saelora.config import to_dict, updated
 from saelora.console import Console
 from saelora.core.lora import layers_of
-from saelora.core.splice import Splice, splice
+from saelora.core.splice import Splice, TokenMask, splice
 from saelora.core.spread import FIGURES
 from saelora.core.students import Student
 from saelora.errors import InputError
@@ -123,7 +123,7 @@ class Runner:
                     found = evaluate_branches(
                         model,
                         students,
-                        assembled[points[0].id].token_mask,
+                        _token_mask(each.token_mask for each in assembled.values()),
                         heldout,
                         arms=self.recipe.arms,
                         autocast=autocast,
@@ -200,6 +200,16 @@ class Runner:
         return state.seconds
 
 
+def _token_mask(masks: Iterable[TokenMask]) -> TokenMask:
+    """A group's token policy, with the limits at all of its points' hookpoints if it spares massive positions."""
+    first, *others = masks
+    massive = first.massive
+    for other in others:
+        if massive is not None and other.massive is not None:
+            massive = massive.with_limits(dict(other.massive.limits))
+    return replace(first, massive=massive)
+
+
 def _splices(
     model: nn.Module, points: list[Point], assembled: dict[str, Assembled], stack: ExitStack
 ) -> Iterator[Splice]:
@@ -218,7 +228,11 @@ def _row(point: Point, assembled: Assembled, found: dict[str, Any], failed: bool
     config, found = point.config, dict(found)
     saes = found.pop("saes")
     layers = sorted(layers_of(config.placement, assembled.saes, assembled.anatomy.n_layers))
-    mean = {k: sum(s[k] for s in saes.values()) / len(saes) for k in ("fvu", *FIGURES, "l0", "dead_frac")}
+    mean: dict[str, float] = {
+        k: sum(s[k] for s in saes.values()) / len(saes) for k in ("fvu", *FIGURES, "l0", "dead_frac")
+    }
+    if assembled.token_mask.massive is not None:
+        mean["n_massive"] = sum(s["n_massive"] for s in saes.values())
     interval = found.pop("ci95")
     frozen = [p for name, p in assembled.loaded.model.named_parameters() if "lora_" not in name]
     return {

@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from saelora.assemble import autocast_dtype, load_frozen, open_data, token_policy, validation_rows
+from saelora.assemble import autocast_dtype, load_frozen, open_data, token_mask_of, validation_rows
 from saelora.config import to_dict
 from saelora.console import Console
 from saelora.data.pack import stream_rows
@@ -84,16 +84,16 @@ def objective_of(config: Config, loaded: LoadedModel, group: Group = ALONE) -> S
     }
     about |= {} if config.objective == "local" else {"training_objective": config.objective}
     about |= {} if begin is None else {"training_start": begin.ref}
+    anatomy = anatomy_of(loaded.model)
+    hookpoints = [anatomy.canonical(parse_hookpoint(text)) for text in config.hookpoint]
     options: dict[str, Any] = {
-        "token_mask": token_policy(config).resolve(loaded.tokenizer),
+        "token_mask": token_mask_of(config, loaded, hookpoints),
         "device": loaded.model.device,
         "n_tokens_total": max(1, config.tokens // config.context) * config.context,
         "metadata": about,
         "begin": begin,
         "group": group,
     }
-    anatomy = anatomy_of(loaded.model)
-    hookpoints = [anatomy.canonical(parse_hookpoint(text)) for text in config.hookpoint]
     recipes = recipes_of(config, begin)
     if config.objective == "local":
         return SAEObjective(loaded.model, hookpoints, recipes, **options)

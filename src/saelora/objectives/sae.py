@@ -30,8 +30,8 @@ class SAEObjective(SAETraining):
             InputError: the token mask exempts every token of the rows.
         """
         acts = self._activations(rows.to(self.device))
-        n_tokens = len(next(iter(acts.values())))
-        if n_tokens == 0:
+        n_tokens = max(map(len, acts.values()))
+        if min(map(len, acts.values())) == 0:
             raise InputError(f"rows of {rows.numel()} tokens left none to train the SAE on: the token mask exempts all")
         span = rows.numel() / self.n_tokens_total
         found: dict[str, dict[str, Tensor]] = {}
@@ -39,7 +39,7 @@ class SAEObjective(SAETraining):
             x_ND = acts.pop(hookpoint)
             for name in self._own(names):
                 trainer = self.trainers[name]
-                found[name] = trainer.train_chunk(x_ND, self._orders(trainer.recipe, n_tokens), progress, span)
+                found[name] = trainer.train_chunk(x_ND, self._orders(trainer.recipe, len(x_ND)), progress, span)
         self.n_steps += 1
         self.n_tokens += n_tokens
         return summary(self._of_all(found))

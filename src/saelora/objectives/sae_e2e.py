@@ -155,12 +155,14 @@ class EndToEnd(SAETraining):
     @contextmanager
     def _opened(self) -> Iterator["_Spliced"]:
         """Every SAE of this process in the model, each to be switched on alone."""
-        saes = {name: _InTraining(trainer) for name, trainer in self.trainers.items()}
+        saes = {
+            name: _InTraining(trainer, self.token_mask.massive is not None) for name, trainer in self.trainers.items()
+        }
         where = {name: hookpoint for hookpoint, names in self.names.items() for name in names if name in saes}
         with ExitStack() as stack:
             students: dict[str, Student] = {}
             for name, sae in saes.items():
-                opened = splice(self.model, {where[name]: sae}, self.token_mask)  # type: ignore[arg-type]
+                opened = splice(self.model, {where[name]: sae}, self.token_mask)
                 students[name] = Student(stack.enter_context(opened))
             yield _Spliced(saes, students, where, Students(self.model, list(students.values())))
 
@@ -192,7 +194,7 @@ class EndToEnd(SAETraining):
         penalties = [value for key, value in output.losses.items() if key != "mse_loss"]
         loss = kl + sum(penalties) / output.sae_in.shape[-1]
         if above:
-            errors = [relative_error(outputs[i], batch.outputs[i], batch.kept_N) for i in above]
+            errors = [relative_error(outputs[i], batch.outputs[i], sae.kept_N) for i in above]
             loss = loss + self.downstream * torch.stack(errors).mean()
         weights = list(trainer.sae.parameters())
         loss.backward(inputs=weights)
@@ -217,8 +219,9 @@ def relative_error(output: Tensor, clean: Tensor, kept_N: Tensor) -> Tensor:
 class _InTraining(nn.Module):
     """An SAE in training where a splice wants a finished one. It sees the kept tokens alone."""
 
-    def __init__(self, trainer: SAETrainer):
+    def __init__(self, trainer: SAETrainer, spares_massive: bool = False):
         super().__init__()
+        self.spares_massive = spares_massive
         self.sae, self.trainer = trainer.sae, trainer  # the splice reads the weights' type off the module
         self.kept_N = torch.empty(0)  # indices of the kept tokens among all of the batch's, in order
         self.progress = 0.0
@@ -227,6 +230,9 @@ class _InTraining(nn.Module):
     def reconstruct(self, x: Tensor) -> Tensor:
         """[batch, seq, d_in] -> the same with the kept tokens replaced, in raw units."""
         x_ND = x.flatten(0, 1)
+        if self.spares_massive:  # they come with one number in all dimensions, as all do that are not replaced
+            x_KD = x_ND[self.kept_N]
+            self.kept_N = self.kept_N[(x_KD != x_KD[:, :1]).any(dim=-1)]
         self._output = self.trainer.forward(x_ND[self.kept_N] * self.trainer.scale, self.progress)
         recon_ND = (self._output.sae_out / self.trainer.scale).to(x.dtype)
         return x_ND.index_copy(0, self.kept_N, recon_ND).view_as(x)

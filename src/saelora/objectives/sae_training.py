@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
 from saelora.core.replay import activations
+from saelora.core.splice import TokenMask
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
@@ -43,7 +44,7 @@ class SAETraining:
         hookpoints: Sequence[Hookpoint],
         recipes: Mapping[str, SAERecipe],
         *,
-        token_mask: Callable[[Tensor, Tensor | None], Tensor],
+        token_mask: TokenMask,
         device: torch.device | str,
         n_tokens_total: int,
         metadata: dict[str, Any],
@@ -57,7 +58,7 @@ class SAETraining:
             model: on `device`; left as it is.
             hookpoints: where the SAEs sit; no two alike.
             recipes: by name; {"": recipe} for a single one.
-            token_mask: (input_ids, attention_mask) -> Bool[batch, seq], True = the SAE sees the token.
+            token_mask: which tokens the SAE sees: True, and not massive at its hookpoint.
             n_tokens_total: tokens of the whole run, exempt ones included: the length of the schedules.
             metadata: what the saved SAEs say about their origin in SAELens' terms: model_name, dataset_path,
                 context_size, prepend_bos and so on. hook_name is added here.
@@ -111,14 +112,14 @@ class SAETraining:
 
     @torch.no_grad()
     def _activations(self, rows: Tensor) -> dict[Hookpoint, Tensor]:
-        """Activations [n_kept_tokens, d_in] at each hookpoint; exempt tokens left out, layers above never run."""
+        """Activations [n_kept_tokens, d_in] at each hookpoint, exempt tokens left out; layers above never run."""
         parts: dict[Hookpoint, list[Tensor]] = {hookpoint: [] for hookpoint in self.names}
         with self._evaluating():
             pieces = rows.split(self.rows_per_forward)
             for index, counts in self.group.turns(len(pieces)):
                 keep = self.token_mask(pieces[index], None) & counts
                 for hookpoint, found in activations(self.model, pieces[index], None, list(self.names)).items():
-                    parts[hookpoint].append(found[keep])
+                    parts[hookpoint].append(found[self.token_mask.replaced(hookpoint, found, keep)])
         return {hookpoint: torch.cat(self.group.tensors_in_turn(found)) for hookpoint, found in parts.items()}
 
     @contextmanager

@@ -94,7 +94,15 @@ def _measured(manifest: dict[str, Any], results: dict[str, Any]) -> str:
 
 Positions left alone by the SAE: token ids {policy["exempt_ids"]}\
 {", position 0" if policy["first"] else ""}\
-{", padding" if policy["padding"] else ""}."""
+{", padding" if policy["padding"] else ""}{_massive(policy)}."""
+
+
+def _massive(policy: dict[str, Any]) -> str:
+    massive = policy.get("massive")
+    if not massive:
+        return ""
+    limits = ", ".join(f"{one_line(name)}: {limit:,.4g}" for name, limit in massive["limits"].items())
+    return f", massive ones (norm above {massive['multiple']:g} times the median; {limits})"
 
 
 def _loading(tuned: list[dict[str, Any]]) -> str:

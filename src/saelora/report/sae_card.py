@@ -28,7 +28,7 @@ library_name: saelens
 # {title}
 
 A {recipe.architecture} sparse autoencoder, d_in {sae.cfg.d_in}, d_sae {sae.cfg.d_sae}, trained with saelora
-on the activations of {figures["n_tokens_trained"]:,} tokens of {config.data} (BOS, EOS and padding left out).
+on the activations of {figures["n_tokens_trained"]:,} tokens of {config.data} (left out: {", ".join(config.exempt)}).
 {_how(config)}Load it with `SAE.load_from_disk(folder)` (SAELens) or `--sae folder` (saelora).
 
 | on {figures["n_tokens_evaluated"]:,} held-out tokens | |

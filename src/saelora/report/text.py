@@ -121,11 +121,11 @@ def loss_table(results: dict[str, Any]) -> str:
         for row in rows
     ]
     lines += ["", headline(results), *(f"CAREFUL: {told}" for told in warnings(results)), cost(results)]
-    told = {"saes": ("SAE at", " (active latents per token)"), "saes_adapted": ("As trained, at", "")}
-    for key, (name, meaning) in told.items():
+    kinds = {"saes": ("SAE at", " (active latents per token)"), "saes_adapted": ("As trained, at", "")}
+    for key, (name, meaning) in kinds.items():
         for hookpoint, sae in results.get(key, {}).items():
             lines.append(f"{name} {hookpoint}: {fvu_text(sae)}, L0 {sae['l0']:.1f}{meaning}.")
-            lines += [f"  {error[0].upper()}{error[1:]}."] if (error := error_text(sae)) else []
+            lines += [f"  {told[0].upper()}{told[1:]}." for told in (error_text(sae), massive_text(sae)) if told]
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -145,6 +145,14 @@ def error_text(sae: dict[str, Any]) -> str:
     low, high = sae["relative_error_q10"], sae["relative_error_q90"]
     median = f"median {sae['relative_error']:.3f}, 10 % to 90 % of tokens {low:.3f} to {high:.3f}"
     return f"squared error of a token over its squared norm: {median}"
+
+
+def massive_text(sae: dict[str, Any]) -> str:
+    """How many positions were spared as massive; nothing where none are to be."""
+    if sae.get("n_massive") is None:
+        return ""
+    n, total = sae["n_massive"], sae["n_positions"]
+    return f"{n:,} of {total:,} positions spared as massive (norm above {sae['massive_limit']:,.4g})"
 
 
 def cost(results: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from saelora.assemble import Assembled, autocast_dtype, load_frozen, token_policy, validation_rows
+from saelora.assemble import Assembled, autocast_dtype, load_frozen, token_mask_of, validation_rows
 from saelora.config import build, updated
 from saelora.console import Console
 from saelora.core.splice import TokenMask, splice
@@ -45,12 +45,13 @@ class Bench:
         self.console.say(f"loading {config.model}")
         return load_frozen(config)
 
-    def token_mask(self, config: Any) -> TokenMask:
-        return token_policy(config).resolve(self.loaded.tokenizer)
+    def token_mask(self, config: Any, hookpoint: Hookpoint) -> TokenMask:
+        """The model must be bare when it is first asked for at a hookpoint."""
+        return token_mask_of(config, self.loaded, [hookpoint])
 
-    def about(self, config: Any, saes: list[dict[str, Any]]) -> dict[str, Any]:
+    def about(self, config: Any, hookpoint: Hookpoint, saes: list[dict[str, Any]]) -> dict[str, Any]:
         """What identifies the model, these SAEs and the token policy."""
-        policy = self.token_mask(config).to_dict()
+        policy = self.token_mask(config, hookpoint).to_dict()
         return {"model": describe_model(self.loaded), "saes": saes, "token_policy": policy}
 
     def yardstick(self, config: Any, hookpoint: Hookpoint, *, tuning: bool = False) -> Yardstick:
@@ -58,7 +59,7 @@ class Bench:
 
         The model must be bare when they are first asked for.
         """
-        mask = self.token_mask(config)
+        mask = self.token_mask(config, hookpoint)
         n_tuning = self.recipe.tune.eval_tokens if self.recipe.tune else 0
         about = (config.data, config.subset, config.split, config.text_column, config.validation_fraction)
         context = config.eval_context or config.context

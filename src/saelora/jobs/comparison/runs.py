@@ -51,7 +51,7 @@ def sae_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
     """An SAE from scratch, its checkpoints saved for the methods that start from them."""
     config = build(train_sae.Config, values)
     hookpoint = anatomy_of(bench.loaded.model).canonical(parse_hookpoint(config.hookpoint[0]))
-    token_mask = bench.token_mask(config)
+    token_mask = bench.token_mask(config, hookpoint)
     model, yardstick = bench.loaded.model, bench.yardstick(config, hookpoint)
     objective, rows = train_sae_run.objective_of(config, bench.loaded), train_sae_run.rows_of(config, bench.loaded)
     n_steps = -(-len(rows) // config.batch_rows)
@@ -63,12 +63,12 @@ def sae_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
             return {}  # an SAE has no scale before its first tokens
         sae: Any = objective.inference_sae(str(hookpoint))
         if step in keep:
-            about = bench.about(config, [])
+            about = bench.about(config, hookpoint, [])
             about["sae"] = {"hookpoint": str(hookpoint), "fingerprint": fingerprint(sae), "share": keep[step]}
             with whole_folder(bench.sae_folder(run.id, keep[step])) as part:
                 sae.save_model(part)
                 write_json(part / MANIFEST, {**about, "run": run.id, "config": to_dict(config)})
-        last["saes"] = SAESums(yardstick.rows.numel())
+        last["saes"] = SAESums.of(yardstick.token_mask, yardstick.rows)
         with splice(model, {hookpoint: sae.to(model.device)}, token_mask) as spliced:
             last["losses"] = yardstick.losses(model, Student(spliced), observe=last["saes"])
         return means(last["losses"])
@@ -82,7 +82,7 @@ def sae_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
     made = {"ref": f"trained here: {run.entry.name}", "hookpoint": str(hookpoint), "fingerprint": fingerprint(sae)}
     return {
         "start": None,
-        "about": measured_on(bench.about(config, [made]), yardstick.rows, yardstick.autocast),
+        "about": measured_on(bench.about(config, hookpoint, [made]), yardstick.rows, yardstick.autocast),
         "config": to_dict(config),
         "curve": points,
         "checkpoints": [_checkpoint(points, step / n_steps, share) for step, share in keep.items()],
@@ -118,7 +118,7 @@ def method_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]
         assert student.splice is not None
 
         def evaluate(step: int) -> dict[str, float]:
-            last["saes"] = SAESums(yardstick.rows.numel())
+            last["saes"] = SAESums.of(yardstick.token_mask, yardstick.rows)
             last["losses"] = yardstick.losses(model, student, observe=last["saes"]) if step else before
             return means(last["losses"])
 

@@ -58,7 +58,7 @@ def _try_saes(bench: Bench, run: Run, n_tokens: int) -> list[float | None]:
     found = []
     for name in names:
         sae: Any = objective.inference_sae(f"{hookpoint}/{name}")
-        with splice(model, {hookpoint: sae.to(model.device)}, bench.token_mask(config)) as spliced:
+        with splice(model, {hookpoint: sae.to(model.device)}, bench.token_mask(config, hookpoint)) as spliced:
             found.append(_finite(means(yardstick.losses(model, Student(spliced)))["ce"]))
     return found
 

@@ -83,12 +83,17 @@ def saes(runs: Sequence[Run]) -> Table:
         ("L0", "number"),
         ("dead share", "share"),
     ]
+    found = [each for run in runs for each in run.results.get("saes", {}).values()]
+    keys = ["fvu", *SPREAD, "l0", "dead_frac"]
+    if any("n_massive" in each for each in found):
+        columns += [("spared as massive", "count"), ("norm above", "number")]
+        keys += ["n_massive", "massive_limit"]
     rows = []
     for run in runs:
         for sae in run.manifest["saes"]:
-            found = run.results.get("saes", {}).get(sae.get("hookpoint"), {})
+            figures = run.results.get("saes", {}).get(sae.get("hookpoint"), {})
             own = [sae.get("hookpoint"), sae.get("ref"), sae.get("d_sae")]
-            rows.append(row_of(runs, run, [*own, *(found.get(key) for key in ("fvu", *SPREAD, "l0", "dead_frac"))]))
+            rows.append(row_of(runs, run, [*own, *(figures.get(key) for key in keys)]))
     told = "SAEs (FVU: fraction of variance unexplained; error of a token: squared, over its squared norm; L0: active "
     return Table(f"{told}latents per token)", by_run(runs, columns), rows)
 
