@@ -13,47 +13,80 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import __version__ as transformers_version
 
 from saelora.errors import InputError
 from saelora.models.assets import cache_dir, publish
+from saelora.models.gguf_config import FACTORS, stated_config
+from saelora.models.gguf_file import GGUFFile, merge, read_gguf, shards_of
 
 logger = logging.getLogger(__name__)
 
+_VERSION = 2  # of the conversion: what an earlier one made may be wrong, and is not taken from the cache
 _SPARE_BYTES = 64 << 20  # tokenizer, configuration, and a disk that is not filled to the brim
 
 
 def converted(gguf: Path) -> Path:
-    """The folder with a GGUF file's model and tokenizer in safetensors form, made on first use.
+    """The folder with a GGUF model and its tokenizer in safetensors form, made on first use.
+
+    Args:
+        gguf: the file, or any file of a split model.
 
     Dequantised weights are stored in 16 bits where that is exact, else in float32 (4 bytes a parameter: 540 MB for
     135M parameters). The folder appears complete or not at all, also when several processes convert at once.
 
     Raises:
-        InputError: not a readable GGUF, an architecture transformers cannot convert, or too little room in the cache.
+        InputError: not a readable GGUF, one that is not understood whole, or too little room in the cache.
     """
-    target = cache_dir() / "converted" / f"{gguf.stem}-{file_sha256(gguf)[:16]}"
+    paths = shards_of(gguf)
+    target = cache_dir() / "converted" / f"{gguf.stem}-{gguf_sha256(gguf)[:16]}-v{_VERSION}"
     if target.is_dir():
         return target
-    _check_room(gguf)
+    file = read_gguf(paths)
+    config = stated_config(file)
+    _check_room(file)
     logger.info("converting %s once, into %s", gguf.name, target)
     try:
         with tempfile.TemporaryDirectory(prefix=".convert-", dir=_made(target.parent)) as temporary:
-            publish(_convert(gguf, Path(temporary) / "model"), target)
+            whole = paths[0]
+            if len(paths) > 1:
+                whole = Path(temporary) / "whole.gguf"
+                merge(file, whole)
+            publish(_convert(file, whole, config, Path(temporary) / "model"), target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error}; set SAELORA_CACHE to a folder with room") from error
     return target
 
 
-def _convert(gguf: Path, folder: Path) -> Path:
+def gguf_sha256(gguf: Path) -> str:
+    """What identifies a GGUF model: the sha256 of its file, or of those of all its files."""
+    hashes = [file_sha256(path) for path in shards_of(gguf)]
+    return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
+
+
+def _convert(file: GGUFFile, whole: Path, stated: dict[str, Any], folder: Path) -> Path:
+    gguf = file.paths[0]
     try:
-        source: dict[str, Any] = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+        source: dict[str, Any] = {"pretrained_model_name_or_path": whole.parent, "gguf_file": whole.name}
         with redirect_stderr(io.StringIO()):  # the converter's progress bar cannot be switched off
-            model: Any = AutoModelForCausalLM.from_pretrained(**source, dtype=torch.float32)
+            config = AutoConfig.from_pretrained(**source)
+            if config.model_type == "mistral":  # how transformers understands a llama that is named so
+                config = AutoConfig.for_model(
+                    "llama", **{k: v for k, v in config.to_dict().items() if k != "model_type"}
+                )
+            for name, value in stated.items():
+                if getattr(config, name, None) != value:
+                    setattr(config, name, value)
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                **source, config=config, dtype=torch.float32, output_loading_info=True
+            )
             tokenizer = AutoTokenizer.from_pretrained(**source)
     except Exception as error:  # the reader and the converter raise many kinds, all about this file
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{gguf} cannot be converted: {said}; give the model's Hugging Face folder instead") from error
+    model, info = loaded
+    _check_whole(file, model, info)
     # transformers refuses to save what it regards as quantised, though the weights are plain floats by now
     model.hf_quantizer = None
     model.is_quantized = False
@@ -66,6 +99,21 @@ def _convert(gguf: Path, folder: Path) -> Path:
     return folder
 
 
+def _check_whole(file: GGUFFile, model: Any, info: dict[str, Any]) -> None:
+    """Every parameter from the file, and every number of the file in a parameter, by their count."""
+    missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
+    n_model = sum(parameter.numel() for parameter in model.parameters())
+    n_file = sum(int(t.n_elements) for name, t in file.tensors.items() if name not in FACTORS)
+    if "output.weight" in file.tensors and model.config.tie_word_embeddings:
+        n_file -= int(file.tensors["output.weight"].n_elements)
+    if missing or extra or n_model != n_file:
+        example = f" ({[*missing, *extra][0]})" if missing or extra else ""
+        raise InputError(
+            f"{file.paths[0]} cannot be converted: it holds {n_file} weights, transformers {transformers_version} made "
+            f"a model of {n_model}{example}; give the model's Hugging Face folder instead"
+        )
+
+
 def _smallest_exact_dtype(model: torch.nn.Module) -> torch.dtype:
     for dtype in (torch.bfloat16, torch.float16):
         if all(torch.equal(parameter.to(dtype).float(), parameter) for parameter in model.parameters()):
@@ -73,19 +121,13 @@ def _smallest_exact_dtype(model: torch.nn.Module) -> torch.dtype:
     return torch.float32
 
 
-def _check_room(gguf: Path) -> None:
-    from gguf import GGUFReader
-
-    try:
-        n_parameters = sum(int(tensor.n_elements) for tensor in GGUFReader(gguf).tensors)
-    except Exception as error:  # on a damaged file the reader fails wherever its offsets happen to point
-        raise InputError(f"{gguf} is not a readable GGUF file: it is damaged or incomplete, fetch it again") from error
-    needed = 4 * n_parameters + _SPARE_BYTES
+def _check_room(file: GGUFFile) -> None:
+    needed = 4 * file.n_parameters + (file.n_bytes if len(file.paths) > 1 else 0) + _SPARE_BYTES
     free = shutil.disk_usage(_made(cache_dir())).free
     if free < needed:
         raise InputError(
-            f"converting {gguf.name} needs {needed / 1e6:.0f} MB in {cache_dir()}, {free / 1e6:.0f} MB are free: make "
-            f"room or set SAELORA_CACHE to another folder"
+            f"converting {file.paths[0].name} needs {needed / 1e6:.0f} MB in {cache_dir()}, {free / 1e6:.0f} MB are "
+            f"free: make room or set SAELORA_CACHE to another folder"
         )
 
 

@@ -13,7 +13,8 @@ from transformers.utils.hub import cached_file, extract_commit_hash
 
 from saelora.errors import InputError
 from saelora.models.assets import resolve_asset
-from saelora.models.gguf import converted, file_sha256, folder_sha256
+from saelora.models.gguf import converted, folder_sha256, gguf_sha256
+from saelora.models.gguf_file import only_model
 from saelora.models.vocabulary import check_tokenizer, n_embedded
 
 _DTYPES = {
@@ -158,7 +159,7 @@ def _locate(ref: str, revision: str | None) -> tuple[str, str | None]:
         if path.suffix != ".gguf":
             raise InputError(f"model {ref} is a file but no .gguf: expected a folder, a .gguf file or a hub name")
         with quiet_transformers():
-            return str(converted(path)), file_sha256(path)
+            return str(converted(path)), gguf_sha256(path)
     if (path / "adapter_config.json").is_file():
         raise InputError(f"model {ref} holds an adapter: give the base model here, and the adapter as the adapter")
     return str(path), folder_sha256(path)
@@ -171,11 +172,11 @@ def _commit(ref: str, revision: str | None) -> str:
 
 def _only_gguf(folder: Path, ref: str) -> Path:
     found = sorted(folder.glob("*.gguf"))
-    if len(found) != 1:
-        what = "neither config.json nor a .gguf file" if not found else f"{len(found)} .gguf files and no config.json"
-        adapter = " (it is an adapter: give its base model)" if (folder / "adapter_config.json").is_file() else ""
-        raise InputError(f"model folder {ref} holds {what}{adapter}: give a model folder or one .gguf file")
-    return found[0]
+    if (model := only_model(found)) is not None:
+        return model
+    what = "neither config.json nor a .gguf file" if not found else f"{len(found)} .gguf files and no config.json"
+    adapter = " (it is an adapter: give its base model)" if (folder / "adapter_config.json").is_file() else ""
+    raise InputError(f"model folder {ref} holds {what}{adapter}: give a model folder or one .gguf file")
 
 
 def _check_decoder(config: Any, ref: str) -> None:
