@@ -124,6 +124,9 @@ def test_unknown_architecture_and_class_list_the_known_ones(tmp_path: Path) -> N
 def test_unfolded_input_scaling_is_refused_with_the_remedy(tmp_path: Path) -> None:
     folder = files.write_saelens(tmp_path / "sae", weights(), normalize_activations="expected_average_only_in")
     assert '{"scaling_factor": sqrt(d_in) / mean norm}' in refused(folder)
+    for text in ("[]", "{", '{"scaling_factor": "x"}', '{"scaling_factor": 0}', '{"scaling_factor": NaN}', "{}"):
+        (folder / "activation_scaler.json").write_text(text)
+        assert "activation_scaler.json" in refused(folder), text
 
 
 @pytest.mark.parametrize("name", [None, "hook_embed", "blocks.3.hook_resid_mid"])

@@ -13,6 +13,7 @@ from huggingface_hub import constants
 from sae_files import weights
 
 from saelora.errors import InputError
+from saelora.saes import registry
 from saelora.saes.loading import load_sae
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -186,6 +187,81 @@ def test_registry_release_loads_through_saelens_with_its_commit(tmp_path: Path, 
     assert (loaded.format, loaded.revision) == ("saelens", COMMIT)
     assert str(loaded.hookpoint) == "layers.8.resid_pre"
     assert loaded.fingerprint == load_sae(str(source / "blocks.8.hook_resid_pre")).fingerprint
+
+
+GPT2 = "jbloom/GPT2-Small-SAEs-Reformatted"
+CENTRED = {"center_writing_weights": True}
+
+
+@pytest.mark.parametrize("version", ["6.54.12", None])
+@pytest.mark.parametrize("by", ["release", "repository", "folder of the cache"])
+def test_what_the_registry_knows_better_reaches_the_sae_by_every_name(
+    tmp_path: Path, cache: Path, by: str, version: str | None
+) -> None:
+    inner = "blocks.8.hook_resid_pre"
+    source = files.write_saelens(tmp_path / "repo" / inner, weights())
+    if version is None:  # as SAELens before 6 wrote it
+        flat = {"d_in": 6, "d_sae": 20, "dtype": "float32", "hook_name": inner, "architecture": "jumprelu"}
+        (source / "cfg.json").write_text(json.dumps(flat))
+    (source / "sparsity.safetensors").write_bytes(_sparsity())
+    put_into_cache(cache, GPT2, source.parent)
+    cached = cache / f"models--{GPT2.replace('/', '--')}" / "snapshots" / COMMIT / inner
+    ref = {"release": f"gpt2-small-res-jb/{inner}", "repository": f"{GPT2}/{inner}"}.get(by, str(cached))
+    assert load_sae(ref).metadata["model_from_pretrained_kwargs"] == CENTRED
+    assert "model_from_pretrained_kwargs" not in load_sae(str(source)).metadata or version is None
+
+
+def test_a_normalisation_and_a_scale_that_only_the_registry_has_are_used(tmp_path: Path, cache: Path) -> None:
+    inner = "mistral_7b_layer_8"
+    source = files.write_saelens(tmp_path / "repo" / inner, weights())
+    (source / "sparsity.safetensors").write_bytes(_sparsity())
+    put_into_cache(cache, "JoshEngels/Mistral-7B-Residual-Stream-SAEs", source.parent)
+    for ref in ("mistral-7b-res-wg/blocks.8.hook_resid_pre", f"JoshEngels/Mistral-7B-Residual-Stream-SAEs/{inner}"):
+        assert load_sae(ref).metadata["normalize_activations"] == "constant_norm_rescale"
+    entry = next(e for e in registry_entries() if e.scale is not None and e.loader == "sae_lens")
+    scaled = files.write_saelens(
+        tmp_path / "scaled" / entry.path, weights(), normalize_activations="expected_average_only_in"
+    )
+    put_into_cache(cache, entry.repo, tmp_path / "scaled")
+    by_file = json.dumps({"scaling_factor": entry.scale})
+    (scaled / "activation_scaler.json").write_text(by_file)
+    assert load_sae(f"{entry.release}/{entry.sae_id}").fingerprint == load_sae(str(scaled)).fingerprint
+
+
+def registry_entries() -> Iterator[registry.Entry]:
+    for release, data in registry._releases().items():
+        for sae in data["saes"]:
+            yield registry._entry(release, data, sae)
+
+
+def test_every_loader_of_the_registry_is_read_here_accounted_for_or_refused() -> None:
+    refused_loaders = {"temporal", "gemma_2_transcoder", "mwhanna_transcoder", "mntss_clt_layer_transcoder"}
+    whole = {"connor_rob_hook_z"}  # SAELens hands on every tensor
+    loaders = {entry.loader: entry for entry in registry_entries()}
+    for loader, entry in loaders.items():
+        assert entry.readable or loader in registry._FOREIGN or loader in refused_loaders | whole, loader
+
+
+def test_a_tensor_that_saelens_would_leave_out_is_refused(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch
+    from sae_lens.loading import pretrained_sae_loaders as loaders
+
+    entry = next(e for e in registry_entries() if e.loader == "qwen_scope")
+    model = next(name for name in loaders.QWEN_SCOPE_MODEL_INFO if name in entry.repo)
+    monkeypatch.setitem(loaders.QWEN_SCOPE_MODEL_INFO, model, ("tiny", 6))
+    monkeypatch.setattr(loaders, "_parse_qwen_scope_repo_id", lambda repo: (model, 20, 4))
+    w = weights()
+    state = {"W_enc": w["W_enc"].T, "W_dec": w["W_dec"].T, "b_enc": w["b_enc"], "b_dec": w["b_dec"]}
+    (tmp_path / "repo").mkdir()
+    torch.save({k: v.float().contiguous() for k, v in state.items()}, tmp_path / "repo" / entry.path)
+    put_into_cache(cache, entry.repo, tmp_path / "repo")
+    ref = f"{entry.release}/{entry.sae_id}"
+    assert load_sae(ref).architecture == "topk"
+    cached = cache / f"models--{entry.repo.replace('/', '--')}" / "snapshots" / COMMIT / entry.path
+    torch.save({**state, "gain": torch.ones(20)}, cached)
+    assert "has gain" in refused(ref)
 
 
 def _sparsity() -> bytes:

@@ -2,20 +2,24 @@
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from saelora.errors import InputError
 from saelora.saes.readers.common import Parts, one_line
 
+# what reading values of the wrong kind raises
+_UNUSABLE = (AttributeError, KeyError, RuntimeError, ValueError, TypeError)
 _NOT_METADATA = ("d_in", "d_sae", "dtype", "device", "metadata", "architecture")
 
 
-def build_sae(parts: Parts, folder: Path, name: str, dtype: torch.dtype) -> nn.Module:
-    """The SAELens SAE made of `parts`, on the CPU in `dtype`.
+def build_sae(parts: Parts, folder: Path, name: str, dtype: torch.dtype, scale: float | None = None) -> nn.Module:
+    """The SAELens SAE made of `parts`, on the CPU in `dtype`; `scale` is its factor on activations, where known.
 
     SAELens' own `load_from_disk` does the building, so older configurations migrate exactly as there.
 
@@ -30,9 +34,9 @@ def build_sae(parts: Parts, folder: Path, name: str, dtype: torch.dtype) -> nn.M
     cfg = {**parts.cfg, "dtype": str(dtype).removeprefix("torch."), "device": "cpu"}
     try:
         sae = SAE.load_from_disk(folder, converter=lambda path, device, cfg_overrides: (cfg, weights))
-    except (AttributeError, KeyError, RuntimeError, ValueError, TypeError) as error:
+    except _UNUSABLE as error:
         raise InputError(f"{name}: weights and configuration do not make an SAE ({one_line(error)})") from error
-    _fold_normalisation(sae, folder, name)
+    _fold_normalisation(sae, folder, name, scale)
     return sae
 
 
@@ -49,7 +53,7 @@ def refuse_transcoder(cfg: dict[str, Any], name: str) -> None:
         )
 
 
-def _fold_normalisation(sae: Any, folder: Path, name: str) -> None:
+def _fold_normalisation(sae: Any, folder: Path, name: str, scale: float | None) -> None:
     """Fold the input scaling that SAELens estimates in training and folds only when training ends.
 
     SAELens' disk loader leaves such a checkpoint unscaled without a word, which ruins its reconstructions.
@@ -57,27 +61,39 @@ def _fold_normalisation(sae: Any, folder: Path, name: str) -> None:
     kind = sae.cfg.normalize_activations
     if kind not in ("expected_average_only_in", "covariance_whitening"):
         return
+    path = folder / "activation_scaler.json"
+    try:
+        if _folded(sae, path, scale):
+            return
+    except (*_UNUSABLE, OSError, SafetensorError) as error:
+        raise InputError(f"{path} is no activation scaler of SAELens for this SAE ({one_line(error)})") from error
+    remedy = '{"scaling_factor": sqrt(d_in) / mean norm}' if kind == "expected_average_only_in" else "its whitening"
+    raise InputError(
+        f"{name} was trained with normalize_activations={kind!r}, and its scaling is neither folded into the "
+        f"weights nor in {path.name}: use the save made when training ended, or write {remedy} to that file"
+    )
+
+
+def _folded(sae: Any, path: Path, scale: float | None) -> bool:
+    """Fold what SAELens' file holds, or else `scale`; False where neither is there."""
     from sae_lens.training.activation_scaler import ActivationScaler
 
-    scaler, path = ActivationScaler(), folder / "activation_scaler.json"
+    scaler = ActivationScaler(scaling_factor=scale)
     if path.is_file():
-        try:
-            scaler.load(path)
-        except (OSError, ValueError, KeyError) as error:
-            raise InputError(
-                f"{path} cannot be read ({one_line(error)}): expected SAELens' activation scaler"
-            ) from error
-    if kind == "expected_average_only_in" and scaler.scaling_factor is not None:
-        sae.fold_activation_norm_scaling_factor(float(scaler.scaling_factor))
-    elif kind == "covariance_whitening" and scaler.whitening is not None:
+        scaler.load(path)
+    if sae.cfg.normalize_activations == "covariance_whitening":
+        if scaler.whitening is None:
+            return False
         whitening = scaler.whitening
         sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
-    else:
-        raise InputError(
-            f"{name} was trained with normalize_activations={kind!r}, and its scaling is neither folded into the "
-            f"weights nor in {path.name}: use the save made when training ended, or write "
-            '{"scaling_factor": sqrt(d_in) / mean norm} to that file'
-        )
+        return True
+    if scaler.scaling_factor is None:
+        return False
+    factor = float(scaler.scaling_factor)
+    if not (math.isfinite(factor) and factor > 0):
+        raise ValueError(f"scaling_factor is {factor}, expected a positive number")
+    sae.fold_activation_norm_scaling_factor(factor)
+    return True
 
 
 def check_finite(sae: nn.Module, name: str) -> None:

@@ -124,7 +124,10 @@ def _open(ref: str, revision: str | None, dtype: torch.dtype) -> _Opened:
     entry = registry.find(ref)
     if entry is not None:
         _no_revision(ref, revision, f"a release of SAELens' registry (use {entry.repo}/{entry.path})")
-        return _Opened(registry.load(entry, ref, dtype), entry.format, hub.cached_commit(entry.repo))
+        registry.refuse_transcoders(entry, ref)
+        if not entry.readable:
+            return _Opened(registry.load(entry, ref, dtype), entry.format, hub.cached_commit(entry.repo))
+        return _fetched(hub.fetch(f"{entry.repo}/{entry.path}"), dtype, entry)
     if not hub.is_hub_ref(ref):
         raise InputError(
             f"SAE {ref!r} is no existing path, no release/sae_id of SAELens' registry{_did_you_mean(ref)} and no hub "
@@ -134,7 +137,12 @@ def _open(ref: str, revision: str | None, dtype: torch.dtype) -> _Opened:
         fetched = hub.fetch(ref, revision)
     except InputError as error:
         raise InputError(f"{error}{_did_you_mean(ref)}") from error
-    return _Opened(_read(fetched.folder, fetched.format, fetched.name, dtype), fetched.format, fetched.revision)
+    return _fetched(fetched, dtype, registry.registered(fetched.name))
+
+
+def _fetched(fetched: hub.Fetched, dtype: torch.dtype, entry: registry.Entry | None) -> _Opened:
+    sae = _read(fetched.folder, fetched.format, fetched.name, dtype, entry)
+    return _Opened(sae, fetched.format, fetched.revision)
 
 
 def _open_local(path: Path, dtype: torch.dtype) -> _Opened:
@@ -148,18 +156,20 @@ def _open_local(path: Path, dtype: torch.dtype) -> _Opened:
         path = Path(folder_name)
     found = choose(_walk(path), str(path))
     folder = path / found.folder
-    return _Opened(_read(folder, found.format, folder.as_posix(), dtype), found.format)
+    name = folder.as_posix()
+    entry = registry.registered(name) if "/snapshots/" in name else None
+    return _Opened(_read(folder, found.format, name, dtype, entry), found.format)
 
 
-def _read(folder: Path, format: str, name: str, dtype: torch.dtype) -> nn.Module:
+def _read(folder: Path, format: str, name: str, dtype: torch.dtype, entry: registry.Entry | None) -> nn.Module:
     try:
-        parts = READERS[format](folder, name)
+        parts = registry.completed(READERS[format](folder, name), entry)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         # a configuration of the right name with values of the wrong kind
         raise InputError(
             f"{folder} is not a usable {format} SAE ({type(error).__name__}: {one_line(error)})"
         ) from error
-    return build_sae(parts, folder, name, dtype)
+    return build_sae(parts, folder, name, dtype, None if entry is None else entry.scale)
 
 
 def _walk(root: Path) -> list[str]:

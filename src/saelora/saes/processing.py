@@ -9,11 +9,15 @@ mean, and what was taken off is to be added to its reconstruction: `core.splice`
 `refactor_factored_attn_matrices` change attn_z alone.
 """
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
 
 from saelora.errors import InputError
-from saelora.models.anatomy import Anatomy
 from saelora.models.hookpoints import Hookpoint
+
+if TYPE_CHECKING:
+    from saelora.models.anatomy import Anatomy
 
 _KEY = "model_from_pretrained_kwargs"
 _SHIFTS_Z = ("fold_value_biases", "refactor_factored_attn_matrices")

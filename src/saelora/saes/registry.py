@@ -1,7 +1,8 @@
 """SAELens' registry of released SAEs, looked up without importing SAELens (which takes seconds)."""
 
 import difflib
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +17,8 @@ from torch import nn
 from saelora.errors import InputError
 from saelora.saes.build import refuse_transcoder
 from saelora.saes.hub import explain
-from saelora.saes.readers.common import one_line
+from saelora.saes.readers import READERS
+from saelora.saes.readers.common import Parts, account_for_tensors, one_line, read_safetensors, read_torch
 
 _FORMATS = {
     "sae_lens": "saelens",
@@ -25,17 +27,38 @@ _FORMATS = {
     "llama_scope_r1_distill": "llama_scope",
     "dictionary_learning_1": "dictionary_learning",
 }
+# loaders of SAELens whose files no reader here knows -> where its weights are, and the tensors that SAELens takes
+_LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
+_FOREIGN = {
+    "qwen_scope": ("{path}", ("W_enc", "W_dec", "b_enc", "b_dec")),
+    "goodfire": ("{path}", tuple(name.replace("coder.", "coder_linear.") for name in _LINEAR)),
+    "deepseek_r1": ("{path}", _LINEAR),
+    "llama_scope_r1_distill": ("{path}/sae_weights.safetensors", (*_LINEAR, "log_jumprelu_threshold")),
+}
+# a file of a hub repository in the cache
+_CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/(.+)$")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One SAE of the registry; `loader` is SAELens' name of the conversion, `path` the folder in the repository."""
+    """One SAE of the registry.
+
+    loader: SAELens' name of the conversion.  path: the folder in the repository.  overrides: what the registry knows
+    better than the files.  scale: the factor on activations of `expected_average_only_in`, where it is known.
+    """
 
     release: str
     sae_id: str
     repo: str
     path: str
     loader: str
+    overrides: dict[str, Any] = field(default_factory=dict)
+    scale: float | None = None
+
+    @property
+    def readable(self) -> bool:
+        """Whether a reader here knows its files; others go through SAELens."""
+        return self.loader != "llama_scope_r1_distill" and self.format in READERS
 
     @property
     def format(self) -> str:
@@ -52,7 +75,7 @@ def find(ref: str) -> Entry | None:
     data = _releases().get(release)
     if data is None:
         return None
-    by_id = {str(sae["id"]): str(sae["path"]) for sae in data["saes"]}
+    by_id = {str(sae["id"]): sae for sae in data["saes"]}
     if sae_id not in by_id:
         got = f"no SAE {sae_id!r}" if sae_id else "several SAEs"
         near = difflib.get_close_matches(sae_id, by_id, n=3, cutoff=0.4) or list(by_id)[:3]
@@ -60,7 +83,46 @@ def find(ref: str) -> Entry | None:
             f"release {release} has {got}: name one of its {len(by_id)}, such as "
             + ", ".join(f"{release}/{name}" for name in near)
         )
-    return Entry(release, sae_id, data["repo_id"], by_id[sae_id], data.get("conversion_func") or "sae_lens")
+    return _entry(release, data, by_id[sae_id])
+
+
+def _entry(release: str, data: dict[str, Any], sae: dict[str, Any]) -> Entry:
+    loader, overrides = data.get("conversion_func") or "sae_lens", data.get("config_overrides") or {}
+    where = str(sae["id"]), data["repo_id"], str(sae["path"])
+    return Entry(release, *where, loader, overrides, sae.get("norm_scaling_factor"))
+
+
+def registered(name: str) -> Entry | None:
+    """The SAE that a hub reference owner/repository/path or a folder of the hub cache names, if it is in the registry.
+
+    Of several releases of one SAE it is the one that knows more than its files.
+    """
+    if match := _CACHED.search(name):
+        name = "/".join(match.groups())
+    owner, _, rest = name.partition("/")
+    repo, _, path = rest.partition("/")
+    found = [
+        _entry(release, data, sae)
+        for release, data in _releases().items()
+        if data["repo_id"] == f"{owner}/{repo}"
+        for sae in data["saes"]
+        if str(sae["path"]) == path
+    ]
+    return max(found, key=lambda entry: (bool(entry.overrides), entry.scale is not None), default=None)
+
+
+def completed(parts: Parts, entry: Entry | None) -> Parts:
+    """The parts of an SAE with what the registry knows better, as SAELens' own loader puts it in.
+
+    A file of SAELens 6 has the SAE's origin in its metadata, where SAELens 6 looks for it, and no override reaches it.
+    """
+    if entry is None:
+        return parts
+    cfg = dict(parts.cfg)
+    metadata = dict(cfg.get("metadata") or {})
+    for key, value in entry.overrides.items():
+        (cfg if key == "normalize_activations" or not metadata else metadata)[key] = value
+    return Parts({**cfg, "metadata": metadata} if metadata else cfg, parts.weights)
 
 
 def near_releases(text: str) -> list[str]:
@@ -68,17 +130,21 @@ def near_releases(text: str) -> list[str]:
     return difflib.get_close_matches(text.partition("/")[0], _releases(), n=3, cutoff=0.75)
 
 
+def refuse_transcoders(entry: Entry, ref: str) -> None:
+    """Raise InputError where the registry says that this is no SAE."""
+    if "transcoder" in entry.loader + entry.path or "clt" in entry.path.split("/"):
+        refuse_transcoder({"architecture": "transcoder"}, ref)
+
+
 def load(entry: Entry, ref: str, dtype: torch.dtype) -> nn.Module:
-    """Download and build through SAELens, on the CPU in `dtype`.
+    """Download and build through SAELens, on the CPU in `dtype`: for files that no reader here knows.
 
     SAELens folds the input scaling of `expected_average_only_in` with the factor in its registry; where the registry
     has none it warns, and `normalize_activations` stays in the metadata.
 
     Raises:
-        InputError: a transcoder, no access, no network, or files that SAELens cannot read.
+        InputError: no SAE, no access, no network, files that SAELens cannot read, or tensors that it would leave out.
     """
-    if "transcoder" in entry.loader + entry.path or "clt" in entry.path.split("/"):
-        refuse_transcoder({"architecture": "transcoder"}, ref)
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     from sae_lens.saes import SAE
 
@@ -101,7 +167,24 @@ def load(entry: Entry, ref: str, dtype: torch.dtype) -> nn.Module:
     except Exception as error:  # no network, in one of many forms that depend on the HTTP library below
         raise explain(error, entry.repo) from error
     refuse_transcoder(sae.cfg.to_dict(), ref)
+    if sae.cfg.architecture() == "temporal":
+        raise InputError(
+            f"{ref} is a temporal SAE: its latents depend on other positions, and a splice hands it each by itself"
+        )
+    _account(entry, ref)
     return sae
+
+
+def _account(entry: Entry, ref: str) -> None:
+    """Raise InputError where the weights hold tensors that SAELens left out without a word."""
+    from huggingface_hub import hf_hub_download
+
+    if entry.loader not in _FOREIGN:
+        return  # SAELens hands on all that there is, and the SAE takes no more than its own
+    file, tensors = _FOREIGN[entry.loader]
+    path = Path(hf_hub_download(entry.repo, file.format(path=entry.path), local_files_only=True))
+    held = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
+    account_for_tensors(map(str, held), tensors, Path(ref))
 
 
 @cache
