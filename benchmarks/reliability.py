@@ -131,9 +131,9 @@ class Bench:
         number = int(self.args.case.split("/")[2]) if self.args.case else 0
         full = self.args.minutes >= FULL_MINUTES
         while True:
-            name, faults = spoil.case(f"{self.args.seed}/inputs/{number}", number)
+            name, refused, faults = spoil.case(f"{self.args.seed}/inputs/{number}", number)
             count = counts.setdefault(name, Counter())
-            count.update(["runs"])
+            count.update(["runs", "refused" if refused else "accepted"])
             self._note(f"inputs/{name}/{number}", faults, count)
             number += 1
             enough = number >= LEAST_INPUTS or not full
@@ -175,7 +175,7 @@ def apart(work: Callable[[], Any]) -> None:
 
 _COLUMNS = {
     "kills": ("by_command", ("runs", "at", "after", "time", "lost", "half", "differs", "refused", "stuck")),
-    "inputs": ("by_kind", ("runs", "accepted", "code", "traceback", "lines", "written")),
+    "inputs": ("by_kind", ("runs", "refused", "accepted", "code", "traceback", "lines", "written")),
     "scenes": ("by_scene", ("runs", "wrong")),
 }
 

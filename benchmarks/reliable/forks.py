@@ -62,7 +62,15 @@ def preload() -> None:
     for package in ("saelora.jobs", "saelora.report", "saelora.evals", "saelora.saes", "saelora.models"):
         for found in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(found.name)
-    for name in ("matplotlib.pyplot", "peft", "sae_lens", "transformers.models.llama.modeling_llama", "scipy.stats"):
+    for name in (
+        "encodings.utf_8_sig",
+        "encodings.idna",
+        "matplotlib.pyplot",
+        "peft",
+        "sae_lens",
+        "transformers.models.llama.modeling_llama",
+        "scipy.stats",
+    ):
         importlib.import_module(name)
 
 
@@ -73,20 +81,48 @@ def threads() -> list[str]:
     return [name for name in names if not name.startswith("jemalloc")]
 
 
-def run(
+@dataclass
+class Started:
+    """A command at work in a fork."""
+
+    child: int
+    told: int
+    paths: dict[str, Path]
+    kill: Kill | None
+    began: float
+
+    def wait(self, limit: float = 300.0) -> Ended:
+        """How it ended; it is killed when its time has come, and where it takes longer than ``limit`` seconds."""
+        try:
+            status = _wait(self.child, self.told, self.kill, self.began, limit)
+        finally:
+            os.close(self.told)
+        seconds = time.monotonic() - self.began
+        code = os.waitstatus_to_exitcode(status)
+        trace = [json.loads(line) for line in self.paths["trace"].read_text().splitlines()]
+        out, err = (self.paths[name].read_text(errors="replace") for name in ("out", "err"))
+        return Ended(None if code == -signal.SIGKILL else code, out, err, seconds, trace)
+
+
+def run(argv: Sequence[str], scratch: Path, *, limit: float = 300.0, **options: Any) -> Ended:
+    """``start`` and ``wait``."""
+    return start(argv, scratch, **options).wait(limit)
+
+
+def start(
     argv: Sequence[str],
     scratch: Path,
     *,
     watched: Path | None = None,
     kill: Kill | None = None,
     setup: Callable[[], None] = lambda: None,
-    limit: float = 300.0,
-) -> Ended:
-    """``saelora ARGV`` in a fork; it is killed as ``kill`` says, and where it takes longer than ``limit`` seconds.
+) -> Started:
+    """``saelora ARGV`` in a fork.
 
     Args:
         scratch: a folder for what it prints.
         watched: the folder whose operations are counted.
+        kill: when to kill it.
         setup: run in the fork before the command: limits, another clock, another user.
     """
     scratch.mkdir(parents=True, exist_ok=True)
@@ -102,15 +138,7 @@ def run(
         os.close(told)
         _child(argv, paths, watched, kill, setup, tell)
     os.close(tell)
-    try:
-        status = _wait(child, told, kill, started, limit)
-    finally:
-        os.close(told)
-    seconds = time.monotonic() - started
-    code = os.waitstatus_to_exitcode(status)
-    trace = [json.loads(line) for line in paths["trace"].read_text().splitlines()]
-    out, err = (paths[name].read_text(errors="replace") for name in ("out", "err"))
-    return Ended(None if code == -signal.SIGKILL else code, out, err, seconds, trace)
+    return Started(child, told, paths, kill, started)
 
 
 def _wait(child: int, told: int, kill: Kill | None, started: float, limit: float) -> int:
@@ -210,3 +238,15 @@ def a_kill(draw: random.Random, operations: int, seconds: float) -> Kill:
     if mode == "time":
         return Kill(mode, seconds=draw.uniform(0.0, seconds))
     return Kill(mode, draw.randint(1, max(1, operations)), draw.uniform(0.0, 0.004))
+
+
+def complaint(ended: Ended) -> list[tuple[str, str]]:
+    """What is wrong with how a command ended that was to refuse its input: in one line, with exit code 2."""
+    if ended.code is None:
+        return [("code", "killed: it took longer than its limit")]
+    if "Traceback" in ended.err:
+        return [("traceback", " | ".join(ended.err.strip().splitlines()[-3:])[-400:])]
+    faults = [] if ended.code == 2 else [("code", f"exit code {ended.code}: {ended.err.strip()[-300:]}")]
+    if ended.code == 2 and (ended.err.count("\n") != 1 or not ended.err.startswith("saelora: ") or ended.out):
+        faults.append(("lines", repr(ended.err[-400:] + ended.out[-100:])))
+    return faults

@@ -22,6 +22,7 @@ def reference(place: Place, job: Job) -> None:
         RuntimeError: it does not end well, so that nothing can be said of the job.
     """
     out = place.root / "references" / job.name.replace(" ", "_")
+    shutil.rmtree(out, ignore_errors=True)
     ended = forks.run(job.argv(out), place.root / "scratch", watched=out)
     if ended.code != 0:
         raise RuntimeError(f"{job.name} does not run: {ended.err.strip()[-500:]}")
@@ -46,7 +47,7 @@ def trial(place: Place, job: Job, seed: str) -> dict[str, Any]:
         more = len(kills) < MOST and (not kills or draw.random() < GO_ON)
         kill = forks.a_kill(draw, place.operations[job.name], place.seconds[job.name]) if more else None
         ended = forks.run(job.argv(out, again=again), place.root / "scratch", watched=out, kill=kill)
-        faults += _begun_before(ended, saved)
+        faults += begun_before(ended, saved)
         if ended.code is not None:
             break
         if kill is None:
@@ -54,7 +55,7 @@ def trial(place: Place, job: Job, seed: str) -> dict[str, Any]:
             break
         kills.append(kill.mode)
         faults += [("half", words) for words in _half_written(job, out, whole)]
-        saved = _checkpoints(out)
+        saved = checkpoints(out)
     if ended.code not in (0, None):
         faults.append(("refused", f"exit code {ended.code}: {ended.err.strip()[-300:]}"))
     elif ended.code == 0:
@@ -75,7 +76,7 @@ def _differences(out: Path, whole: Path) -> list[str]:
     return told + differs(out, whole, list(ours))
 
 
-def _checkpoints(out: Path) -> dict[str, int]:
+def checkpoints(out: Path) -> dict[str, int]:
     """The newest good checkpoint's step, by the folder of its loop, of work that is not finished yet."""
     found = {}
     for folder in out.rglob("checkpoints"):
@@ -99,7 +100,8 @@ def _finished(loop: Path, out: Path) -> bool:
     return (out / "runs" / f"{loop.name}.json").exists()
 
 
-def _begun_before(ended: forks.Ended, saved: dict[str, int]) -> list[tuple[str, str]]:
+def begun_before(ended: forks.Ended, saved: dict[str, int]) -> list[tuple[str, str]]:
+    """Loops that began before the checkpoint that was there; as faults."""
     return [
         ("lost", f"{Path(loop).name}: begun at step {step}, a checkpoint of step {saved[loop]} was there")
         for loop, step in ended.loops.items()

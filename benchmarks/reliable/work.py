@@ -2,16 +2,13 @@
 
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tests" / "jobs"))
 import workspace as ws
+import yaml
 
 from saelora.files import MARK
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from saelora.config import add_options, build, read_yaml
-from saelora.errors import InputError, SomeFailed
+from saelora.errors import InputError, SomeFailed, out_of_memory
 from saelora.openmp import wait_asleep
 
 JOBS = {
@@ -105,6 +105,14 @@ def _run(argv: list[str], complain: Callable[[str], None]) -> int:
     except KeyboardInterrupt:
         complain("stopped")
         return 130
+    except (MemoryError, RuntimeError) as error:
+        if not out_of_memory(error):
+            raise
+        complain(
+            f"memory ran out ({' '.join(str(error).split())[:100] or 'MemoryError'}): lower --batch-rows, --context or "
+            "--eval-context, or free some; a run that had begun goes on from its last checkpoint with --resume"
+        )
+        return InputError.exit_code
 
 
 def _print(result: Any, module: Any, as_json: bool) -> None:

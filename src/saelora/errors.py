@@ -13,6 +13,14 @@ class InputError(Exception):
     exit_code = 2
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that there was no memory: Python's, a GPU's, or PyTorch's on a CPU."""
+    words = ("out of memory", "not enough memory", "can't allocate memory", "std::bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(each in str(error) for each in words)
+    )
+
+
 class SomeFailed(InputError):
     """Some of several things that were asked for cannot be had; the others are done.
 

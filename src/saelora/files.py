@@ -132,9 +132,14 @@ def in_use(folder: Path) -> bool:
     try:
         if not folder.exists():
             return False
-        return not folder.is_dir() or any(not path.name.startswith(MARK) for path in folder.iterdir())
+        return not folder.is_dir() or bool(left_in(folder))
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}; choose another place") from error
+
+
+def left_in(folder: Path) -> list[Path]:
+    """What is in a folder, half-written files and locks aside."""
+    return [path for path in folder.iterdir() if not path.name.startswith(MARK)]
 
 
 def clear(folder: Path, first: Sequence[str], last: str) -> None:
@@ -143,7 +148,7 @@ def clear(folder: Path, first: Sequence[str], last: str) -> None:
     Killed on the way, it leaves an unfinished run, never a finished one that lacks something.
     """
     with writing(folder):
-        paths = {path.name: path for path in folder.iterdir() if not path.name.startswith(MARK)}
+        paths = {path.name: path for path in left_in(folder)}
         order = [name for name in first if name in paths]
         order += [name for name in paths if name not in first and name != last]
         for name in [*order, *([last] if last in paths else [])]:

@@ -250,3 +250,20 @@ def test_interrupted_sae_training_ends_as_if_uninterrupted(workspace: ws.Workspa
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     rows = [[{**row, "seconds": 0} for row in metrics_of(folder)] for folder in (out, reference)]
     assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize("flag", [[], ["--resume"], ["--overwrite"]])
+def test_a_second_run_into_one_folder_is_refused_and_the_first_unharmed(
+    workspace: ws.Workspace, uninterrupted: Path, tmp_path: Path, flag: list[str]
+) -> None:
+    out = tmp_path / "run"
+    with started("adapt", *flags(workspace, out)) as first:
+        wait_for(lambda: steps_logged(out) >= 1, first)
+        with started("adapt", *flags(workspace, out), *flag) as second:
+            said = second.communicate()[1]
+        assert second.returncode == 2
+        assert said.strip().splitlines()[-1].startswith("saelora: ")
+        assert str(first.pid) in said or not flag  # without a flag, what is there is reason enough
+        first.communicate()
+        assert first.returncode == 0
+    assert_same_run(out, uninterrupted)

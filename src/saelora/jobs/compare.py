@@ -112,6 +112,8 @@ def _results(runs: list[Run], folder: Path) -> list[dict[str, Any]]:
 def _write_tables(title: str, runs: list[Run], folder: Path, *, draw: bool = False) -> list[str]:
     """Everything that is drawn from the finished runs; returns the figures' paths."""
     found = _results(runs, folder)
+    if not found:
+        return []
     write_json(folder / "results.json", {"title": title, "runs": found})
     tables.write_csv(found, folder / "results.csv")
     text = "\n\n".join([f"# {title}", tables.markdown(found), *tables.words(found)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ import yaml
 from saelora.config import Configuration, option, read_yaml, to_dict
 from saelora.console import Bar
 from saelora.errors import InputError
-from saelora.files import clear, in_use, is_locked, locked, remove_leftovers, write_whole, writing
+from saelora.files import clear, in_use, is_locked, left_in, locked, remove_leftovers, write_whole, writing
 from saelora.manifest import MANIFEST, check_room
 from saelora.train.distributed import Group
 from saelora.train.interrupt import Interrupted
@@ -98,8 +98,11 @@ def open_collection(config: Any, inside: str, kind: str, held: ExitStack, *, sha
         raise InputError("no output folder given: name it with --out DIR")
     folder = Path(config.out)
     _check_collection(config, folder, inside, kind)
+    made = [] if folder.exists() else [folder]
     check_room(folder, 2**20)
+    held.callback(_drop, made)
     held.enter_context(locked(folder, shared=shared))
+    held.callback(lambda: _drop([folder / inside]) if {path.name for path in left_in(folder)} == {inside} else None)
     _check_collection(config, folder, inside, kind)  # again: another process may just have ended
     if config.overwrite and not config.resume:
         clear(folder, ["results.json"], inside)
@@ -108,6 +111,13 @@ def open_collection(config: Any, inside: str, kind: str, held: ExitStack, *, sha
     with writing(folder):
         (folder / inside).mkdir(exist_ok=True)
     return folder
+
+
+def _drop(folders: list[Path]) -> None:
+    """Remove empty folders: nothing is left of a command that was refused before it had made anything."""
+    for path in folders:
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _check_collection(config: Any, folder: Path, inside: str, kind: str) -> None:

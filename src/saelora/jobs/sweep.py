@@ -136,6 +136,8 @@ def _rows(points: list[Point], folder: Path) -> list[dict[str, Any]]:
 
 def _write_tables(recipe: Recipe, points: list[Point], folder: Path) -> None:
     rows = _rows(points, folder)
+    if not rows:
+        return
     write_json(folder / "results.json", {"title": recipe.title, "x": recipe.x, "series": recipe.series, "points": rows})
     write_csv(rows, folder / "results.csv")
     write_whole(folder / "results.md", (markdown(rows) + "\n").encode())

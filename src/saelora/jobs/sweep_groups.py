@@ -20,7 +20,7 @@ from saelora.core.lora import layers_of
 from saelora.core.splice import Splice, TokenMask, splice
 from saelora.core.spread import FIGURES
 from saelora.core.students import Student
-from saelora.errors import InputError
+from saelora.errors import InputError, out_of_memory
 from saelora.evals.loss import evaluate_branches
 from saelora.files import writing
 from saelora.identity import measured_on
@@ -33,6 +33,8 @@ from saelora.models.anatomy import anatomy_of, widths
 from saelora.models.loading import LoadedModel
 from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
+from saelora.objectives.fitting import fit_step
+from saelora.train.distributed import ALONE
 from saelora.train.interrupt import Interrupted
 from saelora.train.loop import Loop, LoopConfig, within_reach
 from saelora.train.memory import free_bytes
@@ -71,7 +73,9 @@ class Runner:
             part = parts.pop(0)
             try:
                 self._run_part(part)
-            except torch.OutOfMemoryError as error:
+            except (MemoryError, RuntimeError) as error:
+                if not out_of_memory(error):
+                    raise
                 if len(part) == 1:
                     raise InputError(
                         f"one point alone does not fit memory: {part[0].values}; lower batch_rows"
@@ -116,7 +120,9 @@ class Runner:
                 ]
                 autocast = autocast_dtype(self.loaded)
                 objective = Distill(model, branches, n_rows=len(rows), autocast=autocast)
-                objective.fit(rows[: first.batch_rows], int(self.memory_share * free_bytes(objective.device)))
+                fit_step(objective, rows[: first.batch_rows], self.console.say, ALONE, self.memory_share)
+                part = rows[: objective.rows_at_once or first.batch_rows]
+                objective.fit(part, int(self.memory_share * free_bytes(objective.device)))
                 seconds = self._train(points, objective, rows)
                 students = {p.id: Student(s, f"p{p.id}") for p, s in zip(points, splices, strict=True)}
                 with self.console.progress("evaluating", heldout.numel()) as bar:
@@ -135,6 +141,8 @@ class Runner:
                 "n_branches": len(points),
             }
             shared["environment"] = environment()
+            if objective.rows_at_once is not None:
+                shared["rows_at_once"] = objective.rows_at_once
             made = {}
             for run, point in zip(objective.runs, points, strict=True):
                 about = measured_on(describe(assembled[point.id]), heldout, autocast)

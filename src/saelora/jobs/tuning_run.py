@@ -25,6 +25,7 @@ from saelora.models.adapters import adapter_fingerprint
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device
 from saelora.objectives.distill import Distill
+from saelora.objectives.fitting import fit_step
 from saelora.objectives.tuned_sae import TunedSAE
 from saelora.report.card import card
 from saelora.report.figures import learning_curve
@@ -66,13 +67,17 @@ def train_and_measure(
         tuned = [sae for sae in branch.spliced.saes.values() if isinstance(sae, TunedSAE)]
         weights = [p for module in (model, *tuned) for p in module.parameters() if p.requires_grad]
         group.on_main(lambda: check_room(folder, 8 * 4 * sum(p.numel() for p in weights)))
-        group.on_main(lambda: start(config, folder, RESULTS, held))
         autocast = autocast_dtype(assembled.loaded)
         objective = Distill(model, [branch], n_rows=len(rows.input_ids), autocast=autocast, group=group)
+        if not config.compile:  # another number of rows would be compiled anew
+            fit_step(objective, rows.input_ids[: config.batch_rows], console.say, group)
+        group.on_main(lambda: start(config, folder, RESULTS, held))
         state = _train(config, command, console, folder, assembled, objective, rows.input_ids, heldout)
     saes = {h: sae.export() for h, sae in branch.spliced.saes.items() if isinstance(sae, TunedSAE)}
     saved = group.on_main(lambda: _save(model, config, assembled, saes, folder, state.n_tokens))
     results = _measure(config, console, assembled, model, saes, heldout, state, group)
+    if objective.rows_at_once is not None:
+        results["rows_at_once"] = objective.rows_at_once
     if config.samples:
         console.say("writing sample continuations")
         results["samples"] = _samples(config, assembled, model, saes, heldout)

@@ -67,6 +67,7 @@ class Distill:
         self.students = Students(model, [run.student for run in self.runs], without_stem=training_saes)
         self.head = self.students.head()
         self.at_once = at_once or len(branches)
+        self.rows_at_once: int | None = None  # rows that go through the model together; None: all of a step's
 
     def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
         """One optimiser step of every branch.
@@ -83,9 +84,30 @@ class Distill:
         live = [run for run in self.runs if not run.failed]
         for run in live:
             run.optimizer.zero_grad(set_to_none=True)
-        shared = self._teacher(mine.to(self.device, non_blocking=True))
         kls: list[Tensor] = []
         saes: dict[str, dict[str, Tensor]] = {}  # figures of the SAEs, by branch
+        for piece in mine.split(self.rows_at_once or len(mine)):
+            found = self._add_gradients(live, piece, rows, weight, saes)
+            kls = [a + b for a, b in zip(kls, found, strict=True)] if kls else found
+        self.group.sum_(kls + [p.grad for run in live for p in run.trainable.values() if p.grad is not None])
+        norms = [run.clip() for run in live]
+        if self.device.type == "cpu":
+            self._check_finite(live, kls, norms)
+        share = len(rows) / self.n_rows
+        for run in live:
+            if not run.failed:
+                run.update(progress, share)
+        return _metrics(live, [kl / rows.numel() for kl in kls], norms, saes)
+
+    def _add_gradients(
+        self, live: Sequence[BranchRun], piece: Tensor, rows: Tensor, weight: float, saes: dict[str, dict[str, Tensor]]
+    ) -> list[Tensor]:
+        """Add to every branch's gradient what a piece of the batch ``rows`` gives; returns their KL, without gradient.
+
+        ``saes`` is told of figures of the SAEs, which need the whole batch in one piece.
+        """
+        shared = self._teacher(piece.to(self.device, non_blocking=True))
+        kls: list[Tensor] = []
         for start in range(0, len(live), self.at_once):
             part = live[start : start + self.at_once]
             with _watched(part, weight) as errors:
@@ -96,15 +118,7 @@ class Distill:
                     scaled[i], saes[run.branch.name] = self._balanced(scaled[i], errors[run.branch.name])
             torch.stack(scaled).sum().backward()
             kls += [weight * kl.detach() for kl in found]
-        self.group.sum_(kls + [p.grad for run in live for p in run.trainable.values() if p.grad is not None])
-        norms = [run.clip() for run in live]
-        if self.device.type == "cpu":
-            self._check_finite(live, kls, norms)
-        share = len(rows) / self.n_rows
-        for run in live:
-            if not run.failed:
-                run.update(progress, share)
-        return _metrics(live, [kl / rows.numel() for kl in kls], norms, saes)
+        return kls
 
     def check(self, rows: Tensor) -> None:
         """Raise InputError where the parts of the model that steps run are not what the model itself runs."""
@@ -123,13 +137,28 @@ class Distill:
 
     def fit(self, rows: Tensor, n_bytes: int) -> int:
         """Hold as many students at once as ``n_bytes`` allow on batches like ``rows``; returns how many."""
-        shared = self._teacher(rows.to(self.device))
+        self.at_once = min(len(self.runs), max(1, n_bytes // self.held_bytes(rows)))
+        return self.at_once
+
+    @property
+    def divisible(self) -> bool:
+        """Whether a batch may go through the model in pieces: not where a loss hangs on the whole batch's variance."""
+        return all(run.recipe.objective != "kl+mse" for run in self.runs)
+
+    def held_bytes(self, rows: Tensor) -> int:
+        """Bytes that the backward pass of a batch like ``rows`` needs to be held, of the student that needs most."""
         weights = [*self.model.parameters(), *self.model.buffers()]
         weights += [p for run in self.runs for sae in run.saes.values() for p in sae.parameters()]
-        with self._autocast(), _watched(self.runs, 1.0):
-            sizes = [saved_bytes(partial(self.students.hidden, run.student, shared), weights) for run in self.runs]
-        self.at_once = min(len(self.runs), max(1, n_bytes // max(1, *sizes)))
-        return self.at_once
+        devices = [self.device] if self.device.type == "cuda" else []
+        with (
+            torch.random.fork_rng(devices),
+            self._autocast(),
+            _watched(self.runs, 1.0),
+        ):  # dropout draws nothing from it
+            shared = self._teacher(rows.to(self.device))
+            return max(
+                1, *(saved_bytes(partial(self.students.hidden, run.student, shared), weights) for run in self.runs)
+            )
 
     def loss(self, rows: Tensor) -> Tensor:
         """KL of the first branch, summed over all tokens of the rows, with its gradient."""
@@ -164,9 +193,12 @@ class Distill:
 
     def state_dict(self) -> dict[str, Any]:
         """Adapters, SAEs in training and optimisers by branch: tensors and plain values only."""
-        return {run.branch.name: run.state_dict() for run in self.runs}
+        state: dict[str, Any] = {run.branch.name: run.state_dict() for run in self.runs}
+        return state if self.rows_at_once is None else {**state, "": {"rows_at_once": self.rows_at_once}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """A run goes on in the pieces that it began in, whatever memory is free now: other pieces round otherwise."""
+        self.rows_at_once = state.get("", {}).get("rows_at_once")
         for run in self.runs:
             run.load_state_dict(state[run.branch.name])
 
