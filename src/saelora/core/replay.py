@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from saelora.models.anatomy import Anatomy, anatomy_of
+from saelora.models.compiling import hooks_obeyed
 from saelora.models.hookpoints import Hookpoint
 
 NO_PREFIX = -1
@@ -21,6 +22,8 @@ NO_PREFIX = -1
 
 class _StandIn(nn.Module):
     """Takes a layer's place in the list, and answers for it when asked for attributes such as its attention type."""
+
+    sites: frozenset[str] = frozenset()  # of the layer's, those that are passed through all the same
 
     def __init__(self, layer: nn.Module):
         super().__init__()
@@ -41,6 +44,8 @@ class _PassOver(_StandIn):
 class _Enter(_StandIn):
     """Returns the stored output of its layer; what hooks the layer's output (a splice) sees it too."""
 
+    sites = frozenset({"resid_post"})
+
     def __init__(self, layer: nn.Module, stored: Tensor):
         super().__init__(layer)
         object.__setattr__(self, "_stored", stored)
@@ -49,6 +54,12 @@ class _Enter(_StandIn):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         return object.__getattribute__(self, "_stored")
+
+
+def runs(anatomy: Anatomy, hookpoint: Hookpoint) -> bool:
+    """Whether the pass that is under way goes through a hookpoint, or a stand-in keeps it out."""
+    layer = anatomy.layers[hookpoint.layer]
+    return not isinstance(layer, _StandIn) or hookpoint.site in layer.sites
 
 
 @contextmanager
@@ -198,4 +209,5 @@ def activations(
 
 
 def _run(anatomy: Anatomy, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    return anatomy.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+    with hooks_obeyed(anatomy.body):
+        return anatomy.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state

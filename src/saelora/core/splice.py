@@ -11,11 +11,14 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from saelora.core.passes import Passes
 from saelora.core.positions import arguments, check_signature, given_positions
+from saelora.core.replay import runs
 from saelora.core.spared import filler
 from saelora.core.token_mask import EXEMPT_NAMES, TokenMask, TokenPolicy
 from saelora.errors import InputError
 from saelora.models.anatomy import Anatomy, anatomy_of
+from saelora.models.compiling import hooks_obeyed
 from saelora.models.hookpoints import Hookpoint
 from saelora.saes.processing import check_centring, is_centred
 
@@ -56,6 +59,7 @@ class Splice:
         self.observer = observer
         self._policy = token_mask
         self._mask: Tensor | None = None
+        self._passes = Passes()
         self._fillers: dict[Hookpoint, float] = {}
         self._centred = {hookpoint for hookpoint, sae in self.saes.items() if is_centred(sae, hookpoint)}
 
@@ -88,15 +92,22 @@ class Splice:
         given = arguments(module, args, kwargs)
         position_BS = given_positions(given)
         self._mask = self._policy.at(given["input_ids"], position_BS)
+        self._passes.begin(self._mask)
+
+    def _check_pass(self, anatomy: Anatomy) -> None:
+        """Let no pass end in which an SAE did not do its part."""
+        if self.enabled:
+            self._mask = None
+            self._passes.end({hookpoint: int(runs(anatomy, hookpoint)) for hookpoint in self.saes})
 
     def replace(self, hookpoint: Hookpoint, x: Tensor) -> Tensor:
         """[batch, seq, d] -> the SAE's reconstruction where the token mask is True and x not massive, x elsewhere.
 
         An SAE that can reconstruct without forming its latents does so, unless an observer wants to see them.
         """
-        assert self._mask is not None
-        mask_BS = self._policy.replaced(hookpoint, x, self._mask)
-        mask = mask_BS.unsqueeze(-1)
+        mask_BS = self._passes.mask_of_another(hookpoint) if self._mask is None else self._mask
+        self._passes.count(hookpoint)
+        mask_BS = self._policy.replaced(hookpoint, x, mask_BS)
         sae = self.saes[hookpoint]
         given = self.given(hookpoint, x, mask_BS)
         reconstruct = getattr(sae, "reconstruct", None) if self.observer is None else None
@@ -109,7 +120,7 @@ class Splice:
                 self.observer(hookpoint, self.seen(hookpoint, x), latents, recon, mask_BS)
         if hookpoint in self._centred:
             recon = (recon + _mean(x)).to(x.dtype)
-        return torch.where(mask, recon, x)
+        return torch.where(mask_BS.unsqueeze(-1), recon, x)
 
     def seen(self, hookpoint: Hookpoint, x: Tensor) -> Tensor:
         """An activation as observers see it, to set reconstructions against."""
@@ -141,8 +152,12 @@ class Splice:
 
         return on_input if hookpoint.site in ("resid_pre", "attn_z") else on_output
 
-    def attach(self, anatomy: Anatomy) -> list[Any]:
+    def attach(self, model: nn.Module, anatomy: Anatomy) -> list[Any]:
         handles = [anatomy.body.register_forward_pre_hook(self._read_tokens, with_kwargs=True)]
+        handles.append(anatomy.body.register_forward_hook(lambda *_: self._check_pass(anatomy)))
+        if model is not anatomy.body:
+            handles.append(model.register_forward_pre_hook(lambda *_: self._passes.enter()))
+            handles.append(model.register_forward_hook(lambda *_: self._passes.leave(self.enabled)))
         for hookpoint, sae in self.saes.items():
             self._fillers[hookpoint] = filler(sae, anatomy.width(hookpoint))
             module, side = anatomy.site(hookpoint)
@@ -169,9 +184,13 @@ def splice(
         token_mask: which positions are replaced, from ``TokenPolicy(...).resolve(tokenizer)``.
         observer: sees every SAE's input, latents, reconstruction and token mask.
 
+    A model that was compiled runs uncompiled for as long, unless ``compile_layers`` compiled it.
+
     Raises:
         InputError: a hookpoint is out of range, an SAE is of another width, or of a centred model that this cannot be,
-            or massive positions are spared by a limit that has not been measured there.
+            or massive positions are spared by a limit that has not been measured there; while the context is open, a
+            pass of the model in which an SAE did not run once, since what it hooks is passed by, or whose tokens'
+            positions cannot be told.
     """
     anatomy = anatomy_of(model)
     check_signature(anatomy.body)
@@ -182,12 +201,13 @@ def splice(
             token_mask.massive.limit(hookpoint)
     spliced = Splice(saes, token_mask, observer)
     handles: list[Any] = []
-    try:
-        handles = spliced.attach(anatomy)
-        yield spliced
-    finally:
-        for handle in handles:
-            handle.remove()
+    with hooks_obeyed(anatomy.body):
+        try:
+            handles = spliced.attach(getattr(model, "_orig_mod", model), anatomy)
+            yield spliced
+        finally:
+            for handle in handles:
+                handle.remove()
 
 
 def _mean(x: Tensor) -> Tensor:

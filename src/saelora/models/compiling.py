@@ -1,11 +1,16 @@
 """Regional compilation: each decoder layer by itself, so that hooks on layers and the prefix cut stay outside."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from weakref import WeakSet
+
 import torch
 from torch import nn
 
 from saelora.models.anatomy import anatomy_of
 
 VARIANTS = 64  # of one layer: clean, spliced, each adapter, with and without gradient
+_GUARDED: WeakSet[nn.Module] = WeakSet()  # bodies whose layers ``compile_layers`` has compiled
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -24,5 +29,22 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     """
     torch._dynamo.config.skip_nnmodule_hook_guards = False
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
-    for layer in anatomy_of(model).layers:
+    anatomy = anatomy_of(model)
+    _GUARDED.add(anatomy.body)
+    for layer in anatomy.layers:
         layer.forward = torch.compile(layer.forward, backend=backend, dynamic=False)
+
+
+@contextmanager
+def hooks_obeyed(body: nn.Module) -> Iterator[None]:
+    """Compiled code runs as plain Python while the context is open, unless ``compile_layers`` made it.
+
+    torch.compile takes the hooks of the moment for fixed: what a user compiled, in whole or in part, before hooks came
+    would run without them, and what is compiled among them (transformers does so when it generates with a static cache
+    on a GPU) would keep them for good.
+    """
+    if body in _GUARDED:
+        yield
+    else:
+        with torch.compiler.set_stance("force_eager"):
+            yield
