@@ -108,9 +108,12 @@ def _with_sparse_decode(found: LoadedSAE, when: str, device_type: str) -> Loaded
 
 
 def token_policy(config: Any) -> TokenPolicy:
-    """The exempt positions; "none" alone means that SAEs replace every position."""
-    names = [] if config.exempt == ["none"] else config.exempt
-    return TokenPolicy(tuple(int(name) if str(name).isdigit() else name for name in names))
+    """The exempt positions.
+
+    Raises:
+        InputError: a name that is none.
+    """
+    return TokenPolicy(tuple(int(name) if str(name).isdigit() else name for name in config.exempt))
 
 
 _limited: WeakKeyDictionary[nn.Module, dict[Any, TokenMask]] = WeakKeyDictionary()

@@ -38,9 +38,9 @@ class SAEOptions(Configuration):
         [], "where each --sae sits, in their order, e.g. layers.12.resid_post; read from the SAE's files if not given"
     )
     exempt: list[str] = option(
-        ["bos", "eos", "pad"],
-        "positions that SAEs leave alone: bos, eos, pad, first, none, token ids, or massive (norms above 10 times the "
-        "median, massive:20: 20 times); repeatable",
+        ["bos", "eos", "pad", "first"],
+        "positions that SAEs leave alone: bos, eos, pad, first (of a row, whatever token stands there), first:4 (the "
+        "first four), none, token ids, or massive (norms above 10 times the median, massive:20: 20 times); repeatable",
     )
     sparse_decode: Literal["auto", "on", "off"] = option(
         "auto", "gather active latents instead of dense SAE products: on where the SAE allows, auto where faster too"

@@ -202,15 +202,13 @@ def test_policy_spares_bos_eos_and_padding_by_default(batch):
 
 def test_policy_without_bos_in_the_tokenizer_spares_the_first_position():
     mask = TokenPolicy(("bos",)).resolve(SpecialTokens(bos_token_id=None))
-    assert (mask.exempt_first, mask.exempt_ids) == (True, ())
+    assert (mask.exempt_first, mask.exempt_ids) == (1, ())
     assert not TokenPolicy(("eos",)).resolve(SpecialTokens(bos_token_id=None)).exempt_first
 
 
 def test_policy_takes_token_ids_and_refuses_unknown_names():
     assert TokenPolicy((7, "eos", 9)).resolve(SpecialTokens()).exempt_ids == (EOS, 7, 9)
-    with pytest.raises(
-        InputError, match=r"token policy names 'sep': expected any of bos, eos, pad, first, massive or a token"
-    ):
+    with pytest.raises(InputError, match=r"token policy names 'sep': expected any of bos, eos, pad, first, first:4"):
         TokenPolicy(("sep",)).resolve(SpecialTokens())
 
 

@@ -151,10 +151,12 @@ def test_rows_per_batch_change_no_number(fresh):
     model = with_adapter(fresh("llama"))
     saes = {HOOKPOINT: TinySAE(D_MODEL)}
     whole = evaluate_loss(model, saes, SPARE_SPECIAL, ROWS, batch_rows=len(ROWS))
-    whole_saes, whole_ci = whole.pop("saes"), whole.pop("ci95")
+    whole_saes, whole_ci, starts = whole.pop("saes"), whole.pop("ci95"), whole.pop("row_starts")
+    assert starts == {"n_rows": len(ROWS), "n_without_exempt_token": 0, "n_positions_spared": 0}
     for batch_rows in (1, 2, 3):  # uneven last batches of 1 and 2
         found = evaluate_loss(model, saes, SPARE_SPECIAL, ROWS, batch_rows=batch_rows)
         found_saes, found_ci = found.pop("saes"), found.pop("ci95")
+        assert found.pop("row_starts") == starts
         assert found == pytest.approx(whole, **CLOSE)
         assert found_saes[str(HOOKPOINT)] == pytest.approx(whole_saes[str(HOOKPOINT)], **CLOSE)
         for name, interval in whole_ci.items():

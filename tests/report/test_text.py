@@ -3,7 +3,7 @@
 import pytest
 from run_results import RESULTS, without
 
-from saelora.report.text import has_gap, headline, loss_rows, loss_table, markdown_table, samples_text
+from saelora.report.text import has_gap, headline, loss_rows, loss_table, markdown_table, row_starts, samples_text
 
 
 def test_table_has_a_row_for_each_model_with_its_numbers():
@@ -103,3 +103,25 @@ def test_fvu_stands_beside_what_does_not_hang_on_a_token_or_two():
 
 def test_results_that_are_older_than_those_figures_are_shown_as_before():
     assert "SAE at layers.1.resid_post: FVU 0.200, L0 32.0 (active latents per token)." in loss_table(RESULTS)
+
+
+@pytest.mark.parametrize(
+    ("n_without", "n_spared", "expected"),
+    [
+        (0, 1, ""),
+        (3, 1, "3 of 42 rows begin with a token that is not exempt: position 0 was left to the model all the same."),
+        (
+            3,
+            4,
+            "3 of 42 rows begin with a token that is not exempt: positions 0 to 3 were left to the model all the same.",
+        ),
+        (42, 0, "42 of 42 rows begin with a token that is not exempt, and it was replaced; "),
+    ],
+)
+def test_rows_that_begin_without_an_exempt_token_are_told_of(n_without, n_spared, expected):
+    starts = {"n_rows": 42, "n_without_exempt_token": n_without, "n_positions_spared": n_spared}
+    told = row_starts({**RESULTS, "row_starts": starts})
+    assert told.startswith(expected)
+    assert bool(told) == bool(expected)
+    assert told in loss_table({**RESULTS, "row_starts": starts}).splitlines() or not told
+    assert row_starts(RESULTS) == ""

@@ -1,5 +1,6 @@
 """Which positions an SAE leaves alone: policies by name, and masks with the token ids looked up."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,40 +20,60 @@ EXEMPT_NAMES = ("bos", "eos", "pad", "first")
 
 @dataclass(frozen=True)
 class TokenPolicy:
-    """Which positions the SAE leaves alone: "bos", "eos", "pad", "first" (position 0), "massive", or token ids.
+    """Which positions the SAE leaves alone: "bos", "eos", "pad", "first" (position 0), "first:N" (the first N),
+    "massive", or token ids.
 
     "massive", or "massive:20", is about norms and not tokens: see ``saelora.core.massive``.
 
-    A tokenizer without BOS gets "first" added to a policy that names "bos", because what is special about
-    BOS (norms hundreds of times larger than any other token's) then happens at position 0.
+    What is special about BOS (norms hundreds of times larger than any other token's) happens at position 0 whatever
+    token stands there, so a text that begins with none of the exempt tokens has its first position spared too, unless a
+    policy leaves "first" out. One that names "bos" without it gets "first" where the tokenizer has no BOS. ("none",)
+    exempts nothing.
+
+    Raises:
+        InputError: a name that is none of these, or "none" beside others.
     """
 
-    exempt: Sequence[str | int] = ("bos", "eos", "pad")
+    exempt: Sequence[str | int] = ("bos", "eos", "pad", "first")
+
+    def __post_init__(self) -> None:
+        for item in self.exempt:
+            if _is_massive(item):
+                Massive.named(str(item))
+            elif isinstance(item, str) and item not in (*EXEMPT_NAMES, "none") and _first(item) is None:
+                raise InputError(
+                    f"token policy names {item!r}: expected any of {', '.join(EXEMPT_NAMES)}, first:4 (or another "
+                    "number of positions), massive, none or a token id (a number)"
+                )
+        if "none" in self.exempt and len(self.exempt) > 1:
+            others = ", ".join(str(item) for item in self.exempt if item != "none")
+            raise InputError(f"token policy names none, which exempts nothing, beside {others}: leave one of them out")
 
     def resolve(self, tokenizer: Any) -> "TokenMask":
-        """Look the token ids up.
-
-        Raises:
-            InputError: a name that is not one of EXEMPT_NAMES.
-        """
+        """Look the token ids up."""
         ids: set[int] = set()
-        first = "first" in self.exempt
+        first = max([_first(item) or 0 for item in self.exempt], default=0)
         massive = None
         for item in self.exempt:
-            if isinstance(item, str) and item.partition(":")[0] == MASSIVE:
-                massive = Massive.named(item)
+            if _is_massive(item):
+                massive = Massive.named(str(item))
                 continue
-            if isinstance(item, str) and item not in EXEMPT_NAMES:
-                raise InputError(
-                    f"token policy names {item!r}: expected any of {', '.join(EXEMPT_NAMES)}, massive or a token id "
-                    "(a number)"
-                )
             token_id = item if isinstance(item, int) else getattr(tokenizer, f"{item}_token_id", None)
             if token_id is not None:
                 ids.add(token_id)
             elif item == "bos":
-                first = True
+                first = max(first, 1)
         return TokenMask(tuple(sorted(ids)), first, "pad" in self.exempt, massive)
+
+
+def _is_massive(item: str | int) -> bool:
+    return isinstance(item, str) and item.partition(":")[0] == MASSIVE
+
+
+def _first(name: str | int) -> int | None:
+    """How many positions "first" and "first:N" name; None of other names."""
+    found = re.fullmatch(r"first(?::([1-9][0-9]*))?", str(name))
+    return int(found[1] or 1) if found else None
 
 
 @dataclass(frozen=True)
@@ -64,7 +85,7 @@ class TokenMask:
     """
 
     exempt_ids: tuple[int, ...] = ()
-    exempt_first: bool = False
+    exempt_first: int = 0  # positions at the beginning of each text
     exempt_padding: bool = True
     massive: Massive | None = None
 
@@ -84,12 +105,19 @@ class TokenMask:
         if self.exempt_padding:
             mask &= position_BS >= 0
         if self.exempt_first:
-            mask &= position_BS != 0
+            mask &= (position_BS < 0) | (position_BS >= self.exempt_first)
         return mask
 
     def replaced(self, hookpoint: Hookpoint, x: Tensor, mask: Bool[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
         """The positions of ``mask`` (by tokens) whose activations [batch, seq, d] at a hookpoint are replaced."""
         return mask if self.massive is None else mask & ~self.massive.spared(hookpoint, x)
+
+    def row_starts(self, rows: Int[Tensor, "n_rows context"]) -> dict[str, int]:
+        """How rows of text begin: how many, how many of them with a token that is not exempt, and how many positions at
+        the beginning of each are spared whatever token stands there."""
+        exempt = torch.tensor(self.exempt_ids, dtype=rows.dtype, device=rows.device)
+        plain = int((~torch.isin(rows[:, 0], exempt)).sum())
+        return {"n_rows": len(rows), "n_without_exempt_token": plain, "n_positions_spared": self.exempt_first}
 
     def to_dict(self) -> dict[str, Any]:
         out = {"exempt_ids": list(self.exempt_ids), "first": self.exempt_first, "padding": self.exempt_padding}

@@ -115,7 +115,8 @@ def evaluate_branches(
     for part in group.in_turn(done):  # in the order of the rows, so that any number of processes draws the same
         losses.extend(part)
     runs.sae_sums = {student: sums.over(group) for student, sums in runs.sae_sums.items()}
-    return {name: runs.results(name, losses) for name in branches}
+    starts = token_mask.row_starts(rows)
+    return {name: {**runs.results(name, losses), "row_starts": starts} for name in branches}
 
 
 class _Arms:

@@ -64,9 +64,9 @@ class SAETrainingOptions(Configuration):
     l1_coefficient: float = option(SAERecipe.l1_coefficient, "sparsity of standard and gated SAEs")
     l0_coefficient: float = option(SAERecipe.l0_coefficient, "sparsity of jumprelu SAEs")
     exempt: list[str] = option(
-        ["bos", "eos", "pad"],
-        "positions not trained on: bos, eos, pad, first, none, token ids, massive (norms above 10 times the median; "
-        "massive:20: 20 times)",
+        ["bos", "eos", "pad", "first"],
+        "positions not trained on: bos, eos, pad, first, first:4, none, token ids, massive (norms above 10 times the "
+        "median; massive:20: 20 times)",
     )
     save_dtype: str = option("float32", "of the saved weights: float32 or bfloat16")
 

@@ -4,7 +4,7 @@ import json
 import re
 from typing import Any
 
-from saelora.report.text import cost, headline, markdown_table, one_line, warnings
+from saelora.report.text import cost, headline, markdown_table, one_line, row_starts, warnings
 
 
 def card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
@@ -93,8 +93,12 @@ def _measured(manifest: dict[str, Any], results: dict[str, Any]) -> str:
 {markdown_table(results)}
 
 Positions left alone by the SAE: token ids {policy["exempt_ids"]}\
-{", position 0" if policy["first"] else ""}\
-{", padding" if policy["padding"] else ""}{_massive(policy)}."""
+{_first(int(policy["first"]))}\
+{", padding" if policy["padding"] else ""}{_massive(policy)}. {row_starts(results)}""".rstrip()
+
+
+def _first(n: int) -> str:
+    return {0: "", 1: ", position 0"}.get(n, f", positions 0 to {n - 1}")
 
 
 def _massive(policy: dict[str, Any]) -> str:

@@ -121,6 +121,7 @@ def loss_table(results: dict[str, Any]) -> str:
         for row in rows
     ]
     lines += ["", headline(results), *(f"CAREFUL: {told}" for told in warnings(results)), cost(results)]
+    lines += [starts] if (starts := row_starts(results)) else []
     kinds = {"saes": ("SAE at", " (active latents per token)"), "saes_adapted": ("As trained, at", "")}
     for key, (name, meaning) in kinds.items():
         for hookpoint, sae in results.get(key, {}).items():
@@ -153,6 +154,19 @@ def massive_text(sae: dict[str, Any]) -> str:
         return ""
     n, total = sae["n_massive"], sae["n_positions"]
     return f"{n:,} of {total:,} positions spared as massive (norm above {sae['massive_limit']:,.4g})"
+
+
+def row_starts(results: dict[str, Any]) -> str:
+    """What became of the first positions of rows that begin with no exempt token; nothing where none does so."""
+    found = results.get("row_starts") or {"n_without_exempt_token": 0}
+    if not found["n_without_exempt_token"]:
+        return ""
+    n, spared = found["n_without_exempt_token"], found["n_positions_spared"]
+    told = f"{n:,} of {found['n_rows']:,} rows begin with a token that is not exempt"
+    if not spared:
+        return f"{told}, and it was replaced; in many models attention rests there (--exempt first spares it)."
+    where = "position 0 was" if spared == 1 else f"positions 0 to {spared - 1} were"
+    return f"{told}: {where} left to the model all the same."
 
 
 def cost(results: dict[str, Any]) -> str:
