@@ -212,7 +212,7 @@ def test_folder_with_two_gguf_files_is_refused(tmp_path):
 def test_truncated_weights_are_refused(tmp_path):
     weights = save_folder(tmp_path / "m") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-    assert "cannot be loaded" in message(tmp_path / "m")
+    assert "model.safetensors is damaged or incomplete" in message(tmp_path / "m")
 
 
 def test_checkpoint_that_lacks_a_weight_is_refused_instead_of_filled_at_random(tmp_path):
@@ -245,7 +245,7 @@ def test_tied_model_is_complete(tmp_path):
 def test_folder_without_model_or_tokenizer_is_refused(tmp_path):
     assert "neither config.json nor a .gguf" in message(tmp_path)
     LlamaForCausalLM(LLAMA).save_pretrained(tmp_path / "m")
-    assert "cannot be loaded" in message(tmp_path / "m")
+    assert "comes without a tokenizer" in message(tmp_path / "m")
 
 
 def test_adapter_folder_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """Load a frozen causal language model and its tokenizer, from the hub, a folder or a GGUF file."""
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import __version__ as transformers_version
+from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging as hf_logging
 from transformers.utils.hub import cached_file, extract_commit_hash
 
@@ -15,6 +18,7 @@ from saelora.errors import InputError
 from saelora.models.assets import resolve_asset
 from saelora.models.gguf import converted, folder_sha256, gguf_sha256
 from saelora.models.gguf_file import only_model
+from saelora.models.remedies import check_files, explain
 from saelora.models.vocabulary import check_tokenizer, n_embedded
 
 _DTYPES = {
@@ -26,6 +30,14 @@ _DTYPES = {
     "fp16": torch.float16,
     "float64": torch.float64,
 }
+# weights that no language model uses: buffers of older versions, towers for other senses, heads of other tasks, blocks
+# that predict further tokens, scales of a quantised cache
+_NEUTRAL = re.compile(
+    r"(rotary_emb\.(inv_freq|cos_cached|sin_cached)|attn\.(masked_)?bias|attention\.(masked_)?bias|position_ids)$"
+    r"|(^|\.)(vision_tower|vision_model|visual|multi_modal_projector|mm_projector|audio_tower|embed_vision|embed_audio"
+    r"|mtp|v_head|value_head|score|classifier)\."
+    r"|\.(k|v|kv)_scale$"
+)
 _DECODER_ARCHITECTURES = ("ForCausalLM", "LMHeadModel", "ForConditionalGeneration")
 
 
@@ -68,22 +80,29 @@ def load_model(
     device = pick_device(device)
     dtype = resolve_dtype(dtype, device)
     source, fingerprint = _locate(ref, revision)
-    commit = None
-    options = {}
+    commit, folder = None, Path(source) if fingerprint is not None else None
+    options: dict[str, Any] = {"trust_remote_code": False}  # transformers would ask, at a prompt
     with quiet_transformers():
         try:
             if fingerprint is None:  # a branch may move: everything is read at the commit it has now
-                commit = _commit(ref, revision)
-                options = {"revision": commit}
-            _check_decoder(AutoConfig.from_pretrained(source, **options), ref)
+                commit, folder = _commit(ref, revision)
+                options["revision"] = commit
+            _check_config(AutoConfig.from_pretrained(source, **options), ref)
+            if fingerprint is not None:
+                check_files(Path(source), ref)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                source, dtype=dtype, attn_implementation=attn_implementation, output_loading_info=True, **options
+                source,
+                dtype=dtype,
+                attn_implementation=attn_implementation,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # refused below, by name
+                **options,
             )
             tokenizer = AutoTokenizer.from_pretrained(source, **options)
         except (InputError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # hub, safetensors, tokenizers and transformers share no base class for bad input
-            raise _explain(ref, error, local=fingerprint is not None) from error
+            raise explain(ref, error, device.type, folder) from error
     model, info = loaded
     _check_complete(model, info, ref)
     check_tokenizer(tokenizer, model, ref)
@@ -165,9 +184,10 @@ def _locate(ref: str, revision: str | None) -> tuple[str, str | None]:
     return str(path), folder_sha256(path)
 
 
-def _commit(ref: str, revision: str | None) -> str:
+def _commit(ref: str, revision: str | None) -> tuple[str, Path]:
+    """The commit that a hub model is read at, and the folder its files are kept in."""
     file = cached_file(ref, "config.json", revision=revision or "main")
-    return extract_commit_hash(file, None) or revision or "main"
+    return extract_commit_hash(file, None) or revision or "main", Path(str(file)).parent
 
 
 def _only_gguf(folder: Path, ref: str) -> Path:
@@ -179,7 +199,7 @@ def _only_gguf(folder: Path, ref: str) -> Path:
     raise InputError(f"model folder {ref} holds {what}{adapter}: give a model folder or one .gguf file")
 
 
-def _check_decoder(config: Any, ref: str) -> None:
+def _check_config(config: Any, ref: str) -> None:
     architectures = getattr(config, "architectures", None) or []
     encoder = getattr(config, "is_decoder", None) is False and not any(
         name.endswith(_DECODER_ARCHITECTURES) for name in architectures
@@ -187,29 +207,38 @@ def _check_decoder(config: Any, ref: str) -> None:
     if config.is_encoder_decoder or encoder:
         kind = "/".join(architectures) or config.model_type
         raise InputError(f"model {ref} is {kind}: expected a decoder-only causal language model such as Llama or GPT-2")
+    quantised = getattr(config, "quantization_config", None) or {}
+    method = quantised.get("quant_method", "bitsandbytes") if isinstance(quantised, dict) else quantised.quant_method
+    known = {name.removesuffix("_4bit").removesuffix("_8bit") for name in AUTO_QUANTIZATION_CONFIG_MAPPING}
+    if quantised and method not in known:
+        raise InputError(
+            f"model {ref} is quantised by {method!r}, which transformers {transformers_version} passes over: expected "
+            f"one of {', '.join(sorted(known))}, or an unquantised copy"
+        )
 
 
 def _check_complete(model: Any, info: dict[str, Any], ref: str) -> None:
-    """A parameter that the checkpoint lacks would be random, and so would every loss measured on the model."""
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise InputError(
-            f"model {ref} lacks {len(missing)} weights ({missing[0]}, ...): the checkpoint is incomplete or of another "
-            f"architecture, download it again"
-        )
+    """A parameter that the checkpoint lacks would be random, one that the model lacks would be dropped unseen."""
     if getattr(model, "_hf_peft_config_loaded", False):
         raise InputError(f"model {ref} holds an adapter: give the base model here, and the adapter as the adapter")
-
-
-def _explain(ref: str, error: Exception, *, local: bool) -> InputError:
-    lines = str(error).strip().splitlines()
-    said = lines[0].rstrip(".: ") if lines else type(error).__name__
-    if local:
-        return InputError(f"model {ref} cannot be loaded: {said}; check that the folder is complete, or fetch it again")
-    if "gated" in str(error).lower():
-        return InputError(
-            f"model {ref} is gated: accept its terms at https://huggingface.co/{ref}, then `hf auth login`"
+    if other := sorted(str(key[0]) + f" {tuple(key[1])}, expected {tuple(key[2])}" for key in info["mismatched_keys"]):
+        raise InputError(
+            f"model {ref} has {len(other)} weights of another shape than its config.json says ({other[0]}): give the "
+            f"config.json that belongs to them"
         )
-    return InputError(
-        f"model {ref} is not a local path and cannot be loaded from the hub: {said}; check the name and the network"
-    )
+    if missing := sorted(info["missing_keys"]):
+        raise InputError(
+            f"model {ref} lacks {len(missing)} weights ({missing[0]}, ...): its config.json asks for them; give the "
+            f"config.json that belongs to its weights, or weights that are whole"
+        )
+    tied = bool(getattr(model.config.get_text_config(), "tie_word_embeddings", False))
+    if left := sorted(key for key in info["unexpected_keys"] if not _is_neutral(key, tied)):
+        raise InputError(
+            f"model {ref} holds {len(left)} weights that a {model.config.model_type} model of transformers "
+            f"{transformers_version} has no place for ({left[0]}, ...): they would be dropped; give the config.json "
+            f"that belongs to them"
+        )
+
+
+def _is_neutral(key: str, tied: bool) -> bool:
+    return bool(_NEUTRAL.search(key)) or (tied and key.endswith("lm_head.weight"))
