@@ -17,6 +17,7 @@ from typing import Any
 from saelora.config import add_options, build, read_yaml
 from saelora.errors import InputError, SomeFailed, out_of_memory
 from saelora.openmp import wait_asleep
+from saelora.report.outcome import DIVERGED
 
 JOBS = {
     "demo": "the whole job on a real model, in minutes, without account or GPU",
@@ -29,6 +30,7 @@ JOBS = {
     "report": "one HTML page of a run, or of several side by side: figures, text token by token, provenance",
 }
 
+DIVERGED_CODE = 3
 _FULL, _CLOSED, _NO_PATH = "free some disk space", "choose a place that you may write to", "check the path"
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
@@ -38,7 +40,7 @@ _REMEDIES = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit code: 0 done, 2 bad input, 128 + signal when interrupted.
+    """Run a command; returns the exit code: 0 done, 2 bad input, 3 done but diverged, 128 + signal when interrupted.
 
     Of several processes the main one prints the results, and the first to fail says why.
     """
@@ -82,7 +84,7 @@ def _run(argv: list[str], complain: Callable[[str], None]) -> int:
         if os.environ.get("RANK", "0") != "0":
             return 0
         _print(result, module, as_json)
-        return 0
+        return DIVERGED_CODE if result.get("status") == DIVERGED else 0
     except SomeFailed as error:
         _print(error.results, module, as_json)
         for line in str(error).splitlines():

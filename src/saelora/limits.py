@@ -35,6 +35,7 @@ class Within:
 
 
 POSITIVE = Within(least=1)
+ROW = Within(least=2)  # tokens of a row: one to see, one to predict
 NOT_NEGATIVE = Within(least=0)
 SHARE = Within(least=0, most=1)
 LEARNING_RATE = Within(least=0, most=1)  # AdamW moves every weight by about the rate: beyond 1 all of them are noise
@@ -53,14 +54,23 @@ def placement(value: str) -> str | None:
     return None if known else "after, all, or layers:13,14 (layers:13-20)"
 
 
+def exempt(value: str) -> str | None:
+    """A position that SAEs leave alone, as ``saelora.core.token_mask`` reads it."""
+    if re.fullmatch(r"bos|eos|pad|none|first(:\d{1,6})?|massive(:\d+(\.\d+)?)?|\d{1,9}", str(value)):
+        return None
+    return "one of bos, eos, pad, first, massive, none, or a token id"
+
+
+def not_zero(value: float) -> str | None:
+    """A strength that does something."""
+    return None if value else "a number other than 0"
+
+
 @dataclass(frozen=True)
 class OneOf:
-    """One of some words; or a token id, where ``ids``."""
+    """One of some words."""
 
     words: tuple[str, ...]
-    ids: bool = False
 
     def __call__(self, value: str) -> str | None:
-        if value in self.words or (self.ids and str(value).isdecimal()):
-            return None
-        return f"one of {', '.join(self.words)}{', or a token id' if self.ids else ''}"
+        return None if value in self.words else f"one of {', '.join(self.words)}"

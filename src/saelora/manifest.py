@@ -135,6 +135,18 @@ def write_part(folder: Path, part: str, result: dict[str, Any], provenance: dict
     write_json(part_file(folder, part), {"part": part, **provenance, "result": result}, indent=None)
 
 
+def check_writable(path: Path) -> None:
+    """Raise InputError where a path that may not be there yet could not be made or written to."""
+    try:
+        there = next(each for each in (path.absolute(), *path.absolute().parents) if each.exists())
+    except OSError as error:
+        raise InputError(f"{str(path)[:200]} cannot be written to: {error.strerror}; choose another --out") from None
+    if there != path.absolute() and not there.is_dir():
+        raise InputError(f"{path} cannot be written to: {there} is a file; choose another --out")
+    if not os.access(there, os.W_OK | (os.X_OK if there.is_dir() else 0)):
+        raise InputError(f"{path} cannot be written to: no permission for {there}; choose another --out")
+
+
 def check_room(folder: Path, needed: int) -> None:
     """Raise InputError where ``folder``'s disk has less than ``needed`` bytes, or cannot be written to."""
     try:

@@ -9,6 +9,7 @@ from typing import Any
 
 from saelora.errors import InputError
 from saelora.manifest import MANIFEST
+from saelora.options import check_together
 
 _LONG = 200  # characters: no hub has longer names, and no file system longer parts of a path
 
@@ -19,6 +20,7 @@ def check_named(config: Any) -> None:
     Raises:
         InputError: one is not named, a local path is not there, or it holds something else.
     """
+    check_together(config)
     if not config.model:
         raise InputError("no model given: name one, e.g. smollm2-135m-instruct, google/gemma-2-2b, or a local folder")
     check_model(config)

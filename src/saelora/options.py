@@ -1,9 +1,21 @@
 """Options that several commands share: model, SAEs, data. Importing this needs no library that takes seconds."""
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 from saelora.config import Configuration, Count, option
+from saelora.errors import InputError
+from saelora.limits import POSITIVE, ROW, Within, device, exempt
+from saelora.models.hookpoints import parse_hookpoint
+
+
+def hookpoint(text: str) -> str | None:
+    """The limit of an option that names one."""
+    try:
+        parse_hookpoint(text)
+    except InputError as error:
+        return str(error).partition("expected ")[2]
+    return None
 
 
 @dataclass(kw_only=True)
@@ -14,7 +26,7 @@ class ModelOptions(Configuration):
         None, "hub name, local folder, .gguf file, or smollm2-135m-instruct (fetched from PyPI)", positional=True
     )
     revision: str | None = option(None, "the model's branch, tag or commit on the hub")
-    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes the GPU where there is one")
+    device: str = option("auto", "cpu, cuda, cuda:1, mps; auto takes the GPU where there is one", limit=device)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "of the frozen weights; auto is bfloat16 on a GPU, float32 on a CPU; adapters are always float32"
     )
@@ -35,12 +47,15 @@ class SAEOptions(Configuration):
         "Llama Scope, sparsify, dictionary_learning); repeat for several",
     )
     hookpoint: list[str] = option(
-        [], "where each --sae sits, in their order, e.g. layers.12.resid_post; read from the SAE's files if not given"
+        [],
+        "where each --sae sits, in their order, e.g. layers.12.resid_post; read from the SAE's files if not given",
+        limit=hookpoint,
     )
     exempt: list[str] = option(
         ["bos", "eos", "pad", "first"],
         "positions that SAEs leave alone: bos, eos, pad, first (of a row, whatever token stands there), first:4 (the "
         "first four), none, token ids, or massive (norms above 10 times the median, massive:20: 20 times); repeatable",
+        limit=exempt,
     )
     sparse_decode: Literal["auto", "on", "off"] = option(
         "auto", "gather active latents instead of dense SAE products: on where the SAE allows, auto where faster too"
@@ -57,8 +72,35 @@ class DataOptions(Configuration):
     subset: str | None = option(None, "a hub dataset's configuration name")
     split: str = option("train", "a hub dataset's split")
     text_column: str = option("text", "column that holds the text")
-    context: int = option(256, "tokens per packed row, BOS included")
-    eval_context: int | None = option(None, "tokens per row of held-out text; default: as --context")
-    validation_fraction: float = option(0.05, "share of documents held out, chosen by a hash of their text")
-    eval_tokens: Count = option(Count(100_000), "tokens of held-out text to evaluate on")
-    batch_rows: int = option(1, "rows per step")
+    context: int = option(256, "tokens per packed row, BOS included", limit=ROW)
+    eval_context: int | None = option(None, "tokens per row of held-out text; default: as --context", limit=ROW)
+    validation_fraction: float = option(
+        0.05, "share of documents held out, chosen by a hash of their text", limit=Within(above=0, below=1)
+    )
+    eval_tokens: Count = option(Count(100_000), "tokens of held-out text to evaluate on", limit=POSITIVE)
+    batch_rows: int = option(1, "rows per step", limit=POSITIVE)
+
+
+def check_together(config: Any) -> None:
+    """Raise InputError for options that are each within their limits, but not together."""
+    if "none" in config.exempt and len(config.exempt) > 1:
+        raise InputError(f"exempt is {' '.join(config.exempt)}: none spares no position, give it alone or leave it out")
+    held_out = config.eval_context or config.context, "--eval-context" if config.eval_context else "--context"
+    check_rows(config, "tokens", config.context, "--context")
+    for name in ("eval_tokens", "history_tokens", "frequency_tokens", "ablation_tokens"):
+        check_rows(config, name, *((config.context, "--context") if name == "frequency_tokens" else held_out))
+
+
+def check_rows(config: Any, name: str, context: int, flag: str) -> None:
+    """Raise InputError where an option of so many tokens is less than one row, which is the least that is read.
+
+    Its default is not meant that exactly: with very long rows it stands for one row. 0 stands for nothing.
+    """
+    default = next((field.default for field in fields(config) if field.name == name), None)
+    least = 2 * context if name == "ablation_tokens" else context  # ablation sets rows against one another
+    if 0 < getattr(config, name, 0) < least and getattr(config, name) != default:
+        rows = "two rows have" if least > context else "one row has"
+        raise InputError(
+            f"{name} is {getattr(config, name):,}, but {rows} {least:,} tokens ({flag}): give {least} or more, or "
+            f"shorter rows with {flag}"
+        )

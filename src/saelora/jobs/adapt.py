@@ -7,6 +7,7 @@ from saelora.config import Configuration, configured, option
 from saelora.jobs.run import RunOptions
 from saelora.jobs.training_options import TrainingOptions
 from saelora.jobs.tune import tune
+from saelora.limits import LEARNING_RATE, OneOf, Within, placement
 from saelora.options import DataOptions, ModelOptions, SAEOptions
 from saelora.report.text import loss_table
 
@@ -22,16 +23,24 @@ class AdapterOptions(Configuration):
     part: Literal["decoder", "sae"] = option(
         "decoder", "what of the SAE trains with lora+sae: its decoder and output bias (latents stay), or all of it"
     )
-    sae_lr: float | None = option(None, "peak learning rate of the SAE's own weights; default: as --lr")
-    rank: int = option(64, "LoRA rank; with method linear the map's")
-    alpha: float | None = option(None, "LoRA alpha, scaling = alpha / rank; default: the rank, so scaling 1")
-    placement: str = option(
-        "after", "adapted layers: after (above the lowest SAE), all, or layers:13,14 (layers:13-20)"
+    sae_lr: float | None = option(
+        None, "peak learning rate of the SAE's own weights; default: as --lr", limit=LEARNING_RATE
     )
-    dropout: float = option(0.0, "LoRA dropout, on the student only")
+    rank: int = option(64, "LoRA rank; with method linear the map's", limit=Within(least=1, most=65_536))
+    alpha: float | None = option(
+        None, "LoRA alpha, scaling = alpha / rank; default: the rank, so scaling 1", limit=Within(above=0)
+    )
+    placement: str = option(
+        "after", "adapted layers: after (above the lowest SAE), all, or layers:13,14 (layers:13-20)", limit=placement
+    )
+    dropout: float = option(0.0, "LoRA dropout, on the student only", limit=Within(least=0, below=1))
     rslora: bool = option(False, "scaling = alpha / sqrt(rank)")
     dora: bool = option(False, "weight-decomposed LoRA")
-    init: str = option("default", "LoRA initialisation: default, gaussian or orthogonal")
+    init: str = option(
+        "default",
+        "LoRA initialisation: default, gaussian or orthogonal",
+        limit=OneOf(("default", "gaussian", "orthogonal")),
+    )
 
 
 @dataclass(kw_only=True)

@@ -8,6 +8,7 @@ from saelora.console import Console
 from saelora.jobs import adapt as adapt_job
 from saelora.jobs import evaluate as evaluate_job
 from saelora.jobs import report as report_job
+from saelora.limits import POSITIVE, SEED, device
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
 from saelora.report.text import loss_table, samples_text
 
@@ -19,12 +20,12 @@ class Config(Configuration):
     """Demo"""
 
     out: str = option("saelora-demo", "folder for all results; never overwritten silently")
-    tokens: Count = option(Count(25_600), "tokens to adapt on")
-    eval_tokens: Count = option(Count(21_504), "tokens of held-out text to evaluate on")
-    seed: int = option(0, "of rows and initial weights")
+    tokens: Count = option(Count(25_600), "tokens to adapt on", limit=POSITIVE)
+    eval_tokens: Count = option(Count(21_504), "tokens of held-out text to evaluate on", limit=POSITIVE)
+    seed: int = option(0, "of rows and initial weights", limit=SEED)
     resume: bool = option(False, "go on with an interrupted demo in --out")
     overwrite: bool = option(False, "delete what is in --out and start anew")
-    device: str = option("auto", "cpu, cuda, mps; auto takes the GPU where there is one")
+    device: str = option("auto", "cpu, cuda, mps; auto takes the GPU where there is one", limit=device)
     quiet: bool = option(False, "show no progress")
 
 

@@ -18,7 +18,7 @@ from saelora.jobs.parts.options import capabilities, faithfulness, saebench, ste
 from saelora.jobs.recorded import check_parts, described, recorded_run, with_recorded
 from saelora.jobs.run import processes
 from saelora.jobs.training_options import ADAPTED
-from saelora.manifest import check_part_folder, environment, write_json, write_part
+from saelora.manifest import check_part_folder, check_writable, environment, write_json, write_part
 from saelora.models.hookpoints import Hookpoint
 from saelora.named import check_named
 from saelora.options import DataOptions, ModelOptions, SAEOptions
@@ -216,6 +216,8 @@ def parts_of(config: Config, group: Group = ALONE) -> list[str]:
     Raises:
         InputError: a part beyond the losses without an adapter, or in several processes.
     """
+    if not config.parts:
+        raise InputError(f"parts is empty, so there is nothing to measure: give some of loss {' '.join(PARTS)}")
     asked = set(config.parts) | (set(ALL) if "all" in config.parts else set())
     parts = [part for part in ("loss", *PARTS) if part in asked]
     further = [part for part in parts if part != "loss"]
@@ -238,10 +240,12 @@ def _outputs(config: Config, parts: list[str]) -> tuple[Path | None, Path | None
             raise InputError(f"{out} exists: choose another --out, or --overwrite")
         if not out.absolute().parent.is_dir():
             raise InputError(f"{out} cannot be written: there is no folder {out.parent}")
+        check_writable(out)
         return out, None
     folder = out if out is not None else Path(str(config.adapter)) / "evals" if parts != ["loss"] else None
     if folder is not None:
         check_part_folder(folder)
+        check_writable(folder)
     return None, folder
 
 

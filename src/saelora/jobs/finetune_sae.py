@@ -7,6 +7,7 @@ from saelora.config import Count, configured, option
 from saelora.jobs.run import RunOptions
 from saelora.jobs.training_options import TrainingOptions
 from saelora.jobs.tune import tune
+from saelora.limits import LEARNING_RATE, POSITIVE
 from saelora.options import DataOptions, ModelOptions, SAEOptions
 from saelora.report.text import loss_table
 
@@ -21,8 +22,10 @@ class Config(ModelOptions, SAEOptions, DataOptions, TrainingOptions, RunOptions)
     objective: Literal["kl", "kl+mse"] = option(
         "kl+mse", "half of KL and half of the SAE's own error, kept in balance; or KL alone"
     )
-    tokens: Count = option(Count(1_000_000), "tokens to train on; fewer where the data holds fewer")
-    lr: float = option(3e-4, "peak learning rate of AdamW; for a small model and short runs, others want less")
+    tokens: Count = option(Count(1_000_000), "tokens to train on; fewer where the data holds fewer", limit=POSITIVE)
+    lr: float = option(
+        3e-4, "peak learning rate of AdamW; for a small model and short runs, others want less", limit=LEARNING_RATE
+    )
 
 
 def finetune_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.files import write_whole
+from saelora.manifest import check_writable
 from saelora.report.page import MARKER, page, read_runs
 
 
@@ -58,6 +59,7 @@ def _check_out(out: Path) -> None:
         raise InputError(f"{out} is a folder: name a file, such as --out {out / 'report.html'}")
     if not out.absolute().parent.is_dir():
         raise InputError(f"{out} cannot be written: there is no folder {out.parent}")
+    check_writable(out)
     if out.exists():
         try:
             with out.open("rb") as file:

@@ -9,14 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from saelora.config import Configuration, option, read_yaml, to_dict
+from saelora.config import C, Configuration, option, read_yaml, to_dict, updated
 from saelora.console import Bar
 from saelora.errors import InputError
 from saelora.files import clear, in_use, is_locked, left_in, locked, remove_leftovers, write_whole, writing
-from saelora.manifest import MANIFEST, check_room
+from saelora.limits import NOT_NEGATIVE, SEED, OneOf
+from saelora.manifest import MANIFEST, check_room, check_writable
 from saelora.train.distributed import Group
 from saelora.train.interrupt import Interrupted
-from saelora.train.tracking import check_tracker
+from saelora.train.tracking import TRACKERS, check_tracker
 
 if TYPE_CHECKING:
     from saelora.train.loop import Loop, LoopState
@@ -30,11 +31,13 @@ class RunOptions(Configuration):
     """Run"""
 
     out: str | None = option(None, "folder for all results; never overwritten silently")
-    seed: int = option(0, "of rows, initial weights and dropout")
+    seed: int = option(0, "of rows, initial weights and dropout", limit=SEED)
     resume: bool = option(False, "go on with the interrupted run in --out")
     overwrite: bool = option(False, "delete what is in --out and start anew")
-    track: str | None = option(None, "also log to tensorboard, wandb or trackio (metrics.jsonl is always written)")
-    checkpoint_seconds: float = option(120.0, "seconds between checkpoints")
+    track: str | None = option(
+        None, "also log to tensorboard, wandb or trackio (metrics.jsonl is always written)", limit=OneOf(TRACKERS)
+    )
+    checkpoint_seconds: float = option(120.0, "seconds between checkpoints", limit=NOT_NEGATIVE)
 
 
 def processes(config: Any) -> Group:
@@ -54,14 +57,36 @@ def processes(config: Any) -> Group:
     return group
 
 
+def check_place(config: Any) -> None:
+    """Raise InputError where there is no --out, or nothing can be written there."""
+    if not config.out:
+        raise InputError("no output folder given: name it with --out DIR")
+    if config.resume and config.overwrite:
+        raise InputError("--resume goes on with what is in --out, --overwrite deletes it: give one of them")
+    check_writable(Path(config.out))
+
+
+def taken_up(config: C) -> C:
+    """With --resume: what was not given is as the run in --out recorded it.
+
+    Raises:
+        InputError: the record cannot be read.
+    """
+    recorded = Path(config.out or "") / RECORDED  # type: ignore[attr-defined]
+    if not config.resume or not config.out or not recorded.is_file():  # type: ignore[attr-defined]
+        return config
+    kept = config.given | {*NOT_COMPARED}
+    then = {key: value for key, value in read_yaml(recorded).items() if key in vars(config) and key not in kept}
+    return updated(config, then, str(recorded))
+
+
 def check_out(config: Any) -> Path:
     """The folder to write to, before anything is loaded.
 
     Raises:
         InputError: no --out, it exists, or what is to be resumed is another run.
     """
-    if not config.out:
-        raise InputError("no output folder given: name it with --out DIR")
+    check_place(config)
     folder = Path(config.out)
     _check_kept(config, folder)
     if folder.is_dir() and is_locked(folder):  # said before anything is loaded; ``start`` is what makes sure
@@ -94,8 +119,7 @@ def open_collection(config: Any, inside: str, kind: str, held: ExitStack, *, sha
         InputError: no --out, or it holds something else, or results that are neither to be kept nor to be deleted; or
             another process is writing to it.
     """
-    if not config.out:
-        raise InputError("no output folder given: name it with --out DIR")
+    check_place(config)
     folder = Path(config.out)
     _check_collection(config, folder, inside, kind)
     made = [] if folder.exists() else [folder]
@@ -134,7 +158,7 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], recorded: Path) -> 
         key = changed[0]
         raise InputError(
             f"--resume: {recorded.parent} was started with {key} {before.get(key)!r}, now it is {now[key]!r}: "
-            f"repeat its options (they are in {recorded}), or start anew with another --out"
+            "leave it out, or start anew with another --out"
         )
 
 

@@ -34,6 +34,7 @@ from saelora.models.loading import LoadedModel
 from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
 from saelora.objectives.fitting import fit_step
+from saelora.report.outcome import DIVERGED, DONE, outcome
 from saelora.train.distributed import ALONE
 from saelora.train.interrupt import Interrupted
 from saelora.train.loop import Loop, LoopConfig, within_reach
@@ -245,7 +246,7 @@ def _row(point: Point, assembled: Assembled, found: dict[str, Any], failed: bool
     frozen = [p for name, p in assembled.loaded.model.named_parameters() if "lora_" not in name]
     return {
         "id": point.id,
-        "status": "diverged" if failed else "done",
+        "status": DIVERGED if failed or outcome(found) == DIVERGED else DONE,
         "model": config.model,
         "n_parameters": sum(p.numel() for p in frozen),
         "sae": config.sae,
@@ -271,7 +272,7 @@ def _finite(row: dict[str, Any]) -> dict[str, Any]:
     """NaN has no place in JSON: what is not finite is None, and the point has diverged."""
     interval = {name: pair for name, pair in row["ci95"].items() if all(map(math.isfinite, pair))}
     out = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    status = "diverged" if any(out[k] is None and row[k] is not None for k in row) else row["status"]
+    status = DIVERGED if any(out[k] is None and row[k] is not None for k in row) else row["status"]
     return {**out, "ci95": interval, "status": status}
 
 

@@ -7,13 +7,14 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from saelora.config import Configuration, Count, configured, hints_of, option
 from saelora.console import Console
 from saelora.errors import InputError
-from saelora.jobs.run import RunOptions, check_out, processes
+from saelora.jobs.run import RunOptions, check_out, processes, taken_up
 from saelora.jobs.sae_folder import FINISHED, names_of, target_of
+from saelora.limits import NOT_NEGATIVE, POSITIVE, ROW, SHARE, OneOf, Within, exempt
 from saelora.manifest import RESULTS, read_json
-from saelora.models.hookpoints import parse_hookpoint
 from saelora.named import check_named, check_sae_path
 from saelora.objectives.sae_recipe import Architecture, SAERecipe, variant_recipes
 from saelora.options import DataOptions, ModelOptions
+from saelora.options import hookpoint as known_hookpoint
 
 if TYPE_CHECKING:
     from saelora.objectives.sae_start import Start
@@ -27,57 +28,75 @@ class SAETrainingOptions(Configuration):
     """SAE and its training"""
 
     hookpoint: list[str] = option(
-        [], "where to train, e.g. layers.12.resid_post; repeat it to train several SAEs in one pass of the model"
+        [],
+        "where to train, e.g. layers.12.resid_post; repeat it to train several SAEs in one pass of the model",
+        limit=known_hookpoint,
     )
     variant: list[str] = option(
         [],
         "changed options of one SAE, e.g. k=16 or architecture=batchtopk,k=64; repeat it to train several at each "
         "hookpoint in the same pass",
     )
-    tokens: Count = option(Count(2_000_000), "tokens to train on; more than the data holds means several epochs")
+    tokens: Count = option(
+        Count(2_000_000), "tokens to train on; more than the data holds means several epochs", limit=POSITIVE
+    )
     objective: Objective = option(
         "local",
         "local: reconstruct the activation; e2e: through the layers above, keep the model's predictions (KL alone); "
         "e2e+downstream: those and the later layers' outputs",
     )
-    downstream: float = option(_DOWNSTREAM, "weight of the later layers' error in e2e+downstream")
+    downstream: float = option(
+        _DOWNSTREAM, "weight of the later layers' error in e2e+downstream", limit=Within(above=0)
+    )
     start: str | None = option(
         None, "a finished SAE to go on from (topk, standard, jumprelu; references as in adapt's --sae)"
     )
     architecture: Architecture | None = option(
         None, f"one of {', '.join(get_args(Architecture))}; default: topk, or the start's"
     )
-    expansion: int | None = option(None, f"d_sae / d_in; default: {SAERecipe.expansion}, or the start's")
-    d_sae: int | None = option(None, "number of latents; overrides --expansion")
+    expansion: int | None = option(
+        None, f"d_sae / d_in; default: {SAERecipe.expansion}, or the start's", limit=POSITIVE
+    )
+    d_sae: int | None = option(None, "number of latents; overrides --expansion", limit=POSITIVE)
     k: int | None = option(
         None,
         "active latents per token (topk), or their mean (batchtopk, matryoshka); "
         f"default: {SAERecipe.k}, or the start's",
+        limit=POSITIVE,
     )
-    lr: float = option(SAERecipe.lr, "peak learning rate")
-    warmup: float = option(SAERecipe.warmup, "share of the run over which lr rises from 0")
-    decay: float = option(SAERecipe.decay, "share of the run, at its end, over which lr falls to 0")
-    batch_tokens: int = option(SAERecipe.batch_tokens, "tokens per optimiser step")
-    passes: int = option(SAERecipe.passes, "times each chunk of activations is used; end to end always once")
-    dead_after_tokens: Count = option(Count(SAERecipe.dead_after_tokens), "a latent silent for longer is dead")
-    aux_coefficient: float = option(SAERecipe.aux_coefficient, "weight of the dead latents' auxiliary loss (topk)")
-    l1_coefficient: float = option(SAERecipe.l1_coefficient, "sparsity of standard and gated SAEs")
-    l0_coefficient: float = option(SAERecipe.l0_coefficient, "sparsity of jumprelu SAEs")
+    lr: float = option(SAERecipe.lr, "peak learning rate", limit=Within(above=0, most=1))
+    warmup: float = option(SAERecipe.warmup, "share of the run over which lr rises from 0", limit=SHARE)
+    decay: float = option(SAERecipe.decay, "share of the run, at its end, over which lr falls to 0", limit=SHARE)
+    batch_tokens: int = option(SAERecipe.batch_tokens, "tokens per optimiser step", limit=POSITIVE)
+    passes: int = option(
+        SAERecipe.passes, "times each chunk of activations is used; end to end always once", limit=POSITIVE
+    )
+    dead_after_tokens: Count = option(
+        Count(SAERecipe.dead_after_tokens), "a latent silent for longer is dead", limit=POSITIVE
+    )
+    aux_coefficient: float = option(
+        SAERecipe.aux_coefficient, "weight of the dead latents' auxiliary loss (topk)", limit=NOT_NEGATIVE
+    )
+    l1_coefficient: float = option(SAERecipe.l1_coefficient, "sparsity of standard and gated SAEs", limit=NOT_NEGATIVE)
+    l0_coefficient: float = option(SAERecipe.l0_coefficient, "sparsity of jumprelu SAEs", limit=NOT_NEGATIVE)
     exempt: list[str] = option(
         ["bos", "eos", "pad", "first"],
         "positions not trained on: bos, eos, pad, first, first:4, none, token ids, massive (norms above 10 times the "
         "median; massive:20: 20 times)",
+        limit=exempt,
     )
-    save_dtype: str = option("float32", "of the saved weights: float32 or bfloat16")
+    save_dtype: str = option(
+        "float32", "of the saved weights: float32 or bfloat16", limit=OneOf(("float32", "bfloat16"))
+    )
 
 
 @dataclass(kw_only=True)
 class Config(ModelOptions, DataOptions, SAETrainingOptions, RunOptions):
     """Options of train-sae"""
 
-    context: int = option(512, "tokens per packed row, BOS included")
-    batch_rows: int = option(32, "rows per chunk: activations are shuffled within a chunk")
-    eval_tokens: Count = option(Count(25_000), "tokens of held-out text for the card's figures")
+    context: int = option(512, "tokens per packed row, BOS included", limit=ROW)
+    batch_rows: int = option(32, "rows per chunk: activations are shuffled within a chunk", limit=POSITIVE)
+    eval_tokens: Count = option(Count(25_000), "tokens of held-out text for the card's figures", limit=POSITIVE)
 
 
 def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
@@ -98,6 +117,7 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
 
 
 def _train(config: Config, held: ExitStack) -> dict[str, Any]:
+    config = taken_up(config)
     group = processes(config)
     console = Console(quiet=config.quiet or not group.is_main)
     group.check_rows(config.batch_rows)
@@ -119,12 +139,9 @@ def check(config: Config) -> None:
     check_named(config)
     if config.start is not None:
         check_sae_path(config.start)
-    if config.save_dtype not in ("float32", "bfloat16"):
-        raise InputError(f"save_dtype: got {config.save_dtype!r}, expected float32 or bfloat16")
-    if config.tokens < 1:
-        raise InputError(f"tokens is {config.tokens}, expected 1 or more")
-    if config.objective == "e2e+downstream" and not 0 < config.downstream < float("inf"):
-        raise InputError(f"downstream is {config.downstream}, expected a number above 0: or use --objective e2e")
+    k = config.k or (0 if config.start else SAERecipe.k)
+    if config.d_sae is not None and config.d_sae < k:
+        raise InputError(f"k is {k} but d_sae is {config.d_sae}: lower k or widen the SAE")
     if config.objective != "e2e+downstream" and config.downstream != _DOWNSTREAM:
         raise InputError(
             f"downstream is {config.downstream}, but objective {config.objective} has no such term: "
@@ -135,8 +152,6 @@ def check(config: Config) -> None:
             f"--objective {config.objective} does not run on sharded layers, since each process runs the model for its "
             "own SAEs: leave out --shard"
         )
-    for text in config.hookpoint:
-        parse_hookpoint(text)
     if config.start is not None and len(config.hookpoint) != 1:
         raise InputError(f"start {config.start} is one SAE, got {len(config.hookpoint)} hookpoints: give one")
     recipes_of(config)

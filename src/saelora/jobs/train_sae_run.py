@@ -50,7 +50,8 @@ def train(config: Config, console: Console, folder: Path, group: Group, held: Ex
     n_weights = sum(group.gather(sum(t.sae.cfg.d_in * t.sae.cfg.d_sae for t in objective.trainers.values())))
     group.on_main(lambda: check_room(folder, 80 * n_weights))
     group.on_main(lambda: start(config, folder, FINISHED, held))
-    loop_config = LoopConfig(config.batch_rows, checkpoint_seconds=config.checkpoint_seconds)
+    every = 10 if loaded.model.device.type != "cpu" else 1
+    loop_config = LoopConfig(config.batch_rows, log_every=every, checkpoint_seconds=config.checkpoint_seconds)
     tracker = Tracker(config.track if group.is_main else None, folder, to_dict(config))
     with console.progress(_PROGRESS[config.objective], len(rows) * config.context) as bar:
 

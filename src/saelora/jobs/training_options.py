@@ -5,6 +5,7 @@ from typing import Any, Literal
 
 from saelora.config import Configuration, Count, option
 from saelora.errors import InputError
+from saelora.limits import LEARNING_RATE, NOT_NEGATIVE, POSITIVE, SHARE, Within
 from saelora.objectives.distill_recipe import DistillRecipe
 from saelora.train.optim import Schedule
 
@@ -16,13 +17,13 @@ ADAPTED: tuple[Method, ...] = ("lora", "lora+sae")  # methods with a PEFT adapte
 class TrainingOptions(Configuration):
     """Training"""
 
-    tokens: Count = option(Count(15_000_000), "tokens to adapt on; fewer where the data holds fewer")
-    lr: float = option(DistillRecipe.lr, "peak learning rate of AdamW")
+    tokens: Count = option(Count(15_000_000), "tokens to adapt on; fewer where the data holds fewer", limit=POSITIVE)
+    lr: float = option(DistillRecipe.lr, "peak learning rate of AdamW", limit=LEARNING_RATE)
     schedule: Schedule = option(DistillRecipe.schedule, "after the warm-up: linear or cosine to zero, or constant")
-    warmup: float = option(DistillRecipe.warmup, "share of the run over which lr rises from 0")
-    weight_decay: float = option(DistillRecipe.weight_decay, "AdamW weight decay")
-    betas: tuple[float, ...] = option(DistillRecipe.betas, "AdamW betas")
-    clip: float = option(DistillRecipe.clip, "largest gradient norm; 0 turns clipping off")
+    warmup: float = option(DistillRecipe.warmup, "share of the run over which lr rises from 0", limit=SHARE)
+    weight_decay: float = option(DistillRecipe.weight_decay, "AdamW weight decay", limit=NOT_NEGATIVE)
+    betas: tuple[float, ...] = option(DistillRecipe.betas, "AdamW betas", limit=Within(least=0, below=1))
+    clip: float = option(DistillRecipe.clip, "largest gradient norm; 0 turns clipping off", limit=NOT_NEGATIVE)
     loss: Literal["token_mean", "sequence_sum"] = option(
         DistillRecipe.loss, "KL per token, or summed over a sequence as in the published code"
     )
@@ -30,9 +31,9 @@ class TrainingOptions(Configuration):
         DistillRecipe.objective,
         "KL alone, or half of KL and half of the SAE's own error, kept in balance; the latter where the SAE trains",
     )
-    history_points: int = option(6, "evaluations along the way, for the learning curve")
-    history_tokens: Count = option(Count(4096), "held-out tokens of each of them")
-    samples: int = option(0, "sample continuations to write: original, spliced, adapted")
+    history_points: int = option(6, "evaluations along the way, for the learning curve", limit=NOT_NEGATIVE)
+    history_tokens: Count = option(Count(4096), "held-out tokens of each of them", limit=POSITIVE)
+    samples: int = option(0, "sample continuations to write: original, spliced, adapted", limit=NOT_NEGATIVE)
 
 
 def recipe_of(config: Any) -> DistillRecipe:

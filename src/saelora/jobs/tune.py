@@ -4,7 +4,7 @@ from contextlib import ExitStack
 from typing import Any
 
 from saelora.console import Console
-from saelora.jobs.run import check_out, processes
+from saelora.jobs.run import check_out, processes, taken_up
 from saelora.jobs.training_options import recipe_of
 from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named
@@ -20,6 +20,7 @@ def tune(config: Any, command: str) -> dict[str, Any]:
         InputError: bad input, with its remedy.
         Interrupted: stopped by a signal after saving a checkpoint.
     """
+    config = taken_up(config)
     group = processes(config)
     group.check_rows(config.batch_rows)
     console = Console(quiet=config.quiet or not group.is_main)

@@ -29,6 +29,7 @@ from saelora.objectives.fitting import fit_step
 from saelora.objectives.tuned_sae import TunedSAE
 from saelora.report.card import card
 from saelora.report.figures import learning_curve
+from saelora.report.outcome import outcome
 from saelora.train.distributed import Group
 from saelora.train.loop import Loop, LoopConfig, LoopState, within_reach
 from saelora.train.shard import shard_layers
@@ -182,9 +183,11 @@ def _measure(
     group: Group,
 ) -> dict[str, Any]:
     """The figures on held-out text, and what they cost."""
+    found = measure(console, assembled, model, heldout, group, saes)
     return {
         "method": config.method,
-        **measure(console, assembled, model, heldout, group, saes),
+        "status": outcome(found),
+        **found,
         "n_tokens_trained": state.n_tokens,
         "seconds_training": round(state.seconds, 3),
         "tokens_per_second": round(state.n_tokens / max(state.seconds, 1e-9), 1),

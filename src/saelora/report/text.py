@@ -5,6 +5,8 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
+from saelora.report.outcome import DIVERGED, outcome
+
 ARM_NAMES = {
     "base": "original model",
     "sae": "spliced (SAE in)",
@@ -53,6 +55,9 @@ def headline(results: dict[str, Any]) -> str:
     what = _NAMES.get(results.get("method", "lora"), ("", "the adapter"))[1]
     if "ce_gap" not in results:
         return f"The original model's cross entropy is {results['ce_base']:.4f} nats per token."
+    if outcome(results) == DIVERGED:
+        after, before = (f"{results[f'ce_{arm}']:.3f}" for arm in ("adapted", "sae"))
+        return f"The run DIVERGED: cross entropy {after} after training, {before} before. Train anew with a lower --lr."
     gap = results["ce_gap"]
     low = results.get("ci95", {}).get("ce_gap", [gap])[0]
     if low <= 0:

@@ -45,8 +45,8 @@ class Asked:
             try:
                 if part in self.kept:
                     other_options(self._file(part), self.kept[part], getattr(module, "Options", None), config)
-                elif module is not None:
-                    module.check(config)
+                elif check := getattr(module, "check", None):
+                    check(config)
             except InputError as error:
                 self.fail(part, error)
         if len(self.failed) == len(self.parts):

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saelora.config import Configuration, Count, option
-from saelora.errors import InputError
+from saelora.limits import POSITIVE, Within
 
 _MANY_DRAWS = 100  # each is ten passes through the layers above the SAE
 
@@ -16,9 +16,13 @@ class Options(Configuration):
     other_sae: str | None = option(
         None, "a further SAE of the same layer, named as for --sae: how the adapter does under it"
     )
-    ablation_draws: int = option(3, "draws of random latents to ablate, for each number of latents")
+    ablation_draws: int = option(
+        3, "draws of random latents to ablate, for each number of latents", limit=Within(least=1, most=_MANY_DRAWS)
+    )
     ablation_tokens: Count = option(
-        Count(8192), "tokens of the held-out text on which latents are ablated, the costliest of these measurements"
+        Count(8192),
+        "tokens of the held-out text on which latents are ablated, the costliest of these measurements",
+        limit=POSITIVE,
     )
 
 
@@ -26,12 +30,8 @@ def check(config: Any) -> None:
     """Before anything is loaded.
 
     Raises:
-        InputError: an option out of range, or no SAE where other_sae says.
+        InputError: no SAE where other_sae says.
     """
-    if not 1 <= config.ablation_draws <= _MANY_DRAWS:
-        raise InputError(f"ablation_draws is {config.ablation_draws}, expected 1 to {_MANY_DRAWS}")
-    if config.ablation_tokens < 1:
-        raise InputError(f"ablation_tokens is {config.ablation_tokens}, expected 1 or more")
     if config.other_sae:
         from saelora.saes.loading import load_sae
 

@@ -9,6 +9,7 @@ from saelora.errors import InputError
 from saelora.evals.saebench import environment
 from saelora.evals.saebench.local import LOCAL_FILES, local_data
 from saelora.evals.saebench.results import EVALS
+from saelora.limits import POSITIVE
 
 Eval = Literal["core", "sparse_probing", "scr", "tpp", "absorption"]
 SMALL = {"train": 160, "test": 80, "context": 64, "batch": 16, "core_batches": 8, "core_variance_batches": 8}
@@ -25,11 +26,17 @@ class Options(Configuration):
     saebench_python: str | None = option(None, "python of an environment that has SAEBench 0.6; default: one is made")
     saebench_work: str | None = option(None, "folder for logs and SAEBench's own files; default: one in the cache")
     saebench_small: bool = option(False, f"a quick try: {', '.join(f'{k} {v}' for k, v in SMALL.items())}")
-    saebench_train: Count = option(Count(4000), "texts to train a probe on, labels together (SAEBench: 4000)")
-    saebench_test: Count = option(Count(1000), "texts to test a probe on, labels together (SAEBench: 1000)")
-    saebench_context: int = option(128, "tokens of a text (SAEBench: 128)")
-    saebench_batch: int = option(32, "texts in one forward pass, and in one pass through the SAE")
-    saebench_core_tokens: Count = option(Count(400_000), "tokens for core's losses, and for its figures of the SAE")
+    saebench_train: Count = option(
+        Count(4000), "texts to train a probe on, labels together (SAEBench: 4000)", limit=POSITIVE
+    )
+    saebench_test: Count = option(
+        Count(1000), "texts to test a probe on, labels together (SAEBench: 1000)", limit=POSITIVE
+    )
+    saebench_context: int = option(128, "tokens of a text (SAEBench: 128)", limit=POSITIVE)
+    saebench_batch: int = option(32, "texts in one forward pass, and in one pass through the SAE", limit=POSITIVE)
+    saebench_core_tokens: Count = option(
+        Count(400_000), "tokens for core's losses, and for its figures of the SAE", limit=POSITIVE
+    )
     saebench_twice: bool = option(
         False, "also measure on the adapted model what an adapter above the SAE cannot change"
     )
@@ -39,9 +46,6 @@ def check(config: Any) -> None:
     """Raise InputError for what can be wrong before a model is loaded."""
     if not config.saebench_evals:
         raise InputError(f"--saebench-evals is empty: name some of {' '.join(EVALS)}")
-    for name in ("train", "test", "context", "batch", "core_tokens"):
-        if getattr(config, f"saebench_{name}") < 1:
-            raise InputError(f"--saebench-{name.replace('_', '-')} is 0, expected 1 or more")
     if config.saebench_data:
         local_data(Path(config.saebench_data))
     if config.saebench_python:

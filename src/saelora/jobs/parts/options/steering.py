@@ -1,6 +1,5 @@
 """Options of --parts steering."""
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,7 +7,8 @@ from typing import Any
 from saelora.config import Configuration, Count, option
 from saelora.errors import InputError
 from saelora.evals.steer.given import Given, read_given
-from saelora.models.hookpoints import parse_hookpoint
+from saelora.limits import NOT_NEGATIVE, POSITIVE, SHARE, Within, not_zero
+from saelora.options import hookpoint
 
 
 @dataclass(kw_only=True)
@@ -16,13 +16,17 @@ class Options(Configuration):
     """Steering"""
 
     steering_latents: tuple[int, ...] = option(
-        (), "latents to steer along, by number; default: the most selective ones on held-out text"
+        (), "latents to steer along, by number; default: the most selective ones on held-out text", limit=NOT_NEGATIVE
     )
-    steering_n: int = option(10, "how many latents to choose, where none are given")
+    steering_n: int = option(10, "how many latents to choose, where none are given", limit=POSITIVE)
     steering_rates: tuple[float, ...] = option(
-        (0.02, 0.15), "least and greatest share of held-out passages in which a latent that is chosen fires"
+        (0.02, 0.15),
+        "least and greatest share of held-out passages in which a latent that is chosen fires",
+        limit=SHARE,
     )
-    steering_hookpoint: str | None = option(None, "the SAE whose latents are taken, default: the lowest one's")
+    steering_hookpoint: str | None = option(
+        None, "the SAE whose latents are taken, default: the lowest one's", limit=hookpoint
+    )
     steering_positives: str | None = option(
         None,
         'JSONL of texts that steering should make likelier, {"text": ..., "set": "tuning" or "test", "latent": ...}, '
@@ -32,45 +36,40 @@ class Options(Configuration):
         None, "JSONL of texts that steering should leave alone; default: held-out passages in which it never fires"
     )
     steering_scale: tuple[float, ...] = option(
-        (0.25, 0.5, 1.0, 2.0), "strengths alpha to choose from for h + alpha (h.d) d, d the latent's direction"
+        (0.25, 0.5, 1.0, 2.0),
+        "strengths alpha to choose from for h + alpha (h.d) d, d the latent's direction",
+        limit=not_zero,
     )
     steering_add: tuple[float, ...] = option(
-        (0.03, 0.1, 0.3, 1.0), "strengths alpha to choose from for h + alpha s d, s the latent's peak activation"
+        (0.03, 0.1, 0.3, 1.0),
+        "strengths alpha to choose from for h + alpha s d, s the latent's peak activation",
+        limit=not_zero,
     )
     steering_bos: bool = option(
         False,
         "steer exempt positions (BOS) too, as the paper does: their norms can be hundreds of times larger, and scaling "
         "them harms all texts alike (measured on the default model), so it is off",
     )
-    steering_tokens: Count = option(Count(60_000), "tokens of held-out text to look for latents and passages in")
-    steering_window: int = option(32, "tokens of a passage")
-    steering_tuning_texts: int = option(8, "positives (and as many negatives) that choose alpha, at most")
-    steering_test_texts: int = option(24, "positives (and as many negatives) that are compared, at most")
-    steering_samples: int = option(1, "prompts to continue for each latent")
+    steering_tokens: Count = option(
+        Count(60_000), "tokens of held-out text to look for latents and passages in", limit=Within(least=100)
+    )
+    steering_window: int = option(32, "tokens of a passage", limit=Within(least=8))
+    steering_tuning_texts: int = option(
+        8, "positives (and as many negatives) that choose alpha, at most", limit=POSITIVE
+    )
+    steering_test_texts: int = option(
+        24, "positives (and as many negatives) that are compared, at most", limit=Within(least=2)
+    )
+    steering_samples: int = option(1, "prompts to continue for each latent", limit=NOT_NEGATIVE)
 
 
 def check(config: Any) -> None:
     """Raise InputError for options that cannot be used, before anything is loaded."""
-    for name, least in {
-        "steering_n": 1,
-        "steering_tokens": 100,
-        "steering_window": 8,
-        "steering_tuning_texts": 1,
-        "steering_test_texts": 2,
-        "steering_samples": 0,
-    }.items():
-        if getattr(config, name) < least:
-            raise InputError(f"{name} is {getattr(config, name)}, expected {least} or more")
     rates = config.steering_rates
     if len(rates) != 2 or not 0 <= rates[0] <= rates[1] <= 1:
         raise InputError(f"steering_rates is {' '.join(map(str, rates))}, expected two shares such as 0.02 0.15")
     if not config.steering_scale and not config.steering_add:
         raise InputError("steering_scale and steering_add are both empty: give strengths for one of them at least")
-    for alpha in (*config.steering_scale, *config.steering_add):
-        if not math.isfinite(alpha) or alpha == 0:
-            raise InputError(f"steering strength {alpha} steers nothing: expected finite numbers other than 0")
-    if config.steering_hookpoint:
-        parse_hookpoint(config.steering_hookpoint)
     given_texts(config)
 
 
