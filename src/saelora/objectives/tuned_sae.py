@@ -119,7 +119,7 @@ def _check_kind(sae: Any, part: Part) -> None:
         )
     if part == "sae":
         return
-    remedy = "train the whole SAE instead (saelora finetune-sae, or adapt --method lora+sae)"
+    remedy = "train the whole SAE instead (saelora finetune-sae, or adapt --method lora+sae --part sae)"
     if type(sae) not in (TopKSAE, JumpReLUSAE, StandardSAE):
         raise InputError(
             f"a {part} trained on a {sae.cfg.architecture()} SAE cannot be folded into it, expected topk, jumprelu or "
