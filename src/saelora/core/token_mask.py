@@ -108,8 +108,9 @@ class TokenMask:
             mask &= (position_BS < 0) | (position_BS >= self.exempt_first)
         return mask
 
-    def replaced(self, hookpoint: Hookpoint, x: Tensor, mask: Bool[Tensor, "batch seq"]) -> Bool[Tensor, "batch seq"]:
-        """The positions of ``mask`` (by tokens) whose activations [batch, seq, d] at a hookpoint are replaced."""
+    def replaced(self, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> Tensor:
+        """The positions of ``mask`` [batch, seq] (by tokens) whose activations [batch, seq, d] at a hookpoint are
+        replaced."""
         return mask if self.massive is None else mask & ~self.massive.spared(hookpoint, x)
 
     def row_starts(self, rows: Int[Tensor, "n_rows context"]) -> dict[str, int]:
