@@ -111,6 +111,13 @@ def account_for_tensors(state: Iterable[str], used: Iterable[str], path: Path) -
         )
 
 
+def check_floats(state: dict[str, Tensor], path: Path) -> None:
+    """Raise InputError where a tensor holds something else than floats, which a conversion would hide."""
+    for key, tensor in state.items():
+        if not tensor.is_floating_point():
+            raise InputError(f"{path}: {key} holds {tensor.dtype}, expected floats")
+
+
 def check_sizes(cfg: dict[str, Any], names: dict[str, int], path: Path) -> None:
     """Raise InputError where sizes that a configuration gives are not those of the weights."""
     for key, size in names.items():

@@ -19,6 +19,7 @@ from saelora.saes.readers.common import (
     Spec,
     account_for_keys,
     account_for_tensors,
+    check_floats,
     check_sizes,
     flag,
     number,
@@ -45,7 +46,9 @@ def read(folder: Path, name: str) -> Parts:
     cfg = read_json(cfg_path)
     hook_name = cfg.get("hook_point_in")
     activation = _activation(cfg, cfg_path)
-    state = {key: tensor.to(torch.float64) for key, tensor in read_safetensors(weights_path).items()}
+    raw = read_safetensors(weights_path)
+    check_floats(raw, weights_path)
+    state = {key: tensor.to(torch.float64) for key, tensor in raw.items()}
     biased = flag(cfg.get("use_decoder_bias", True), "use_decoder_bias", cfg_path)
     account_for_tensors(state, [*_TENSORS, "decoder.bias"] if biased else _TENSORS, weights_path)
     w_enc, w_dec = (take(state, f"{side}coder.weight", weights_path).T for side in ("en", "de"))

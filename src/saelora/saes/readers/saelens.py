@@ -12,7 +12,16 @@ from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
 from saelora.errors import InputError
-from saelora.saes.readers.common import Parts, account_for_keys, flag, read_json, read_safetensors, text, whole
+from saelora.saes.readers.common import (
+    Parts,
+    account_for_keys,
+    check_floats,
+    flag,
+    read_json,
+    read_safetensors,
+    text,
+    whole,
+)
 from saelora.saes.readers.keys import SAELENS_NEUTRAL, SAELENS_READ
 
 _FIRST_WITH_METADATA = Version("6.0.0-rc.0")
@@ -31,9 +40,7 @@ def read(folder: Path, name: str) -> Parts:
     cfg_path, weights_path = folder / "cfg.json", folder / "sae_weights.safetensors"
     cfg = checked(read_json(cfg_path), cfg_path)
     weights = read_safetensors(weights_path)
-    for key, tensor in weights.items():
-        if not tensor.is_floating_point():
-            raise InputError(f"{weights_path}: {key} holds {tensor.dtype}, expected floats")
+    check_floats(weights, weights_path)
     return Parts(cfg, _scaled(weights, cfg, weights_path))
 
 
@@ -187,10 +194,10 @@ def _scaled(weights: dict[str, Tensor], cfg: dict[str, Any], path: Path) -> dict
     factor = weights.pop(present[0])
     if torch.equal(factor, torch.ones_like(factor)):
         return weights
-    if used is False:
+    if used is False or (used is None and cfg.get("metadata")):
         raise InputError(
-            f"{path} has a {present[0]} other than one, and its configuration says finetuning_scaling_factor false: "
-            "only one of them can be true"
+            f"{path} has a {present[0]} other than one, and its configuration does not say that it is used "
+            "(finetuning_scaling_factor): only one of them can be true"
         )
     if tuple(factor.shape) != (len(weights["W_dec"]),) or cfg.get("rescale_acts_by_decoder_norm"):
         raise InputError(f"{path} has a {present[0]} of shape {tuple(factor.shape)}, expected one number a latent")
