@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 About = Mapping[str, Any]
+OTHER_ROWS = "other held-out rows"
 
 
 def heldout_rows(rows: Any) -> dict[str, Any]:
@@ -84,7 +85,7 @@ def text_differs(one: About, other: About) -> tuple[list[str], list[str]]:
     elif rows["fingerprint"] != then["fingerprint"]:
         size, before = (f"{each['n_rows']} rows of {each['context']} tokens" for each in (rows, then))
         told = f"{size}, not {before}" if size != before else f"{size}, but of other text"
-        differs.append(f"other held-out rows ({told})")
+        differs.append(f"{OTHER_ROWS} ({told})")
     model, before_model = one.get("model"), other.get("model")
     if not model or not before_model:
         unknown.append("which model")

@@ -3,6 +3,12 @@
 from typing import Any
 
 CE_BASE = 3.0
+ABOUT = {
+    "model": {"ref": "m", "fingerprint": "sha256:1", "dtype": "float32"},
+    "token_policy": {"exempt_ids": [1]},
+    "heldout": {"fingerprint": "00ff", "n_rows": 4, "context": 32},
+    "autocast": None,
+}
 Points = list[tuple[float, float | None]]  # (seconds, cross entropy)
 
 
@@ -22,6 +28,7 @@ def run(name: str, kind: str, method: str, points: Points, **more: Any) -> dict[
     final |= {"fvu": 0.1, "l0": 8.0, "dead_frac": 0.0, "jaccard": None, "rate_correlation": None, "ci95": {}}
     given = {"seed": 0, "budget": 1000, "start": None, "lr": 1e-3, "peak_memory_bytes": 2**30, **more}
     return {
+        "about": ABOUT,
         **{"id": f"{name}-{given['seed']}-{given['budget']}", "name": name, "kind": kind, "method": method},
         **given,
         "curve": curve(points),

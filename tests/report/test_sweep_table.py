@@ -38,7 +38,7 @@ def row(x: float, y: float, *, key: str = "rank", seed: int = 0, **more: Any) ->
 
 def test_seeds_become_one_point_with_their_range_and_a_single_run_has_its_interval() -> None:
     rows = [row(4, 0.30, seed=0), row(4, 0.40, seed=1), row(4, 0.38, seed=2), row(1, 0.2)]
-    (x1, y1, low1, high1), (x4, y4, low4, high4) = sweep._points(rows, "rank", "gap_closed")
+    (x1, y1, low1, high1), (x4, y4, low4, high4) = sweep.points(rows, "rank", "gap_closed")
     assert (x1, y1, low1, high1) == (1, 0.2, pytest.approx(0.19), pytest.approx(0.22))
     assert (x4, low4, high4) == (4, 0.30, 0.40)
     assert y4 == pytest.approx(0.36)
@@ -46,7 +46,7 @@ def test_seeds_become_one_point_with_their_range_and_a_single_run_has_its_interv
 
 def test_points_that_differ_in_more_than_the_seed_stay_apart() -> None:
     rows = [row(4, 0.3, lr=1e-3), row(4, 0.5, lr=2e-3)]
-    assert [point[1] for point in sweep._points(rows, "rank", "gap_closed")] == [0.3, 0.5]
+    assert [point[1] for point in sweep.points(rows, "rank", "gap_closed")] == [0.3, 0.5]
 
 
 def test_figure_has_a_line_for_each_value_of_its_series(tmp_path: Path) -> None:

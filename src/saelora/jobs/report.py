@@ -1,4 +1,4 @@
-"""saelora report: one self-contained HTML page of one run, or of several side by side."""
+"""saelora report: one self-contained HTML page of one run, of several side by side, of a sweep or of a comparison."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,16 +9,20 @@ from saelora.console import Console
 from saelora.errors import InputError
 from saelora.files import write_whole
 from saelora.manifest import check_writable
-from saelora.report.page import MARKER, page, read_runs
+from saelora.report.page import MARKER, Collection, collection_page, page, read_collection, read_runs
 
 
 @dataclass(kw_only=True)
 class Config(Configuration):
     """Report"""
 
-    dirs: list[str] = option([], "folders of saelora adapt runs; several are compared", positional=True)
+    dirs: list[str] = option(
+        [],
+        "folders of saelora adapt runs, several are compared; or the folder of one sweep or comparison",
+        positional=True,
+    )
     out: str | None = option(
-        None, "the HTML file; default: report.html in the run's folder, saelora-report.html here for several runs"
+        None, "the HTML file; default: report.html in the folder, saelora-report.html here for several runs"
     )
     quiet: bool = option(False, "show no progress")
 
@@ -26,23 +30,49 @@ class Config(Configuration):
 def report(config: Config | None = None, **options: Any) -> dict[str, Any]:
     """Write the page of finished runs: losses, and every part that ``saelora evaluate`` has measured so far.
 
+    Of a sweep or a comparison: its table, its figures, and links to its runs.
+
     Returns:
-        "report": the file; "runs": its runs' folders; "bytes": its size.
+        "report": the file; "runs": the folders it tells of; "bytes": its size.
 
     Raises:
-        InputError: a folder is no finished run, or the file would overwrite something that is no report.
+        InputError: a folder is no finished run, sweep or comparison, or the file would overwrite something else.
     """
     config = configured(Config, config, options)
     console = Console(quiet=config.quiet)
-    runs = read_runs(config.dirs)
+    collection = _collection(config.dirs)
+    runs = [] if collection is not None else read_runs(config.dirs)
+    folders = [collection.folder] if collection is not None else [run.folder for run in runs]
     out = Path(config.out) if config.out else Path("saelora-report.html")
-    if not config.out and len(runs) == 1:
-        out = runs[0].folder / "report.html"
+    if not config.out and len(folders) == 1:
+        out = folders[0] / "report.html"
     _check_out(out)
-    console.say(f"drawing {', '.join(run.label for run in runs)}")
-    html = page(runs).encode("utf-8")
+    console.say(f"drawing {', '.join(map(str, folders))}")
+    made = page(runs) if collection is None else collection_page(collection, out.absolute().parent)
+    html = made.encode("utf-8")
     write_whole(out, html)
-    return {"report": str(out), "runs": [str(run.folder) for run in runs], "bytes": len(html)}
+    return {"report": str(out), "runs": [str(folder) for folder in folders], "bytes": len(html)}
+
+
+def _collection(dirs: list[str]) -> Collection | None:
+    """The sweep or comparison that is asked for; None where runs are.
+
+    Raises:
+        InputError: it is damaged, or named beside other folders.
+    """
+    for folder in dirs:
+        found = read_collection(folder)
+        if found is None:
+            continue
+        if len(dirs) == 1:
+            return found
+        runs = found.folder / "adapters"
+        instead = f", or its runs, in {runs}" if runs.is_dir() else ""
+        raise InputError(
+            f"{folder} is a {found.kind}, whose points have a page of their own: name it alone, as in saelora report "
+            f"{folder}{instead}"
+        )
+    return None
 
 
 write_report = report  # its public name: saelora.report is the package that draws

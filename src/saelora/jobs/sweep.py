@@ -34,7 +34,7 @@ class Config(Configuration):
     set: list[str] = option([], "KEY=VALUE over the recipe, e.g. tokens=10k or grid.rank=[4,64]; repeatable")
     resume: bool = option(False, "go on with the sweep in --out; finished points are kept, also of a changed recipe")
     overwrite: bool = option(False, "delete what is in --out and start anew")
-    save_adapters: bool = option(False, "keep every point's adapter as a run of its own: adapters/<id>")
+    save_adapters: bool = option(False, "keep the adapter of every point that did not diverge, as a run: adapters/<id>")
     quiet: bool = option(False, "show no progress")
 
 

@@ -5,16 +5,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from saelora.identity import groups
 from saelora.report import tables
 from saelora.report.comparison.aftermath import AFTERMATH, left_behind, mean
 from saelora.report.comparison.curves import COSTS, curve_of, finite, label_of_start, short, speedup_to_e2e, speedups
 from saelora.report.comparison.equal import equal_seconds, equal_tokens, main_group
 from saelora.report.comparison.figures import figures
-from saelora.report.comparison.words import words
+from saelora.report.comparison.words import findings, notes, words
 from saelora.report.tables import Row
 
 __all__ = ["equal_seconds", "equal_tokens", "figures", "left_behind", "main_group", "markdown", "speedup_to_e2e"]
-__all__ += ["speedups", "text_table", "tidy", "words", "write_csv"]
+__all__ += ["findings", "notes", "speedups", "text_table", "tidy", "words", "write_csv"]
+
+TITLE_OF = {  # figure -> the table that holds its numbers
+    "speedups": "Speed-up to the lowest loss of SAEs trained end to end",
+    "equal": "Gap closed at equal tokens",
+    "left_behind": "What each leaves behind",
+}
 
 
 def tidy(runs: Sequence[Row]) -> list[Row]:
@@ -43,12 +50,12 @@ def write_csv(runs: Sequence[Row], path: Path) -> None:
 
 def markdown(runs: Sequence[Row]) -> str:
     """All tables in Markdown, each under its heading."""
-    return "\n\n".join(f"## {title}\n\n{tables.markdown(lines)}" for title, lines in _tables(runs))
+    return "\n\n".join(f"## {title}\n\n{tables.markdown(lines)}" for title, lines in all_tables(runs))
 
 
 def text_table(runs: Sequence[Row]) -> str:
     """All tables in aligned plain text, each under its heading."""
-    return "\n\n".join(f"{title}\n{tables.aligned(lines)}" for title, lines in _tables(runs))
+    return "\n\n".join(f"{title}\n{tables.aligned(lines)}" for title, lines in all_tables(runs))
 
 
 def _gap_closed(run: Row, first: Row, point: Row) -> float | None:
@@ -60,26 +67,29 @@ def _gap_closed(run: Row, first: Row, point: Row) -> float | None:
     return (start - point["ce"]) / gap if gap > 0 else None
 
 
-def _tables(runs: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
+def all_tables(runs: Sequence[Row]) -> list[tuple[str, list[list[str]]]]:
+    """Every table with its title: header, then lines of text."""
     if not runs:
         return [("Results", [["no run is done yet"]])]
     made = [
         ("Final figures", _finals(runs)),
-        ("Speed-up to the lowest loss of SAEs trained end to end", _speedups(runs)),
-        ("Gap closed at equal tokens", _equal(equal_tokens(runs))),
+        (TITLE_OF["speedups"], _speedups(runs)),
+        (TITLE_OF["equal"], _equal(equal_tokens(runs))),
         ("Gap closed in equal training time", _equal(equal_seconds(runs))),
-        ("What each leaves behind", _left_behind(runs)),
+        (TITLE_OF["left_behind"], _left_behind(runs)),
     ]
     return [(title, lines) for title, lines in made if len(lines) > 1]
 
 
 def _finals(runs: Sequence[Row]) -> list[list[str]]:
-    header = ["", "from", "tokens", "seeds", "lr", "cross entropy", "KL", "gap closed", "seconds", "with its SAE's"]
-    lines = [[*header, "peak memory"]]
+    letters = groups([run.get("about") for run in runs])
+    marked = ["text"] if len(set(letters)) > 1 else []
+    header = ["", "from", *marked, "tokens", "seeds", "lr", "cross entropy", "KL", "gap closed", "seconds"]
+    lines = [[*header, "with its SAE's", "peak memory"]]
     arms: dict[Any, list[Row]] = {}
-    for run in runs:
-        arms.setdefault((run["name"], label_of_start(run), run["budget"]), []).append(run)
-    for (name, start, budget), group in arms.items():
+    for run, letter in zip(runs, letters, strict=True):
+        arms.setdefault((run["name"], label_of_start(run), letter, run["budget"]), []).append(run)
+    for (name, start, letter, budget), group in arms.items():
         done = [run for run in group if finite(run["final"].get("ce")) and run["curve"]]
         diverged = f" ({len(group) - len(done)} diverged)" if len(done) < len(group) else ""
         ends = [curve_of(run)[-1] for run in done if curve_of(run)]
@@ -89,9 +99,9 @@ def _finals(runs: Sequence[Row]) -> list[list[str]]:
         memory = max((run.get("peak_memory_bytes") or 0 for run in group), default=0)
         lines.append(
             [
-                *(name, start or "scratch", short(budget), f"{len(group)}{diverged}"),
+                *(name, start or "scratch", *(letter for _ in marked), short(budget), f"{len(group)}{diverged}"),
                 " ".join(dict.fromkeys(f"{run['lr']:g}" for run in group if run.get("lr") is not None)),
-                *(_form(ce, ".4f"), _form(kl, ".4f"), _form(gap, ".1%"), _form(seconds, ",.0f"), _form(total, ",.0f")),
+                *(_form(ce, ".4f"), _form(kl, ".4f"), _gap(gap), _form(seconds, ",.0f"), _form(total, ",.0f")),
                 f"{memory / 2**30:.2f} GiB" if memory else "–",
             ]
         )
@@ -161,6 +171,10 @@ def _left_behind(runs: Sequence[Row]) -> list[list[str]]:
         cells = [_form(row[key], form) for key, form in zip(AFTERMATH, forms, strict=True)]
         lines.append([row["name"], row["start"] or "scratch", short(row["budget"]), *cells])
     return lines
+
+
+def _gap(value: float | None) -> str:
+    return f"{_form(value, '.1%')}{', worse' if value is not None and value < 0 else ''}"
 
 
 def _median(values: Sequence[float | None]) -> float | None:

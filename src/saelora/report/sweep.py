@@ -27,10 +27,12 @@ AXES = {  # column -> its label, and whether equal steps on the axis are equal f
     "relative_error": ("squared error of a token over its squared norm (median)", False),
     "n_tokens_trained": ("tokens of adaptation", True),
 }
+WHOLE = ("layer", "adapted_layer", "n_adapted_layers", "n_saes")  # axes of whole numbers
+PANELS = (("gap_closed", "share of the gap closed (%)", 100.0), ("ce_gain", "gain (nats per token)", 1.0))
 SERIES = (*AXES, "placement", "model", "seed")
 _COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
 _MARKERS = "osD^vPX"
-_FIRST = (
+FIRST = (
     "model",
     "sae",
     "layer",
@@ -45,15 +47,15 @@ _FIRST = (
     "lr",
     "seed",
 )
-_FIGURES = ("ce_base", "ce_sae", "ce_adapted", "ce_adapted_clean", "kl_adapted", "ce_gain", "gap_closed")
+FIGURES = ("ce_base", "ce_sae", "ce_adapted", "ce_adapted_clean", "kl_adapted", "ce_gain", "gap_closed")
 
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
     """Header and lines: the columns in which rows differ, and the figures with their 95 % intervals."""
     if not rows:
         return [["no point is done yet"]]
-    varied = [c for c in _FIRST if len({str(row.get(c)) for row in rows}) > 1] or ["rank"]
-    measured = [c for c in _FIGURES if any(c in row for row in rows)]
+    varied = [c for c in FIRST if len({str(row.get(c)) for row in rows}) > 1] or ["rank"]
+    measured = [c for c in FIGURES if any(c in row for row in rows)]
     letters = groups([row.get("about") for row in rows])
     marked = ["text"] if len(set(letters)) > 1 else []
     lines = [[*varied, *marked, *measured]]
@@ -142,14 +144,13 @@ def draw(rows: Sequence[Row], x: str, series: str | None, title: str) -> Any:
 
     if len(set(groups([row.get("about") for row in rows]))) > 1:
         title = f"{title}\n(not all points compare: see the notes under the table)"
-    panels = (("gap_closed", "share of the gap closed (%)", 100.0), ("ce_gain", "gain (nats per token)", 1.0))
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     try:
         if x == "n_saes":
             _cross_entropies(axes[0], rows)
-            _panel(axes[1], rows, x, series, *panels[0])
+            _panel(axes[1], rows, x, series, *PANELS[0])
         else:
-            for panel, each in zip(axes, panels, strict=True):
+            for panel, each in zip(axes, PANELS, strict=True):
                 _panel(panel, rows, x, series, *each)
         for panel in axes:
             _x_axis(panel, rows, x)
@@ -179,10 +180,12 @@ def _tick(value: float) -> str:
 
 
 def _panel(axes: Any, rows: Sequence[Row], x: str, series: str | None, y: str, label: str, scale: float) -> None:
-    names = list(dict.fromkeys(row.get(series) if series else None for row in rows))
-    for i, name in enumerate(names):
-        points = _points([row for row in rows if series is None or row.get(series) == name], x, y)
-        xs, ys, lows, highs = zip(*points, strict=True)
+    named = lines(rows, series)
+    for i, (name, own) in enumerate(named.items()):
+        made = points(own, x, y)
+        if not made:
+            continue
+        xs, ys, lows, highs = zip(*made, strict=True)
         bars = [[(m - low) * scale for m, low in zip(ys, lows, strict=True)]]
         bars.append([(high - m) * scale for m, high in zip(ys, highs, strict=True)])
         axes.errorbar(
@@ -192,18 +195,35 @@ def _panel(axes: Any, rows: Sequence[Row], x: str, series: str | None, y: str, l
             fmt=f"{_MARKERS[i % 7]}-",
             color=_COLOURS[i % 7],
             capsize=3,
-            label=None if series is None else f"{AXES.get(series, (series,))[0]} {name}",
+            label=name or None,
         )
     elsewhere = [row for row in rows if row.get(x) is None and row.get(y) is not None]
     for row in elsewhere:  # such as all layers adapted, beside single ones: no place on the axis, but a height
         axes.axhline(row[y] * scale, color=_COLOURS[1], linestyle=":", label=f"placement {row.get('placement')}")
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_ylabel(label)
-    if series is not None or elsewhere:
+    if len(named) > 1 or series is not None or elsewhere:
         axes.legend(frameon=False, fontsize=8)
 
 
-def _points(rows: Sequence[Row], x: str, y: str) -> list[tuple[float, float, float, float]]:
+def lines(rows: Sequence[Row], series: str | None) -> dict[str, list[Row]]:
+    """Rows by the line that they are drawn as, under its label: one for each value of ``series``.
+
+    Rows of one model that do not compare stand apart; of several models they never do, and a line may lead over them.
+    """
+    letters = groups([row.get("about") for row in rows])
+    by_model: dict[Any, set[str]] = {}
+    for row, letter in zip(rows, letters, strict=True):
+        by_model.setdefault(row.get("model"), set()).add(letter)
+    apart = any(len(each) > 1 for each in by_model.values())
+    found: dict[str, list[Row]] = {}
+    for row, letter in zip(rows, letters, strict=True):
+        parts = [] if series is None else [f"{AXES.get(series, (series,))[0]} {row.get(series)}"]
+        found.setdefault(", ".join([*parts, f"text {letter}"] if apart else parts), []).append(row)
+    return found
+
+
+def points(rows: Sequence[Row], x: str, y: str) -> list[tuple[float, float, float, float]]:
     """(x, y, low, high), ascending in x: seeds averaged, their range the bar; a single run's bar is its interval."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -221,9 +241,9 @@ def _points(rows: Sequence[Row], x: str, y: str) -> list[tuple[float, float, flo
 def _cross_entropies(axes: Any, rows: Sequence[Row]) -> None:
     lines = (("ce_sae", "spliced", ORANGE, "s-"), ("ce_adapted", "spliced + adapted", BLUE, "o-"))
     for column, name, colour, style in lines:
-        points = _points(rows, "n_saes", column)
-        axes.plot([p[0] for p in points], [p[1] for p in points], style, color=colour, label=name)
-    base = _points(rows, "n_saes", "ce_base")
+        made = points(rows, "n_saes", column)
+        axes.plot([p[0] for p in made], [p[1] for p in made], style, color=colour, label=name)
+    base = points(rows, "n_saes", "ce_base")
     axes.plot([p[0] for p in base], [p[1] for p in base], "-", color=GREY, label="original")
     axes.set_ylabel("cross entropy (nats per token)")
     axes.legend(frameon=False, fontsize=8)

@@ -8,7 +8,7 @@ from typing import Any
 from saelora.config import to_dict
 from saelora.console import Console
 from saelora.errors import InputError, SomeFailed
-from saelora.identity import sae_names, same_saes, text_differs
+from saelora.identity import OTHER_ROWS, sae_names, same_saes, text_differs
 from saelora.manifest import part_file, read_json
 from saelora.options import DataOptions
 
@@ -129,7 +129,7 @@ def other_subject(path: Path, file: dict[str, Any], about: Mapping[str, Any]) ->
     then = file.get("about") or {}
     differs, _ = text_differs(then, about)
     if file.get("part") in NOT_ON_ROWS:
-        differs = [each for each in differs if not each.startswith("other held-out rows")]
+        differs = [each for each in differs if not each.startswith(OTHER_ROWS)]
     if "saes" in then and not same_saes(then["saes"], about["saes"]):
         differs.append(f"another SAE ({sae_names(then['saes'])}, not {sae_names(about['saes'])})")
     for key, told in (("adapter", "another adapter"), ("tuned_saes", "another trained SAE")):

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 
 from saelora.evals.intervals import Estimate, t_interval
+from saelora.identity import groups
 from saelora.report.comparison.curves import finite, label_of_start
 from saelora.report.tables import Row
 
@@ -16,11 +17,16 @@ Arms = dict[str, dict[int, Finals]]  # name -> budget -> seed -> run
 
 
 def by_start(runs: Sequence[Row]) -> dict[str, Arms]:
-    """Methods whose final share of the gap is a number, under the SAE that they began from, in order of appearance."""
+    """Methods whose final share of the gap is a number, under the SAE that they began from, in order of appearance.
+
+    Those that were measured on other rows, or in other ways that do not compare, stand apart.
+    """
     found: dict[str, Arms] = {}
-    for run in runs:
+    letters = groups([run.get("about") for run in runs])
+    for run, letter in zip(runs, letters, strict=True):
         if run["kind"] == "method" and run["curve"] and finite(run["final"].get("gap_closed")):
-            arms = found.setdefault(label_of_start(run) or "", {})
+            apart = f", text {letter}" if len(set(letters)) > 1 else ""
+            arms = found.setdefault(f"{label_of_start(run) or ''}{apart}", {})
             arms.setdefault(run["name"], {}).setdefault(run["budget"], {})[run["seed"]] = run
     return found
 

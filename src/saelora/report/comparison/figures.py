@@ -34,9 +34,9 @@ def figures(runs: Sequence[Row], folder: Path) -> list[Path]:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    style = _style(runs)
+    style = style_of(runs)
     paths: list[Path] = []
-    for name, draw in (("race", _race), ("speedups", _speedups), ("equal", _equal), ("left_behind", _left_behind)):
+    for name, draw in DRAWINGS.items():
         drawn = draw(runs, style)
         if drawn is not None:
             made = [folder / f"{name}.svg", folder / f"{name}.png"]
@@ -49,7 +49,8 @@ def figures(runs: Sequence[Row], folder: Path) -> list[Path]:
     return paths
 
 
-def _style(runs: Sequence[Row]) -> Style:
+def style_of(runs: Sequence[Row]) -> Style:
+    """Colour, marker and line of each name."""
     kinds = {run["name"]: run["kind"] for run in runs}
     counts, style = {"sae": 0, "method": 0}, {}
     for i, (name, kind) in enumerate(kinds.items()):
@@ -264,3 +265,11 @@ def _left_behind(runs: Sequence[Row], style: Style) -> Any:
         axes.set_title(titles[key], fontsize=9, loc="left")
         axes.spines[["top", "right"]].set_visible(False)
     return figure
+
+
+DRAWINGS: dict[str, Callable[[Sequence[Row], Style], Any]] = {
+    "race": _race,
+    "speedups": _speedups,
+    "equal": _equal,
+    "left_behind": _left_behind,
+}

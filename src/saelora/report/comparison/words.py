@@ -2,14 +2,35 @@
 
 from collections.abc import Sequence
 
+from saelora.identity import not_comparable
 from saelora.report.comparison.curves import finite, speedup_to_e2e
 from saelora.report.comparison.equal import EQUAL, equal_seconds, equal_tokens, main_group
 from saelora.report.tables import Row
+from saelora.report.text import ended_worse
 
 _OF_COST = {"seconds": "training time", "n_tokens": "training tokens", "model_flops": "operations"}
 
 
 def words(runs: Sequence[Row]) -> list[str]:
+    """What was found, and what must be known of it: ``findings`` and ``notes``."""
+    return [*findings(runs), *notes(runs)]
+
+
+def notes(runs: Sequence[Row]) -> list[str]:
+    """Which runs do not compare, since they were measured on something else, and which ended worse than they began."""
+    worse = [f"{run['name']} (seed {run['seed']})" for run in runs if _ended_worse(run)]
+    told = [f"Ended worse than the SAE that it began from: {_listed(list(dict.fromkeys(worse)))}."] if worse else []
+    return [*not_comparable([run.get("about") for run in runs], "runs"), *told]
+
+
+def _ended_worse(run: Row) -> bool:
+    final = run["final"]
+    return bool(
+        ended_worse({"ce_adapted": final.get("ce"), "ce_sae": final.get("ce_sae"), "ci95": final.get("ci95") or {}})
+    )
+
+
+def findings(runs: Sequence[Row]) -> list[str]:
     """Who reaches the end-to-end loss how much sooner, and which methods can be told apart; [] for nothing to tell."""
     told = [_reaching(runs), *_at_equal_tokens(runs), _in_equal_time(runs), _diverged(runs)]
     return [sentence for sentence in told if sentence]

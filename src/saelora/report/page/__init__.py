@@ -7,13 +7,24 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saelora.report.page import benchmarks, drift, faithfulness, losses, passages, provenance, steering, tokens
+from saelora.report.page import (
+    benchmarks,
+    collections,
+    drift,
+    faithfulness,
+    losses,
+    passages,
+    provenance,
+    steering,
+    tokens,
+)
+from saelora.report.page.collections import Collection, read_collection
 from saelora.report.page.read import Run, read_runs
 from saelora.report.page.view import Section
-from saelora.report.text import cost, headline, one_line
+from saelora.report.text import cost, headline, one_line, warnings
 
 MARKER = '<meta name="generator" content="saelora">'
-__all__ = ["MARKER", "Run", "page", "read_runs"]
+__all__ = ["MARKER", "Collection", "Run", "collection_page", "page", "read_collection", "read_runs"]
 _HERE = Path(__file__).parent
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp", "Co", "Cn"}  # categories of Unicode that show nothing, or steer the text
 _SHOWN = {"\n": "↵\n", "\r": "␍", "\t": "⇥"}
@@ -26,6 +37,33 @@ def page(runs: Sequence[Run]) -> str:
     Raises:
         InputError: a part's result is not of the form that this version writes.
     """
+    text = passages.payload(runs)
+    headlines = [(run, headline(run.results), _cost(run.results), warnings(run.results)) for run in runs]
+    return _rendered(_title(runs), _sections(runs, bool(text["runs"])), text, runs=runs, headlines=headlines)
+
+
+def collection_page(found: Collection, links_from: Path) -> str:
+    """The page of a sweep or a comparison, as safe as that of a run; its links lead to files beside it.
+
+    Args:
+        links_from: the folder that the page will be in.
+
+    Raises:
+        InputError: its rows are not of the form that this version writes.
+    """
+    lead, sections = collections.lead(found), collections.sections(found, links_from)
+    return _rendered(one_line(found.title), sections, passages.payload([]), lead=lead)
+
+
+def _rendered(
+    title: str,
+    sections: Sequence[Section],
+    text: dict[str, Any],
+    *,
+    runs: Sequence[Run] = (),
+    headlines: Sequence[tuple[Run, str, str, list[str]]] = (),
+    lead: Sequence[str] = (),
+) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -33,14 +71,14 @@ def page(runs: Sequence[Run]) -> str:
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["visible"] = visible
-    text = passages.payload(runs)
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     html = environment.get_template("page.html.jinja").render(
-        title=_title(runs),
+        title=title,
         runs=runs,
-        headlines=[(run, headline(run.results), _cost(run.results)) for run in runs],
-        sections=_sections(runs, bool(text["runs"])),
+        headlines=headlines,
+        lead=lead,
+        sections=sections,
         payload=Markup(passages.script_json(text)),
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),

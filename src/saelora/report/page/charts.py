@@ -21,6 +21,7 @@ VARIABLES = {
     GREY: "--muted",
     INK: "--ink",
     RULE: "--rule",
+    "#000000": "--ink",
 }
 _COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
 _MARKERS = "osD^vPX"
@@ -138,6 +139,7 @@ def lines(
     levels: Sequence[tuple[str, float]] = (),
     log_x: bool = False,
     thousands: bool = False,
+    whole: bool = True,
 ) -> str:
     """Lines with intervals over a numeric axis, and named levels as thin lines across."""
 
@@ -154,7 +156,7 @@ def lines(
             _ticks_at(axes, [x for each in series for x in each.x])
         elif thousands:
             axes.set_xlim(left=0)
-        else:
+        elif whole:
             axes.xaxis.get_major_locator().set_params(integer=True)
         if thousands:
             axes.xaxis.set_major_formatter(lambda value, _: thousand(value))
@@ -229,6 +231,26 @@ def drawn(draw: Callable[[Any], None], name: str, height: float) -> str:
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure.add_subplot())
         figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+    return _for_page(out.getvalue(), name)
+
+
+def embedded(build: Callable[[], Any], name: str) -> str | None:
+    """The SVG of a figure of matplotlib's that ``build`` draws, in the page's colours; None where it draws none."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    out = io.StringIO()
+    with matplotlib.rc_context(_RC), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        figure = build()
+        if figure is None:
+            return None
+        try:
+            figure.savefig(out, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        finally:
+            plt.close(figure)
     return _for_page(out.getvalue(), name)
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from saelora.identity import groups, not_comparable
 from saelora.report.page import charts
 from saelora.report.page.charts import Series, style
-from saelora.report.page.read import Run
+from saelora.report.page.read import Run, other_rows
 from saelora.report.page.view import Figure, Section, Table, by_run, finite, row_of
 from saelora.report.text import ARM_NAMES, has_gap
 
@@ -43,11 +44,21 @@ def comparison(runs: Sequence[Run]) -> Table:
         ("KL adapted", "nats"),
         ("CE, SAE out", "nats"),
     ]
+    letters = groups([run.about for run in runs])
+    marked = len(set(letters)) > 1
+    columns[1:1] = [("text", "text")] if marked else []
     rows = []
-    for run in runs:
+    for run, letter in zip(runs, letters, strict=True):
         config, results = run.manifest["config"], run.results
         saes = ", ".join(str(sae.get("hookpoint")) for sae in run.manifest["saes"])
-        row = [run.label, run.manifest["model"].get("ref"), saes, config.get("rank"), config.get("placement")]
+        row = [
+            run.label,
+            *([letter] if marked else []),
+            run.manifest["model"].get("ref"),
+            saes,
+            config.get("rank"),
+            config.get("placement"),
+        ]
         row += [results.get("n_tokens_trained"), results["ce_base"], results.get("ce_sae"), results.get("ce_adapted")]
         row += [estimate(results, "gap_closed") if has_gap(results) else None]
         rows.append([*row, results.get("kl_adapted"), results.get("ce_adapted_clean")])
@@ -170,7 +181,12 @@ def overview(runs: Sequence[Run]) -> Section:
         tables.append(arms(again, "Measured again by saelora evaluate", folded=True))
     figures = [figure for figure in (gap(runs), learning_curve(runs)) if figure is not None]
     about = (
-        "The same held-out text, read by each variant of the model. Loss recovered: 100 % is the original model, 0 % "
+        "Held-out text, each row read by every variant of the model. Loss recovered: 100 % is the original model, 0 % "
         "the model with the SAE's output replaced by zeros."
     )
-    return Section("results", "Result", about, figures=figures, tables=tables, first=first)
+    told = not_comparable([run.about for run in runs], "runs") if len(runs) > 1 else []
+    for run in runs:
+        if "loss" in run.parts and (found := other_rows(run.parts["loss"].get("about") or {}, run.about)):
+            name = f"{run.label}: the" if len(runs) > 1 else "The"
+            told.append(f"{name} losses that were measured again do not compare with the first ones: {found}.")
+    return Section("results", "Result", about, figures=figures, tables=tables, first=first, warnings=told)

@@ -1,9 +1,9 @@
 """What made the numbers: model, SAEs, policy, options, versions, hardware, commands."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saelora.report.page.read import Run
+from saelora.report.page.read import NOT_ON_ROWS, Run
 from saelora.report.page.view import Section, Table, by_run, quoted, row_of, written
 
 
@@ -16,6 +16,9 @@ def section(runs: Sequence[Run]) -> Section:
             "Token policy (positions that the SAE leaves alone)",
             by_run(runs, _NAMED),
             _flat(runs, [(run, run.manifest.get("token_policy") or {}) for run in runs]),
+        ),
+        Table(
+            "Held-out text that was measured on", by_run(runs, _NAMED), _flat(runs, [(r, _heldout(r)) for r in runs])
         ),
         Table("What was spent", by_run(runs, _NAMED), _flat(runs, [(run, _spent(run)) for run in runs])),
         Table(
@@ -60,6 +63,23 @@ def _pairs(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 def _numbered(saes: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return saes[0] if len(saes) == 1 else {str(i): sae for i, sae in enumerate(saes, 1)}
+
+
+def _heldout(run: Run) -> dict[str, str]:
+    """The rows of the result and of each part that was measured on rows."""
+    abouts = {"result": run.about} | {
+        f"part {name}": file.get("about") or {} for name, file in run.parts.items() if name not in NOT_ON_ROWS
+    }
+    return {name: rows_text(about) for name, about in abouts.items()}
+
+
+def rows_text(about: Mapping[str, Any]) -> str:
+    """Held-out rows and precision, as a table says them."""
+    rows = about.get("heldout")
+    if not rows:
+        return "unknown: an older version did not record it"
+    half = f", autocast to {about['autocast']}" if about.get("autocast") else ""
+    return f"{rows['n_rows']} rows of {rows['context']} tokens, {rows['fingerprint']}{half}"
 
 
 def _spent(run: Run) -> dict[str, Any]:

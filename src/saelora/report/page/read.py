@@ -1,13 +1,15 @@
 """A run's folder -> what the page tells of it. Reads JSON only: no model, no torch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from saelora.errors import InputError
+from saelora.identity import OTHER_ROWS, sae_names, same_saes, text_differs
 from saelora.manifest import MANIFEST, RESULTS, part_file, read_json
 
+NOT_ON_ROWS = ("capabilities", "saebench")  # parts that bring texts of their own
 PARTS = ("tokens", "drift", "faithfulness", "steering", "capabilities", "saebench")
 
 
@@ -20,6 +22,12 @@ class Run:
     manifest: dict[str, Any]
     results: dict[str, Any]
     parts: dict[str, dict[str, Any]]  # name -> its file, "loss" (measured again) among them
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What its result was measured on; without held-out rows where an older version did not record them."""
+        own = {key: self.manifest.get(key) for key in ("model", "saes", "token_policy")}
+        return {**own, **(self.results.get("about") or {})}
 
     def part(self, name: str) -> dict[str, Any] | None:
         """A part's result, None where it was not measured."""
@@ -84,17 +92,16 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 
 def differences(run: Run, name: str) -> list[str]:
-    """What a part was measured on that is not what the run's manifest names, in words; empty where all is the same."""
+    """What a part was measured on that is not what the run's result was, rows aside; empty where all is the same."""
     about = run.parts[name].get("about") or {}
-    told = []
-    if "model" in about and about["model"].get("fingerprint") != run.manifest["model"].get("fingerprint"):
-        told.append(f"model {about['model'].get('ref')} ({about['model'].get('fingerprint')})")
-    if "saes" in about:
-        own = [(sae.get("hookpoint"), sae.get("fingerprint")) for sae in run.manifest["saes"]]
-        measured = [(sae.get("hookpoint"), sae.get("fingerprint")) for sae in about["saes"]]
-        if own != measured:
-            names = ", ".join(f"{sae.get('ref')} at {sae.get('hookpoint')}" for sae in about["saes"])
-            told.append(f"SAE {names}")
-    if "token_policy" in about and about["token_policy"] != run.manifest.get("token_policy"):
-        told.append("another token policy")
+    told = [each for each in text_differs(about, run.about)[0] if not each.startswith(OTHER_ROWS)]
+    if "saes" in about and not same_saes(about["saes"], run.manifest["saes"]):
+        told.append(f"SAE {sae_names(about['saes'])}")
+    if about.get("adapter") and run.about.get("adapter") and about["adapter"] != run.about["adapter"]:
+        told.append(f"another adapter ({about['adapter']})")
     return told
+
+
+def other_rows(about: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+    """That two were measured on different held-out rows, in words; None where they were not, or it is not known."""
+    return next((each for each in text_differs(about, other)[0] if each.startswith(OTHER_ROWS)), None)

@@ -7,7 +7,7 @@ from importlib import import_module
 from typing import Any
 
 from saelora.manifest import OF_TRAINED_SAES
-from saelora.report.page.read import PARTS, Run, differences
+from saelora.report.page.read import NOT_ON_ROWS, PARTS, Run, differences, other_rows
 
 # How a column's numbers are written. An estimate {"value", "low", "high"} is written with its interval.
 FORMS = ("text", "nats", "share", "count", "number")
@@ -60,6 +60,7 @@ class Note:
     lines: Sequence[str] = ()
     command: str | None = None
     warning: str | None = None
+    rows: Sequence[str] = ()  # with what it does not compare, since it was measured on other rows
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,8 @@ class Section:
     short: str = ""  # the title in the navigation
     extra: Any = None  # for sections that the template lays out itself
     measured: bool = True
+    warnings: Sequence[str] = ()
+    links: Sequence[tuple[str, str]] = ()  # text and address, relative to the page
 
 
 def cell(value: Any, form: str) -> Cell:
@@ -134,14 +137,35 @@ def notes(runs: Sequence[Run], part: str) -> list[Note]:
     """What each run's part found."""
     assert part in PARTS
     told = []
+    first: Run | None = None
     for run in runs:
         result = run.part(part)
         if result is None:
             told.append(_missing(run, part))
             continue
-        other = differences(run, part)
-        warning = f"Measured on something else than this run's own: {'; '.join(other)}." if other else None
-        told.append(Note(run, import_module(f"saelora.report.words.{part}").lines(result), warning=warning))
+        words = import_module(f"saelora.report.words.{part}").lines(result)
+        told.append(Note(run, words, warning=_warning(run, part), rows=_other_rows(run, part, first)))
+        first = first or run
+    return told
+
+
+def _warning(run: Run, part: str) -> str | None:
+    about = run.parts[part].get("about") or {}
+    told = [f"Forced by --other-weights: {each}." for each in about.get("other_weights", [])]
+    if other := differences(run, part):
+        told.append(f"Measured on something else than this run's own: {'; '.join(other)}.")
+    told += [f"Not checked: {each}." for each in about.get("unchecked", [])]
+    return " ".join(told) or None
+
+
+def _other_rows(run: Run, part: str, first: Run | None) -> list[str]:
+    if part in NOT_ON_ROWS:
+        return []
+    about, told = run.parts[part].get("about") or {}, []
+    if found := other_rows(about, run.about):
+        told.append(f"Its figures do not compare with the result above: {found}.")
+    if first is not None and (found := other_rows(about, first.parts[part].get("about") or {})):
+        told.append(f"Its figures do not compare with those of {first.label}: {found}.")
     return told
 
 
