@@ -210,7 +210,7 @@ def test_bad_recipe_is_refused(
         ({"k": 999}, "k is 999"),
         ({"k": 0}, "k is 0"),
         ({"lr": -1}, "lr is -1"),
-        ({"save_dtype": "int8"}, "save_dtype: got 'int8'"),
+        ({"save_dtype": "int8"}, "save_dtype is 'int8'"),
         ({"data": None}, "--data"),
         ({"tokens": 0}, "tokens"),
         ({"batch_rows": 0}, "batch_rows"),

@@ -208,7 +208,7 @@ def test_a_run_that_diverges_leaves_the_others_and_says_so(
     recipe = recipe_of(workspace)
     recipe["saes"] = {}
     own = {"from": str(workspace.sae), "rank": 4, "tokens": 8 * CONTEXT}
-    recipe["methods"] = {"wild": {**own, "alpha": 1e38, "lr": 1, "clip": 0}, "tame": own}
+    recipe["methods"] = {"wild": {**own, "alpha": 1e30, "lr": 1, "clip": 0}, "tame": own}
     path, out = write(tmp_path / "tiny.yaml", recipe), tmp_path / "out"
     assert main(["compare", str(path), "--out", str(out), "--quiet"]) == 2
     assert [run["name"] for run in runs_of(out)] == ["tame"]

@@ -201,7 +201,7 @@ def test_resume_with_nothing_there_yet_starts_the_run(workspace: ws.Workspace, t
 def test_loss_that_blows_up_ends_in_one_line_and_keeps_a_finite_state(
     workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, options = tmp_path / "run", {"alpha": 1e38, "lr": 1, "schedule": "constant", "warmup": 0}
+    out, options = tmp_path / "run", {"alpha": 1e30, "lr": 1, "schedule": "constant", "warmup": 0}
     assert workspace.adapt(out, "--quiet", **options) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1
