@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saelora import shapes
 from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
@@ -15,6 +16,7 @@ from saelora.jobs.run import open_collection
 from saelora.manifest import read_json, write_json
 from saelora.named import check_named
 from saelora.report import compare as tables
+from saelora.shapes import check_file
 
 
 @dataclass(kw_only=True)
@@ -106,7 +108,8 @@ def _file(folder: Path, run: Run) -> Path:
 
 
 def _results(runs: list[Run], folder: Path) -> list[dict[str, Any]]:
-    return [read_json(_file(folder, run)) for run in runs if _file(folder, run).exists()]
+    files = [file for run in runs if (file := _file(folder, run)).exists()]
+    return [check_file(read_json(file), shapes.RUN, file, "delete it and repeat with --resume") for file in files]
 
 
 def _write_tables(title: str, runs: list[Run], folder: Path, *, draw: bool = False) -> list[str]:

@@ -12,9 +12,11 @@ from saelora.errors import InputError
 from saelora.identity import model_name, sae_names, same_model, same_saes
 from saelora.manifest import MANIFEST, OF_TRAINED_SAES, describe, read_json
 from saelora.models.adapters import ADAPTER_CONFIG, adapter_fingerprint
+from saelora.shapes import check_file
 
 if TYPE_CHECKING:
-    from saelora.assemble import Assembled
+    from saelora import shapes
+from saelora.assemble import Assembled
 
 # what says how a model, an SAE or a text is read goes with it: one that is given is not read as the run's own was
 _COMPANIONS = {"model": ("revision",), "sae": ("hookpoint",), "data": ("subset", "split", "text_column")}
@@ -42,7 +44,7 @@ def recorded_run(folder: Path) -> dict[str, Any] | None:
     found = read_json(path)
     if not isinstance(found, dict) or not {"config", "model", "saes"} <= found.keys():
         raise InputError(f"{path} is no manifest of an adapter: is {folder} the output folder of saelora adapt?")
-    return found
+    return check_file(found, shapes.MANIFEST, path, "bring it back as its run left it, or run adapt anew")
 
 
 def check_parts(parts: list[str], recorded: dict[str, Any], adapter: str) -> None:

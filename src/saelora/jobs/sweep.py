@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saelora import shapes
 from saelora.config import Configuration, build, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
@@ -20,6 +21,7 @@ from saelora.models.assets import cache_dir
 from saelora.named import check_named
 from saelora.report.sweep import figures, markdown, text_table
 from saelora.report.tables import write_csv
+from saelora.shapes import check_file
 from saelora.train.distributed import Group
 
 MEMORY_SHARE = 0.4  # of what is free, for all processes together: they may share a machine
@@ -127,11 +129,15 @@ def _is_done(folder: Path, point: Point, with_adapter: bool) -> bool:
         return False
     if not with_adapter or (adapter_folder(folder, point) / MANIFEST).exists():
         return True
-    return bool(read_json(row_file(folder, point)).get("status") != "done")
+    return bool(_row(row_file(folder, point))["status"] != "done")
 
 
 def _rows(points: list[Point], folder: Path) -> list[dict[str, Any]]:
-    return [read_json(row_file(folder, point)) for point in points if row_file(folder, point).exists()]
+    return [_row(row_file(folder, point)) for point in points if row_file(folder, point).exists()]
+
+
+def _row(file: Path) -> dict[str, Any]:
+    return check_file(read_json(file), shapes.POINT, file, "delete it and repeat with --resume")
 
 
 def _write_tables(recipe: Recipe, points: list[Point], folder: Path) -> None:

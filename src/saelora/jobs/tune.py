@@ -3,11 +3,13 @@
 from contextlib import ExitStack
 from typing import Any
 
+from saelora import shapes
 from saelora.console import Console
 from saelora.jobs.run import check_out, processes, taken_up
 from saelora.jobs.training_options import recipe_of
 from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named
+from saelora.shapes import check_file
 
 
 def tune(config: Any, command: str) -> dict[str, Any]:
@@ -27,7 +29,8 @@ def tune(config: Any, command: str) -> dict[str, Any]:
     folder = group.on_main(lambda: check_out(config))
     if config.resume and group.on_main((folder / RESULTS).exists):
         console.say(f"{folder} is finished already; nothing to resume")
-        return read_json(folder / RESULTS)
+        found = read_json(folder / RESULTS)
+        return check_file(found, shapes.FIGURES, folder / RESULTS, "run it anew with --overwrite")
     recipe_of(config)  # refuses bad values before anything is loaded
     check_named(config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")

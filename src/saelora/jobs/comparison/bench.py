@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from saelora import shapes
 from saelora.assemble import Assembled, autocast_dtype, load_frozen, token_mask_of, validation_rows
 from saelora.config import build, updated
 from saelora.console import Console
@@ -22,6 +23,7 @@ from saelora.manifest import describe_model, read_json
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import LoadedModel
 from saelora.objectives.distill import Distill
+from saelora.shapes import check_file
 from saelora.train.cost import Costed
 from saelora.train.interrupt import Interrupted
 from saelora.train.loop import Loop, LoopConfig, LoopState, Objective, Rows
@@ -148,8 +150,11 @@ def start_of(bench: Bench, run: Run) -> tuple[dict[str, Any], str]:
     file = bench.folder / "runs" / f"{run.start_run}.json"
     if not file.exists():
         raise InputError(f"{run.entry.name} starts from an SAE whose run is not done: run that one first")
-    sae = read_json(file)
-    spent = next(each for each in sae["checkpoints"] if each["share"] == run.start_share)
+    remedy = "delete it and repeat with --resume"
+    sae = check_file(read_json(file), shapes.RUN, file, remedy)
+    spent = next((each for each in sae.get("checkpoints", []) if each["share"] == run.start_share), None)
+    if spent is None:
+        raise InputError(f"{file} has no checkpoint of share {run.start_share}: {remedy}")
     return {"name": sae["name"], "run": run.start_run, **spent}, str(bench.sae_folder(run.start_run, spent["share"]))
 
 

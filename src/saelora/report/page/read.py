@@ -5,9 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from saelora import shapes
 from saelora.errors import InputError
 from saelora.identity import OTHER_ROWS, sae_names, same_saes, text_differs
 from saelora.manifest import MANIFEST, RESULTS, part_file, read_json
+from saelora.shapes import check_file
 
 NOT_ON_ROWS = ("capabilities", "saebench")  # parts that bring texts of their own
 PARTS = ("tokens", "drift", "faithfulness", "steering", "capabilities", "saebench")
@@ -64,6 +66,9 @@ def read_run(folder: Path, label: str) -> Run:
     if missing or "ce_base" not in results:
         lack = f"{MANIFEST} lacks {', '.join(missing)}" if missing else f"{RESULTS} has no ce_base"
         raise InputError(f"{folder} is a run of another kind ({lack}): name the output folder of a saelora adapt run")
+    remedy = "bring it back as the run left it, or run it anew with --overwrite"
+    check_file(manifest, shapes.MANIFEST, folder / MANIFEST, remedy)
+    check_file(results, shapes.FIGURES, folder / RESULTS, remedy)
     parts = {}
     for name in ("loss", *PARTS):
         path = part_file(folder / "evals", name)
