@@ -8,13 +8,17 @@ ifeq ($(shell command -v nvidia-smi),)
 TORCH_INDEX ?= --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: demo test lint types lock clean
+.PHONY: demo test reliability lint types lock clean
 
 demo: $(VENV)/.ready
 	$(BIN)/saelora demo $(ARGS)
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+
+# kill -9, bad input, full disks: ARGS="--minutes 60 --json FILE" is the full form
+reliability: $(VENV)/.dev
+	$(BIN)/python benchmarks/reliability.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

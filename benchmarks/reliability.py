@@ -32,7 +32,7 @@ from reliable.work import Place, make_jobs
 
 LEAST_INPUTS, LEAST_KILLS = 1_000, 100  # of a full run
 FULL_MINUTES = 30.0
-SHARE = {"inputs": 0.35, "kills": 1.0}  # of the time that is left when they begin
+SHARE = {"scenes": 0.35, "inputs": 0.35}  # of the time that is left when they begin
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -142,13 +142,17 @@ class Bench:
 
     def _scenes(self, place: Place) -> dict[str, Any]:
         counts: dict[str, Counter[str]] = {}
+        share = SHARE["scenes"] * max(0.0, self.ends - time.monotonic()) / len(scenes.SCENES)
+        whole = self.args.minutes >= FULL_MINUTES or self.args.case
         for name, scene in scenes.SCENES.items():
             if self.args.case and self.args.case.split("/")[1] != name:
                 continue
-            counts[name] = Counter()
+            counts[name], until = Counter(), time.monotonic() + share
             for tried, faults in scene(place):
                 counts[name].update(["runs"])
                 self._note(f"scenes/{name}/0", [(kind, f"{tried}: {words}") for kind, words in faults], counts[name])
+                if not whole and time.monotonic() > until:
+                    break
         return {"by_scene": {name: dict(count) for name, count in counts.items()}}
 
     def _note(self, case: str, faults: list[tuple[str, str]], count: "Counter[str]") -> None:

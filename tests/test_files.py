@@ -97,6 +97,13 @@ def test_the_last_file_of_a_set_stands_for_all_of_one_writing(tmp_path: Path) ->
     assert seen == {("old", "old"), None, ("new", "new")}
 
 
+def test_files_of_a_set_have_the_permissions_of_new_files(tmp_path: Path) -> None:
+    with whole_files(tmp_path, ("weights",)) as part:
+        (part / "weights").touch(mode=0o600)
+    (tmp_path / "new").touch()
+    assert (tmp_path / "weights").stat().st_mode == (tmp_path / "new").stat().st_mode
+
+
 def test_what_a_killed_writer_left_is_no_use_of_a_folder_and_can_be_removed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     (out / "below").mkdir(parents=True)

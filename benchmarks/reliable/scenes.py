@@ -1,5 +1,6 @@
 """Surroundings that go wrong: full disks, folders without permission, two writers, edited files, clocks, memory."""
 
+import json
 import os
 import random
 import resource
@@ -103,7 +104,8 @@ def _fresh(place: Place) -> Path:
 def no_permission(place: Place) -> Tried:
     """Folders that may be read and not written: of the output, of an evaluation, of the cache."""
     _reference(place)
-    place.root.chmod(0o755)
+    for path in (place.root, *place.space.root.rglob("*"), *place.references["adapt"].rglob("*")):
+        path.chmod(0o755 if path.is_dir() else 0o644)
     locked = place.root / "locked"
     run = place.references["adapt"]
     shutil.rmtree(locked, ignore_errors=True)
@@ -116,7 +118,7 @@ def no_permission(place: Place) -> Tried:
                 yield from _refused(place, name, job.argv(locked / "out"), locked)
         argv = ["evaluate", "--adapter", str(locked / "run"), "--parts", "tokens", "--device", "cpu", "--quiet"]
         yield from _refused(place, "evaluate into the run", argv, locked)
-        yield from _refused(place, "evaluate into a file", [*argv[:3], "--out", str(locked / "x.json")], locked)
+        yield from _refused(place, "evaluate into a file", [*argv, "--out", str(locked / "x.json")], locked)
         yield from _refused(place, "report", ["report", str(locked / "run"), "--quiet"], locked)
         for flag in ("--resume", "--overwrite"):
             words = [*place.jobs["adapt"].words(locked / "run"), "--seed", "1", flag, "--quiet"]
@@ -151,10 +153,14 @@ def two_runs(place: Place) -> Tried:
         job, out = place.jobs[name], _fresh(place)
         first = forks.start(job.argv(out), place.root / "scratch" / "first", setup=_slow)
         _until(lambda out=out: any(out.rglob("metrics.jsonl")))
-        for flag in ((), ("--resume",), ("--overwrite",)):
-            second = forks.run([*job.argv(out), *flag], place.root / "scratch")
-            yield f"{name}, second {' '.join(flag) or 'plain'}", _wrong(forks.complaint(second))
-        yield f"{name}, first beside them", _as_reference(first.wait(), job, out, place)
+        seconds = {}
+        for flag in ("plain", "--resume", "--overwrite"):
+            words = [*job.argv(out), *([] if flag == "plain" else [flag])]
+            seconds[flag] = forks.run(words, place.root / "scratch")
+        ended = first.wait()  # before anything is told: nobody is left behind where the scene is broken off
+        for flag, second in seconds.items():
+            yield f"{name}, second {flag}", _wrong(forks.complaint(second))
+        yield f"{name}, first beside them", _as_reference(ended, job, out, place)
     for name in LASTING:
         job, out = place.jobs[name], _fresh(place)
         both = [forks.start(job.argv(out), place.root / "scratch" / side) for side in ("first", "second")]
@@ -258,6 +264,50 @@ def _a_year_ago() -> None:
     time.time_ns = lambda: now_ns() - 365 * 86_400 * 10**9
 
 
+# memory
+
+
+def memory(place: Place) -> Tried:
+    """Limits on memory and on the address space, from far too low to plenty: in pieces, refused, or as ever."""
+    out = _fresh(place)
+    words = [*place.jobs["adapt"].words(out), "--batch-rows", "64", "--dropout", "0", "--tokens", str(128 * ws.CONTEXT)]
+    ended = forks.run([*words, "--quiet"], place.root / "scratch")
+    whole = json.loads((out / "results.json").read_text()) if ended.code == 0 else {}
+    for limit in (_own_limit, _address_space):
+        for kilobytes in (0, 4_000, 16_000, *range(20_000, 76_000, 4_000), 100_000, 2_000_000):
+            out = _fresh(place)
+            ended = forks.run(words, place.root / "scratch", setup=lambda limit=limit, n=kilobytes: limit(n * 1024))
+            tried = f"{limit.__name__[1:]}, {kilobytes} kB more"
+            yield tried, _ended_in_pieces(ended, out, whole) if ended.code == 0 else _wrong(_last_line(ended))
+
+
+def _ended_in_pieces(ended: forks.Ended, out: Path, whole: dict[str, Any]) -> Faults:
+    """A run that did its steps in pieces says so and ends near the whole one; any other ends as it did."""
+    found = json.loads((out / "results.json").read_text())
+    in_pieces = found.get("rows_at_once") is not None
+    faults: Faults = [] if in_pieces == ("rows at a time" in ended.err) else [("wrong", "rows at a time: unsaid")]
+    near = 1e-3 if in_pieces else 0.0
+    same = abs(found["ce_adapted"] - whole["ce_adapted"]) <= near
+    return faults if same else [*faults, ("wrong", f"ce {found['ce_adapted']}, whole {whole['ce_adapted']}")]
+
+
+def _last_line(ended: forks.Ended) -> Faults:
+    """``complaint``, of a command that may say what it is doing before."""
+    last = "".join(ended.err.splitlines(keepends=True)[-1:])
+    kept = last if "Traceback" not in ended.err else ended.err
+    return forks.complaint(forks.Ended(ended.code, ended.out, kept, ended.seconds))
+
+
+def _own_limit(n_bytes: int) -> None:
+    held = int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+    os.environ["SAELORA_MEMORY"] = str(held + n_bytes)
+
+
+def _address_space(n_bytes: int) -> None:
+    held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (held + n_bytes, resource.getrlimit(resource.RLIMIT_AS)[1]))
+
+
 SCENES: dict[str, Callable[[Place], Tried]] = {
     "full disk": full_disk,
     "limited files": limited_files,
@@ -265,4 +315,5 @@ SCENES: dict[str, Callable[[Place], Tried]] = {
     "two runs": two_runs,
     "edited files": edited,
     "clock set back": clock,
+    "little memory": memory,
 }

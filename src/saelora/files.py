@@ -247,8 +247,15 @@ def _part(path: Path) -> Path:
 
 
 def _sync(folder: Path) -> None:
-    """Everything below a folder is on disk."""
+    """Everything below a folder is on disk, its files with the permissions that new files have.
+
+    safetensors 0.8 lets nobody but the owner read what it writes.
+    """
+    mask = os.umask(0o077)
+    os.umask(mask)
     for path in (*folder.rglob("*"), folder):
+        if path.is_file():
+            path.chmod(0o666 & ~mask)
         _sync_path(path)
 
 
