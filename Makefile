@@ -1,14 +1,16 @@
-# The two commands of the README: `make demo` and `make test`. Each makes its own virtual environment first.
+# The two commands of the README: `make demo` and `make test`. Each makes its own virtual environment first; so do
+# `make test-newest` and `make test-oldest`, with the newest and the lowest allowed versions of the libraries around us.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check -q
+PIP_IN := bin/python -m pip --disable-pip-version-check -q
+PIP := $(VENV)/$(PIP_IN)
 # Without an NVIDIA GPU, PyTorch's CPU wheel (200 MB) serves; PyPI's default on Linux brings gigabytes of CUDA.
 ifeq ($(shell command -v nvidia-smi),)
 TORCH_INDEX ?= --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: demo test reliability lint types lock clean
+.PHONY: demo test reliability test-newest test-oldest lint types lock clean
 
 demo: $(VENV)/.ready
 	$(BIN)/saelora demo $(ARGS)
@@ -19,6 +21,13 @@ test: $(VENV)/.dev
 # kill -9, bad input, full disks: ARGS="--minutes 60 --json FILE" is the full form
 reliability: $(VENV)/.dev
 	$(BIN)/python benchmarks/reliability.py $(ARGS)
+
+# What other versions of transformers, peft, accelerate, sae-lens and datasets could break: running models through SAEs,
+# adapters, what is written and read again.
+VERSIONS_TESTS := tests/core tests/models tests/saes tests/data tests/train/test_checkpoint.py tests/jobs/test_adapt.py
+
+test-newest test-oldest: test-%: .venv-%/.ready
+	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(VERSIONS_TESTS) $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -38,9 +47,19 @@ $(VENV)/.dev: $(VENV)/.ready
 	$(PIP) install -c constraints.txt -e ".[dev]"
 	@touch $@
 
+# constraints.txt holds for torch alone here. To look for newer releases, remove .venv-newest.
+.venv-newest/.ready .venv-oldest/.ready: .venv-%/.ready: pyproject.toml .ci/versions.py
+	@echo "setting up .venv-$* (a few minutes, once)"
+	$(PYTHON) -m venv --clear .venv-$*
+	.venv-$*/$(PIP_IN) install --no-deps -c constraints.txt $(TORCH_INDEX) torch
+	.venv-$*/bin/python .ci/versions.py $* > .venv-$*/wanted.txt
+	.venv-$*/$(PIP_IN) install -r .venv-$*/wanted.txt -e ".[tests]"
+	@.venv-$*/bin/python .ci/versions.py installed
+	@touch $@
+
 # Writes the versions that are installed now; run it in an environment that passes the tests.
 lock: $(VENV)/.dev
 	$(BIN)/python -m pip freeze --exclude-editable | sed 's/+cpu$$//' > constraints.txt
 
 clean:
-	rm -rf $(VENV) build dist src/*.egg-info
+	rm -rf $(VENV) .venv-newest .venv-oldest build dist src/*.egg-info

@@ -98,7 +98,12 @@ def test_several_active_adapters_are_measured_together(fresh):
 
 def test_adapters_that_transformers_itself_holds_are_measured(fresh):
     model = fresh("llama")
-    model.add_adapter(KINDS["lora on the unembedding"], adapter_name="other")
+    try:
+        model.add_adapter(KINDS["lora on the unembedding"], adapter_name="other")
+    except ValueError as error:  # transformers 5.24 wants a PEFT that is not released yet
+        if "version of PEFT" not in str(error):
+            raise
+        pytest.skip(f"transformers refuses the PEFT that is installed: {error}")
     model, ids = moved(model), rows()
     found = evaluate_loss(model, saes(), SPARE_SPECIAL, ids)
     assert found["ce_adapted_clean"] == pytest.approx(cross_entropy(model, ids), abs=1e-9)
