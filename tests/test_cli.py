@@ -75,6 +75,13 @@ def test_every_public_name_is_there() -> None:
         _ = saelora.nose
 
 
+def test_the_package_lists_what_is_there_and_knows_its_version() -> None:
+    from importlib.metadata import version
+
+    assert saelora.__version__ == version("saelora")
+    assert {*saelora.__all__, "__version__"} <= set(dir(saelora))
+
+
 def test_importing_the_package_and_its_command_line_is_cheap() -> None:
     code = "import sys, saelora, saelora.cli; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

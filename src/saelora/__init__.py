@@ -71,6 +71,14 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        return version("saelora")
     if name in _HOMES:
         return getattr(import_module(f"saelora.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'saelora' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, "__version__"})
