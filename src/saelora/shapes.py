@@ -23,7 +23,8 @@ Shape = Any  # a type, a tuple of types, [shape] of a list's items, {"key": shap
 NUMBER, MAYBE_NUMBER, MAYBE_TEXT = (int, float), (int, float, type(None)), (str, type(None))
 _NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list", type(None): "null"}
 _FIGURE = re.compile(r"(ce|kl|top1|loss_recovered)(_|$)|gap_closed$|n_tokens|seconds|tokens_per_second$")
-_TOGETHER = (("relative_error", "relative_error_q10", "relative_error_q90"), ("n_massive", "n_positions"))
+_TOGETHER = [("relative_error", "relative_error_q10", "relative_error_q90")]
+_TOGETHER += [("n_massive", "n_positions", "massive_limit")]
 
 _MODEL = {"ref": str, "fingerprint?": MAYBE_TEXT, "revision?": MAYBE_TEXT, "dtype?": str, "model_type?": str}
 _SAE = {"ref": str, "hookpoint": str, "fingerprint": MAYBE_TEXT}
@@ -55,6 +56,7 @@ FIGURES: Shape = {
     "about?": _ABOUT,
     "method?": str,
     "samples?": [{"*": str}],
+    "row_starts?": dict.fromkeys(("n_rows", "n_without_exempt_token", "n_positions_spared"), NUMBER),
 }
 POINT: Shape = {
     "id": str,
