@@ -6,6 +6,7 @@ from collections.abc import Collection, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saelora import shapes
 from saelora.config import C, updated
 from saelora.console import Console
 from saelora.errors import InputError
@@ -15,8 +16,7 @@ from saelora.models.adapters import ADAPTER_CONFIG, adapter_fingerprint
 from saelora.shapes import check_file
 
 if TYPE_CHECKING:
-    from saelora import shapes
-from saelora.assemble import Assembled
+    from saelora.assemble import Assembled
 
 # what says how a model, an SAE or a text is read goes with it: one that is given is not read as the run's own was
 _COMPANIONS = {"model": ("revision",), "sae": ("hookpoint",), "data": ("subset", "split", "text_column")}
