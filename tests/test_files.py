@@ -18,6 +18,7 @@ from saelora.files import (
     in_use,
     locked,
     remove_leftovers,
+    tidy,
     trouble,
     whole_files,
     whole_folder,
@@ -199,3 +200,12 @@ def test_who_waits_gets_the_lock_when_it_is_free(tmp_path: Path) -> None:
 def test_the_remedy_is_that_of_the_trouble(error: Exception, words: str | None) -> None:
     said = trouble(error)
     assert said is None if words is None else words in str(said)
+
+
+def test_leftovers_go_where_nobody_is_writing_and_stay_where_somebody_is(tmp_path: Path) -> None:
+    (tmp_path / f"{MARK}part-1").write_text("half")
+    with locked(tmp_path, shared=True):
+        tidy(tmp_path)
+        assert (tmp_path / f"{MARK}part-1").exists()
+    tidy(tmp_path)
+    assert not list(tmp_path.iterdir())

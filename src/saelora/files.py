@@ -168,6 +168,13 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
+def tidy(folder: Path) -> None:
+    """``remove_leftovers`` of a folder that several processes may write to, where none is at it now."""
+    if folder.is_dir() and any(folder.glob(f"{MARK}part-*")):
+        with suppress(InputError), locked(folder):
+            remove_leftovers(folder)
+
+
 @contextmanager
 def locked(
     folder: Path, name: str = "lock", *, shared: bool = False, wait: Callable[[str], None] | None = None

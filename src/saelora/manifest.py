@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelora.errors import InputError
-from saelora.files import write_whole, writing
+from saelora.files import locked, write_whole
 
 if TYPE_CHECKING:
     from saelora.assemble import Assembled
@@ -130,9 +130,8 @@ def check_part_folder(folder: Path) -> None:
 
 def write_part(folder: Path, part: str, result: dict[str, Any], provenance: dict[str, Any]) -> None:
     """Write a part of an evaluation, with what it was measured on."""
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    write_json(part_file(folder, part), {"part": part, **provenance, "result": result}, indent=None)
+    with locked(folder, shared=True, wait=lambda _: None):  # others may be writing other parts
+        write_json(part_file(folder, part), {"part": part, **provenance, "result": result}, indent=None)
 
 
 def check_writable(path: Path) -> None:

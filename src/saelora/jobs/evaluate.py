@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from saelora.config import Configuration, configured, option, to_dict
 from saelora.console import Console
 from saelora.errors import InputError
+from saelora.files import tidy
 from saelora.identity import measured_on
 from saelora.jobs.parts.asked import Asked, read_kept
 from saelora.jobs.parts.options import capabilities, faithfulness, saebench, steering, tokens
@@ -169,6 +170,8 @@ def _finish(
     results["about"] = about
     if file is not None:
         write_json(file, results)
+    if folder is not None:
+        tidy(folder)
     if folder is not None and asked.parts != ["loss"]:
         console.say(f"in {folder}/; saelora report {config.adapter} makes one page of it")
     if asked.failed:
