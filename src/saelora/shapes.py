@@ -144,7 +144,7 @@ def _wrong_entries(value: Any, shape: Mapping[str, Shape], where: str) -> str | 
 
 
 def _wrong_figures(found: Any, kind: Shape) -> str | None:
-    """Figures are numbers (null where a point has diverged), and a model's come together."""
+    """Figures are numbers (null where a point has diverged), and an SAE's come together."""
     if not isinstance(found, dict):
         return None
     for key, value in found.items():
@@ -155,10 +155,6 @@ def _wrong_figures(found: Any, kind: Shape) -> str | None:
         for first, *others in _TOGETHER:
             if first in sae and not sae.keys() >= set(others):
                 return f"saes.{name} has {first} without {' and '.join(others)}"
-    for arm in ("sae", "adapted", "adapted_clean", "zero"):
-        there = [f"{figure}_{arm}" in found for figure in ("ce", "kl", "top1")]
-        if "ce_base" in found and any(there) and not all(there):
-            return f"of ce_{arm}, kl_{arm} and top1_{arm} some are missing"
     return None
 
 

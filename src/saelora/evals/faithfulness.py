@@ -103,7 +103,7 @@ def faithfulness(
     return {**found, "verdict": verdict, "why": why}
 
 
-def _adapter(model: nn.Module) -> str:
+def _adapter(model: nn.Module) -> str | tuple[str, ...]:
     name = lora.adapter_name(model)
     if name is None:
         raise InputError("faithfulness is asked of an adapted model, this one has no adapter: give one with --adapter")
@@ -116,7 +116,7 @@ class _Case:
 
     model: nn.Module
     spliced: Splice
-    adapter: str
+    adapter: str | tuple[str, ...]
     token_mask: TokenMask
     batch_rows: int
     autocast: torch.dtype | None
