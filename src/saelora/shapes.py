@@ -155,6 +155,10 @@ def _wrong_figures(found: Any, kind: Shape) -> str | None:
         for first, *others in _TOGETHER:
             if first in sae and not sae.keys() >= set(others):
                 return f"saes.{name} has {first} without {' and '.join(others)}"
+    for arm in ("sae", "adapted", "adapted_clean"):  # of zeros there may be the cross entropy alone
+        there = [f"{figure}_{arm}" in found for figure in ("ce", "kl", "top1")]
+        if "ce_base" in found and any(there) and not all(there):
+            return f"of ce_{arm}, kl_{arm} and top1_{arm} some are missing"
     return None
 
 
