@@ -59,11 +59,12 @@ def evaluate_tasks(
         t-interval; undefined where the score is no mean over documents), chance (of accuracies), group, subtasks.
     """
     raw = {}
-    tokenizer = with_bos(tokenizer) if bos else tokenizer
-    for name in arms:
-        with arm(model, spliced, name, autocast, adapted=adapted), quietly(), same_draws():
-            raw[name] = _ask(model, tokenizer, loaded, limit, batch_size, progress)
-    return _rows(raw, loaded)
+    with same_draws():
+        tokenizer = with_bos(tokenizer) if bos else tokenizer
+        for name in arms:
+            with arm(model, spliced, name, autocast, adapted=adapted), quietly():
+                raw[name] = _ask(model, tokenizer, loaded, limit, batch_size, progress)
+        return _rows(raw, loaded)
 
 
 def _ask(model: Any, tokenizer: Any, loaded: Loaded, limit: int | None, batch: int, progress: Any) -> dict[str, Any]:
