@@ -208,6 +208,14 @@ def test_option_chooses(option: str, wrapped: bool, tmp_path: Any) -> None:
     families.tiny("llama").save_pretrained(model)
     tokenizer.save_pretrained(model)
     make("topk", metadata=SAEMetadata(hook_name="blocks.1.hook_resid_post")).save_model(tmp_path / "sae")
-    common = {"model": str(model), "sae": [str(tmp_path / "sae")], "device": "cpu", "sparse_decode": option}
+    (tmp_path / "text.txt").write_text("word word")
+    data = str(tmp_path / "text.txt")
+    common = {
+        "model": str(model),
+        "sae": [str(tmp_path / "sae")],
+        "data": data,
+        "device": "cpu",
+        "sparse_decode": option,
+    }
     found = assemble(build(adapt.Config, common))
     assert all(isinstance(sae, SparseSAE) == wrapped for sae in found.sae_modules.values())
