@@ -22,6 +22,7 @@ try:
 except ImportError:  # not on Windows: folders are not locked there
     fcntl = None  # type: ignore[assignment]
 
+RUN = "run"  # begins the names of the locks of single runs in a folder
 MARK = ".saelora-"
 _FULL = "free some disk space or choose another place"
 _REMEDIES = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL}
@@ -159,8 +160,11 @@ def clear(folder: Path, first: Sequence[str], last: str) -> None:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Delete what runs that were killed left half-written; only for who holds the folder's lock."""
-    for path in sorted(folder.rglob(f"{MARK}part-*")):
+    """Delete what runs that were killed left: half-written files, and locks of single runs that nobody holds.
+
+    Only for who holds the folder's own lock alone.
+    """
+    for path in sorted([*folder.rglob(f"{MARK}part-*"), *folder.rglob(f"{MARK}{RUN}-*")]):
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -168,11 +172,18 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
-def tidy(folder: Path) -> None:
-    """``remove_leftovers`` of a folder that several processes may write to, where none is at it now."""
-    if folder.is_dir() and any(folder.glob(f"{MARK}part-*")):
+def tidy(folder: Path, *more: str) -> None:
+    """Delete what a killed process left in a folder that is finished, where no process is at it now.
+
+    Args:
+        more: names in there that a finished folder has no more use for.
+    """
+    paths = [folder / name for name in more]
+    if folder.is_dir() and (any(folder.glob(f"{MARK}part-*")) or any(path.exists() for path in paths)):
         with suppress(InputError), locked(folder):
             remove_leftovers(folder)
+            for path in paths:
+                shutil.rmtree(path, ignore_errors=True)
 
 
 @contextmanager

@@ -19,6 +19,7 @@ import workspace as ws
 from safetensors.torch import load_file
 
 from saelora.cli import main
+from saelora.files import MARK
 from saelora.train.checkpoint import load_checkpoint
 
 N_STEPS = 120
@@ -267,3 +268,13 @@ def test_a_second_run_into_one_folder_is_refused_and_the_first_unharmed(
         first.communicate()
         assert first.returncode == 0
     assert_same_run(out, uninterrupted)
+
+
+def test_resume_of_a_finished_run_removes_what_a_kill_at_its_very_end_left(
+    workspace: ws.Workspace, uninterrupted: Path, killed: Path, tmp_path: Path
+) -> None:
+    out = Path(shutil.copytree(uninterrupted, tmp_path / "run"))
+    shutil.copytree(killed / "checkpoints", out / "checkpoints")
+    (out / f"{MARK}part-1").write_text("half")
+    assert main(["adapt", *flags(workspace, out), "--resume", "--quiet"]) == 0
+    assert ws.files_in(out) == ws.files_in(uninterrupted)

@@ -10,7 +10,7 @@ from saelora import shapes
 from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
-from saelora.files import locked, write_whole
+from saelora.files import RUN, locked, write_whole
 from saelora.jobs.comparison.plan import Recipe, Run, entries_named, expand, read_recipe, settings
 from saelora.jobs.run import open_collection
 from saelora.manifest import read_json, write_json
@@ -78,7 +78,7 @@ def _compare(recipe: Recipe, runs: list[Run], named: set[str], folder: Path, con
             console.say(f"{what}: another process ({who}) is at it, waiting for it")
 
         try:
-            with locked(folder / "runs", f"run-{run.id}", wait=say_who):
+            with locked(folder / "runs", f"{RUN}-{run.id}", wait=say_who):
                 if _file(folder, run).exists():  # an SAE that other entries start from too, made by their process
                     continue
                 console.say(what)

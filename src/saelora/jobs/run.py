@@ -22,7 +22,7 @@ from saelora.train.tracking import TRACKERS, check_tracker
 if TYPE_CHECKING:
     from saelora.train.loop import Loop, LoopState
 
-RECORDED = "config.yaml"
+RECORDED, CHECKPOINTS = "config.yaml", "checkpoints"
 NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "shard", "compile", "track", "checkpoint_seconds")
 
 

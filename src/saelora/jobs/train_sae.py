@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from saelora.config import Configuration, Count, configured, hints_of, option
 from saelora.console import Console
 from saelora.errors import InputError
-from saelora.jobs.run import RunOptions, check_out, processes, taken_up
+from saelora.files import tidy
+from saelora.jobs.run import CHECKPOINTS, RunOptions, check_out, processes, taken_up
 from saelora.jobs.sae_folder import FINISHED, names_of, target_of
 from saelora.limits import NOT_NEGATIVE, POSITIVE, ROW, SHARE, OneOf, Within, exempt
 from saelora.manifest import RESULTS, read_json
@@ -124,6 +125,7 @@ def _train(config: Config, held: ExitStack) -> dict[str, Any]:
     folder = group.on_main(lambda: check_out(config))
     if config.resume and group.on_main((folder / FINISHED).exists):
         console.say(f"{folder} is finished already; nothing to resume")
+        group.on_main(lambda: tidy(folder, CHECKPOINTS))
         return {name: read_json(target_of(config, folder, name) / RESULTS) for name in names_of(config, folder)}
     check(config)
     console.say(f"loading {config.model}")

@@ -5,7 +5,8 @@ from typing import Any
 
 from saelora import shapes
 from saelora.console import Console
-from saelora.jobs.run import check_out, processes, taken_up
+from saelora.files import tidy
+from saelora.jobs.run import CHECKPOINTS, check_out, processes, taken_up
 from saelora.jobs.training_options import recipe_of
 from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named
@@ -29,6 +30,7 @@ def tune(config: Any, command: str) -> dict[str, Any]:
     folder = group.on_main(lambda: check_out(config))
     if config.resume and group.on_main((folder / RESULTS).exists):
         console.say(f"{folder} is finished already; nothing to resume")
+        group.on_main(lambda: tidy(folder, CHECKPOINTS))
         found = read_json(folder / RESULTS)
         return check_file(found, shapes.FIGURES, folder / RESULTS, "run it anew with --overwrite")
     recipe_of(config)  # refuses bad values before anything is loaded
