@@ -24,7 +24,7 @@ NUMBER, MAYBE_NUMBER, MAYBE_TEXT = (int, float), (int, float, type(None)), (str,
 _NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list", type(None): "null"}
 _FIGURE = re.compile(r"(ce|kl|top1|loss_recovered)(_|$)|gap_closed$|n_tokens|seconds|tokens_per_second$")
 _TOGETHER = [("relative_error", "relative_error_q10", "relative_error_q90")]
-_TOGETHER += [("n_massive", "n_positions", "massive_limit")]
+_TOGETHER += [("seconds_training", "tokens_per_second"), ("n_massive", "n_positions", "massive_limit")]
 
 _MODEL = {"ref": str, "fingerprint?": MAYBE_TEXT, "revision?": MAYBE_TEXT, "dtype?": str, "model_type?": str}
 _SAE = {"ref": str, "hookpoint": str, "fingerprint": MAYBE_TEXT}
@@ -48,7 +48,7 @@ MANIFEST: Shape = {
 }
 FIGURES: Shape = {
     **dict.fromkeys(("ce_base", "n_tokens_evaluated", "n_tokens_trained"), NUMBER),
-    **dict.fromkeys(("seconds_training", "tokens_per_second"), NUMBER),
+    **dict.fromkeys(("seconds_training?", "tokens_per_second?"), NUMBER),  # absent where several shared their passes
     "ci95?": _CI95,
     "saes?": _SAES,
     "saes_adapted?": _SAES,

@@ -44,7 +44,7 @@ def _short_tasks(folder: Path) -> Path:
     ("flags", "said"),
     [
         (["--parts", "capabilities"], "--tasks"),
-        (["--parts", "capabilities", "--tasks", "x", "--limit", "0"], "--limit is 0"),
+        (["--parts", "capabilities", "--tasks", "x", "--limit", "0"], "limit is 0, expected 1 or more"),
         (["--parts", "capabilities", "--tasks", "x", "--task-folder", "nowhere"], "--task-folder nowhere is no folder"),
         (["--parts", "saebench", "--saebench-data", "nowhere"], "--saebench-data nowhere is no folder"),
         (["--parts", "saebench", "--saebench-python", "no-such-python"], "is no program"),

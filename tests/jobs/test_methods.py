@@ -198,7 +198,7 @@ def test_a_changed_sae_is_not_taken_for_the_runs_own(
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "an error that lora cannot lower": ("linear", {"method": "lora", "objective": "kl+mse"}, "method lora leaves"),
     "method unknown": ("linear", {"method": "bias"}, "expected one of lora, linear, lora+sae"),
-    "rank 0": ("linear", {"rank": 0}, "rank 0"),
+    "rank 0": ("linear", {"rank": 0}, "rank is 0, expected a number from 1"),
     "SAE lr negative": ("lora+sae", {"sae_lr": -1}, "sae_lr"),
     "an adapter's option": ("finetune-sae", {"dropout": 0.1}, "--dropout"),
     "part unknown": ("finetune-sae", {"part": "encoder"}, "expected one of sae, decoder"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 
 from saelora.errors import InputError
 
@@ -92,18 +93,30 @@ def _amount(text: str) -> int:
 
 
 def saved_bytes(run: Callable[[], Any], weights: Iterable[Tensor]) -> int:
-    """Bytes that autograd keeps of a forward pass for its backward pass, each storage once and the weights left out."""
-    sizes: dict[int, int] = {}
-    there = {weight.untyped_storage().data_ptr() for weight in weights}
+    """Bytes that autograd keeps of a forward pass for its backward pass, each storage once and the weights left out.
+
+    Of a sharded model's weights the own share is left out, and what a layer gathered is given back before this is
+    summed; what it holds at once while it runs is not counted.
+    """
+    saved: dict[int, torch.UntypedStorage] = {}
+    there = {_address(weight) for weight in weights}
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage() if tensor.layout == torch.strided else None
-        if storage is not None and storage.data_ptr() not in there:
-            sizes[storage.data_ptr()] = storage.nbytes()
+        if tensor.layout == torch.strided and _address(tensor) not in there:
+            saved[_address(tensor)] = _own(tensor).untyped_storage()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         kept = run()  # held until the sizes are summed, so that no address is used twice
-    total = sum(sizes.values())
+    total = sum(storage.nbytes() for storage in saved.values())
     del kept
     return total
+
+
+def _address(tensor: Tensor) -> int:
+    return _own(tensor).untyped_storage()._cdata
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A sharded tensor's part that is here, else the tensor itself."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
