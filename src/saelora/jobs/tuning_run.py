@@ -84,6 +84,9 @@ def train_and_measure(
         results["samples"] = _samples(config, assembled, model, saes, heldout)
     about = measured_on(describe(assembled), heldout, autocast)
     results["about"] = about | ({"tuned_saes": {s["hookpoint"]: s["fingerprint"] for s in saved}} if saved else {})
+    adapter = group.on_main(lambda: adapter_fingerprint(folder))
+    if adapter:
+        results["about"]["adapter"] = adapter
     if group.is_main:
         _write(config, folder, assembled, results, rows.n_documents, saved)
     return results
@@ -210,9 +213,7 @@ def _write(
     saved: list[dict[str, Any]],
 ) -> None:
     """Everything beside what was trained; results.json comes last and marks the run as finished."""
-    adapter = adapter_fingerprint(folder)
-    if adapter:
-        results["about"]["adapter"] = adapter
+    adapter = results["about"].get("adapter")
     manifest = manifest_of(config, assembled, results, adapter=adapter, saved=saved, n_documents=n_documents)
     write_json(folder / MANIFEST, manifest)
     write_whole(folder / "README.md", card(manifest, results).encode())
