@@ -11,10 +11,10 @@ def outcome(results: dict[str, Any]) -> str:
     """What became of the spliced model's cross entropy by training.
 
     - "diverged": it is no number, or by more above the one before than the SAE costs, and by more than FAR, 1 nat.
-    - "worse": it is above the one before, and the 95 % interval says so.
+    - "worse": it is above the one before, and the 95 % interval or the KL to the original (``kl_*``) says so too.
     - "done": anything else.
     """
-    if "ce_sae" not in results or "ce_adapted" not in results:
+    if "ce_adapted" not in results or results.get("ce_sae") is None:
         return DONE
     before, after = results["ce_sae"], results["ce_adapted"]
     if after is None or not math.isfinite(after):
@@ -22,4 +22,8 @@ def outcome(results: dict[str, Any]) -> str:
     if after - before > max(FAR, results.get("ce_gap", 0.0)):
         return DIVERGED
     gain = before - after
-    return WORSE if results.get("ci95", {}).get("ce_gain", (gain, gain))[1] < 0 else DONE
+    if results.get("ci95", {}).get("ce_gain", (gain, gain))[1] < 0:
+        return WORSE
+    kl_before, kl_after = results.get("kl_sae"), results.get("kl_adapted")
+    further = kl_before is not None and kl_after is not None and kl_after > kl_before
+    return WORSE if further and gain <= 0 else DONE

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Any
 
-from saelora.report.outcome import DIVERGED, outcome
+from saelora.report.outcome import DIVERGED, DONE, outcome
 
 ARM_NAMES = {
     "base": "original model",
@@ -87,23 +87,16 @@ def warnings(results: dict[str, Any]) -> list[str]:
 
 
 def ended_worse(results: dict[str, Any]) -> str | None:
-    """That the outcome is worse than the spliced model it began from, where the data show it; else None."""
-    after, before = results.get("ce_adapted"), results.get("ce_sae")
-    if after is None or before is None:
+    """That the outcome is worse than the spliced model it began from, in words; None where ``outcome`` says "done"."""
+    if outcome(results) == DONE:
         return None
-    highest = results.get("ci95", {}).get("ce_gain", [None, before - after])[1]
-    if highest < 0:
-        return (
-            f"This ended worse than the spliced model that it began from: cross entropy {after:.4f} against "
-            f"{before:.4f} nats per token"
-        )
-    kl, kl_before = results.get("kl_adapted"), results.get("kl_sae")
-    if kl is not None and kl_before is not None and kl > kl_before and after >= before:
-        return (
-            f"This ended no better than the spliced model that it began from: KL to the original {kl:.4f} against "
-            f"{kl_before:.4f} nats per token"
-        )
-    return None
+    figures = [
+        f"{name} {results[f'{key}_adapted']:.4f} against {results[f'{key}_sae']:.4f}"
+        for key, name in (("ce", "cross entropy"), ("kl", "KL to the original"))
+        if None not in (results.get(f"{key}_adapted"), results.get(f"{key}_sae"))
+    ]
+    told = f": {', '.join(figures)} nats per token" if figures else ""
+    return f"This ended worse than the spliced model that it began from{told}"
 
 
 def _nats(value: float) -> str:

@@ -25,7 +25,7 @@ def notes(runs: Sequence[Row]) -> list[str]:
 
 def _ended_worse(run: Row) -> bool:
     final = run["final"]
-    return bool(
+    return final.get("ce") is not None and bool(
         ended_worse({"ce_adapted": final.get("ce"), "ce_sae": final.get("ce_sae"), "ci95": final.get("ci95") or {}})
     )
 
