@@ -1,3 +1,4 @@
+import json
 import logging
 
 import pytest
@@ -74,3 +75,10 @@ def test_tokenizer_of_a_far_smaller_model_is_said(tmp_path, caplog):
 
 def test_tokenizer_without_words_is_refused(tmp_path):
     assert "has no words" in message(saved(tmp_path, made_tokenizer(words=("</s>",))))
+
+
+def test_tokenizer_that_fails_at_its_first_use_is_refused(tmp_path):
+    ref = saved(tmp_path, made_tokenizer())
+    path = tmp_path / "tokenizer_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"model_max_length": {"is": 5}}))
+    assert "cannot encode a text (TypeError" in message(ref)

@@ -22,8 +22,9 @@ def check_tokenizer(tokenizer: Any, model: Any, ref: str) -> None:
     Where a text does hold one, packing refuses it.
 
     Raises:
-        InputError: such a token, or a tokenizer without words.
+        InputError: such a token, a tokenizer without words, or one that cannot turn text into tokens and back.
     """
+    _try_out(tokenizer, ref)
     n_rows, n_tokens = n_embedded(model), len(tokenizer)
     sizes = f"its tokenizer has {n_tokens} tokens, its embedding {n_rows} rows"
     for role in ("bos", "eos", "pad"):
@@ -44,3 +45,15 @@ def check_tokenizer(tokenizer: Any, model: Any, ref: str) -> None:
         )
     if max(words | added) + 1 < (1 - _MOST_PADDING) * n_rows:
         logger.warning("model %s: %s; is it another model's tokenizer?", ref, sizes)
+
+
+def _try_out(tokenizer: Any, ref: str) -> None:
+    """Encode and decode a text: what transformers takes unchecked from a tokenizer's files fails at its first use."""
+    try:
+        ids = tokenizer(["Some text."], add_special_tokens=False, return_attention_mask=False)["input_ids"][0]
+        tokenizer.decode(ids)
+    except Exception as error:
+        raise InputError(
+            f"model {ref} comes with a tokenizer that cannot encode a text ({type(error).__name__}: {error}): put the "
+            "model's own tokenizer files beside it"
+        ) from error
