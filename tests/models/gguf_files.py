@@ -124,6 +124,8 @@ def write_gguf(path, tensors, architecture, metadata, *, shard=None, general=Non
     if shard is None or shard[0] == 0:
         for key, value in metadata.items():
             add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
+            if type(value) is int and value < 0:
+                add[int] = writer.add_int32
             add.get(type(value), writer.add_array)(f"{architecture}.{key}", value)
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre("smollm")

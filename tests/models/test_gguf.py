@@ -1,5 +1,8 @@
 """A GGUF file is read whole or refused: shards, tensors, factors stored as tensors, and every key of its metadata."""
 
+import dataclasses
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -7,6 +10,8 @@ from gguf_files import made_model, metadata_of, tensors_of, write_gguf, write_sh
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from saelora.errors import InputError
+from saelora.models.gguf_config import stated_config
+from saelora.models.gguf_file import read_gguf
 from saelora.models.loading import load_model
 
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0}
@@ -176,6 +181,77 @@ def test_layers_that_differ_in_a_setting_are_refused(tmp_path):
 def test_metadata_that_is_needed_and_lacks_is_named(tmp_path, key):
     _, path = written(tmp_path, "llama", {key: None})
     assert f"does not state llama.{key}" in message(path)
+
+
+HUGE = 2**31 - 1
+NOT_A_NUMBER = [float("nan"), float("inf"), -1.0, 0.0, "many"]
+ABSURD = {
+    ("llama", "block_count"): [HUGE, 2**32 - 1, 0, -1, 2.0, "2", True, []],
+    ("llama", "embedding_length"): [HUGE, 0, -32, 33, "32", [32, 33]],
+    ("llama", "feed_forward_length"): [HUGE, 0, 65, "64"],
+    ("llama", "context_length"): [HUGE, 0, -1, "64", 64.0],
+    ("llama", "vocab_size"): [HUGE, 261, -1, "260"],
+    ("llama", "attention.head_count"): [HUGE, 0, -4, 3, 5, 64, "4"],
+    ("llama", "attention.head_count_kv"): [HUGE, 0, -2, 1, 3, 4, "2"],
+    ("llama", "attention.key_length"): [HUGE, -8, "8"],
+    ("llama", "rope.dimension_count"): [HUGE, 0, -8, "8"],
+    ("llama", "rope.freq_base"): NOT_A_NUMBER,
+    ("llama", "rope.scale_linear"): NOT_A_NUMBER,
+    ("llama", "attention.layer_norm_rms_epsilon"): [float("nan"), -1.0, "small"],
+    ("llama", "attention.scale"): ["0.35", float("nan")],
+    ("phi3", "rope.dimension_count"): [HUGE, 0, 3, "8"],
+    ("phi3", "attention.sliding_window"): [-1, "8"],
+    ("gemma3", "attention.sliding_window"): [0, HUGE, "8"],
+    ("gemma3", "attention.sliding_window_pattern"): [HUGE, [True]],
+    ("gemma3", "rope.freq_base_swa"): NOT_A_NUMBER,
+    ("gpt2", "context_length"): [HUGE, 65],
+    ("gpt2", "attention.head_count"): [HUGE, 0, 5],
+}
+
+
+@pytest.mark.parametrize(("architecture", "key"), ABSURD)
+def test_numbers_that_no_model_has_are_named_before_one_is_made(tmp_path, architecture, key, monkeypatch):
+    """Nothing is converted: a model of the stated sizes would not fit into memory."""
+    monkeypatch.setattr("saelora.models.gguf._convert", None)
+    model = made_model(architecture, **(GEMMA3 if architecture == "gemma3" else {}))
+    for value in ABSURD[architecture, key]:
+        _, path = written(tmp_path, architecture, {key: value}, model=model)
+        said = message(path)
+        assert key in said or "the sizes it states make it" in said, (value, said)
+
+
+@pytest.mark.parametrize("key", ["bos", "eos", "padding"])
+@pytest.mark.parametrize("value", [260, 2**32 - 1])
+def test_special_tokens_outside_the_vocabulary_are_named(tmp_path, key, value):
+    _, path = written(tmp_path, "llama")
+    file = read_gguf([Path(path)])
+    changed = dataclasses.replace(file, metadata={**file.metadata, f"tokenizer.ggml.{key}_token_id": value})
+    with pytest.raises(InputError, match=f"{key}_token_id = {value}, expected a whole number from 0 to 259"):
+        stated_config(changed)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "name", "shape"),
+    [
+        ("llama", "token_embd.weight", (260, 33)),
+        ("llama", "output.weight", (259, 32)),
+        ("llama", "output_norm.weight", (31,)),
+        ("llama", "blk.1.attn_k.weight", (32, 32)),
+        ("llama", "blk.0.ffn_down.weight", (64, 32)),
+        ("qwen2", "blk.1.attn_k.bias", (32,)),
+        ("qwen3", "blk.0.attn_q_norm.weight", (16,)),
+        ("phi3", "blk.0.attn_qkv.weight", (65, 32)),
+        ("phi3", "blk.1.ffn_up.weight", (64, 32)),
+        ("gpt2", "blk.0.attn_qkv.bias", (95,)),
+        ("gpt2", "position_embd.weight", (63, 32)),
+    ],
+)
+def test_tensor_of_another_shape_than_the_sizes_make_it_is_named(tmp_path, architecture, name, shape):
+    options = {"head_dim": 8} if architecture == "qwen3" else {}
+    _, path = written(tmp_path, architecture, more={name: np.ones(shape, np.float32)}, **options)
+    said = message(path)
+    assert "the sizes it states make it" in said
+    assert name in said or name == "token_embd.weight"
 
 
 def test_architecture_that_is_not_read_is_refused(tmp_path):

@@ -82,6 +82,8 @@ def _convert(file: GGUFFile, whole: Path, stated: dict[str, Any], folder: Path) 
                 **source, config=config, dtype=torch.float32, output_loading_info=True
             )
             tokenizer = AutoTokenizer.from_pretrained(**source)
+    except MemoryError:
+        raise
     except Exception as error:  # the reader and the converter raise many kinds, all about this file
         said = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise InputError(f"{gguf} cannot be converted: {said}; give the model's Hugging Face folder instead") from error

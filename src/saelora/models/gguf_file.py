@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from saelora.errors import InputError
+from saelora.models.gguf_header import check_header, unreadable
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
@@ -84,10 +85,11 @@ def read_gguf(paths: Sequence[Path]) -> GGUFFile:
     first: dict[str, Any] = {}
     tensors: dict[str, Any] = {}
     for i, path in enumerate(paths):
-        reader = _reader(path)
-        metadata = _metadata(reader)
+        tensors_here, metadata = _content(path)
         first = first or metadata
-        count = int(metadata.get("split.count") or 1)
+        count = metadata.get("split.count") or 1
+        if not isinstance(count, int):
+            raise InputError(f"{path} states split.count = {str(count)[:40]!r}, expected a number: fetch it again")
         if len(paths) == 1 and count > 1:
             raise InputError(
                 f"{path} is one of {count} files of a split model, but its name does not say which: name them as "
@@ -95,7 +97,7 @@ def read_gguf(paths: Sequence[Path]) -> GGUFFile:
             )
         if len(paths) > 1 and (metadata.get("split.no"), count) != (i, len(paths)):
             raise InputError(f"{path} is not file {i + 1} of {len(paths)} by its own account: fetch that file again")
-        for tensor in reader.tensors:
+        for tensor in tensors_here:
             if tensor.name in tensors:
                 raise InputError(f"{path} holds {tensor.name} a second time: the files are not of one model")
             tensors[tensor.name] = tensor
@@ -129,16 +131,18 @@ def merge(file: GGUFFile, target: Path) -> None:
     writer.close()
 
 
-def _reader(path: Path) -> Any:
-    from gguf import GGUFEndian, GGUFReader
+def _content(path: Path) -> tuple[list[Any], dict[str, Any]]:
+    """A file's tensors and its metadata."""
+    from gguf import GGUFReader
 
+    check_header(path)
     try:
         reader = GGUFReader(path)
+        return reader.tensors, _metadata(reader)
+    except MemoryError:
+        raise
     except Exception as error:  # on a damaged file the reader fails wherever its offsets happen to point
-        raise InputError(f"{path} is not a readable GGUF file: it is damaged or incomplete, fetch it again") from error
-    if reader.endianess == GGUFEndian.BIG:
-        raise InputError(f"{path} is a GGUF file of big-endian numbers: convert it with gguf-convert-endian")
-    return reader
+        raise unreadable(path, (str(error).strip() or type(error).__name__).splitlines()[0][:100]) from error
 
 
 def _metadata(reader: Any) -> dict[str, Any]:
