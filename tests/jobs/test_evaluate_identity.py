@@ -120,6 +120,15 @@ def test_an_adapter_without_a_manifest_is_measured_and_what_cannot_be_checked_is
     assert "it has no saelora.json" in results["about"]["unchecked"][0]
 
 
+def test_what_a_manifest_may_lack_is_not_missed(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    manifest = json.loads((run / "saelora.json").read_text())
+    del manifest["model"]["revision"], manifest["method"]
+    (run / "saelora.json").write_text(json.dumps(manifest))
+    assert main(["evaluate", "--adapter", str(run), "--json", "--quiet"]) == 0
+    trained = json.loads((run / "results.json").read_text())
+    assert json.loads(capsys.readouterr().out)["ce_adapted"] == trained["ce_adapted"]
+
+
 def test_a_trained_sae_takes_no_other_ones_place(
     workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

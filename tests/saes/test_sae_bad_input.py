@@ -1,6 +1,8 @@
 """Whatever is wrong with an SAE's files ends in one line that says what to do."""
 
 import json
+import struct
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,15 @@ def test_pickled_code_in_params_npz_is_refused_and_never_run(tmp_path: Path) -> 
     np.savez(folder / "params.npz", W_enc=np.array([Payload(mark)], dtype=object))
     assert "params.npz cannot be read" in refused(folder, hookpoint="layers.1")
     assert not mark.exists()
+
+
+@pytest.mark.parametrize("header", ["{'descr': '<f4',\n ", "{'descr': \\", "]"])
+def test_array_with_a_damaged_header_is_refused(tmp_path: Path, header: str) -> None:
+    folder = tmp_path / "layer_1"
+    folder.mkdir()
+    with zipfile.ZipFile(folder / "params.npz", "w") as file:
+        file.writestr("W_enc.npy", b"\x93NUMPY\x01\x00" + struct.pack("<H", len(header)) + header.encode())
+    assert "params.npz cannot be read" in refused(folder, hookpoint="layers.1")
 
 
 def test_extra_gemma_scope_tensor_is_refused_unless_it_scales_by_one(tmp_path: Path) -> None:

@@ -44,7 +44,9 @@ def recorded_run(folder: Path) -> dict[str, Any] | None:
     found = read_json(path)
     if not isinstance(found, dict) or not {"config", "model", "saes"} <= found.keys():
         raise InputError(f"{path} is no manifest of an adapter: is {folder} the output folder of saelora adapt?")
-    return check_file(found, shapes.MANIFEST, path, "bring it back as its run left it, or run adapt anew")
+    check_file(found, shapes.MANIFEST, path, "bring it back as its run left it, or run adapt anew")
+    found["model"].setdefault("revision", None)
+    return {"method": "lora", **found}
 
 
 def check_parts(parts: list[str], recorded: dict[str, Any], adapter: str) -> None:
