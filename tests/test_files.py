@@ -209,3 +209,6 @@ def test_leftovers_go_where_nobody_is_writing_and_stay_where_somebody_is(tmp_pat
         assert (tmp_path / f"{MARK}part-1").exists()
     tidy(tmp_path)
     assert not list(tmp_path.iterdir())
+    (tmp_path / f"{MARK}lock").write_text("a process that was killed")
+    tidy(tmp_path)
+    assert not list(tmp_path.iterdir())

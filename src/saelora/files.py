@@ -179,7 +179,7 @@ def tidy(folder: Path, *more: str) -> None:
         more: names in there that a finished folder has no more use for.
     """
     paths = [folder / name for name in more]
-    if folder.is_dir() and (any(folder.glob(f"{MARK}part-*")) or any(path.exists() for path in paths)):
+    if folder.is_dir() and (any(folder.glob(f"{MARK}*")) or any(path.exists() for path in paths)):
         with suppress(InputError), locked(folder):
             remove_leftovers(folder)
             for path in paths:

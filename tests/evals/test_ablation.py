@@ -1,6 +1,7 @@
 """Interventions on latents, and cross entropies under them, against plain forwards in float64."""
 
 from contextlib import contextmanager
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 import families
 from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.lora import disabled, lora_config
+from saelora.core.massive import Massive
 from saelora.core.splice import splice
 from saelora.core.students import Student
 from saelora.evals.ablation import (
@@ -120,7 +122,7 @@ def test_shuffled_latents_are_another_counted_position_s(fresh):
     with splice(model, {HOOKPOINT: Shuffled(sae, shuffle)}, SPARE_SPECIAL, observer=lambda *e: seen.update(e=e)):
         model(input_ids=rows)
     _, x, _, recon, _ = seen["e"]
-    source = shuffle.source_N
+    source = shuffle.source()
     expected = sae.decode(sae.encode(x)).flatten(0, 1)
     for i, ok in enumerate(mask.flatten().tolist()):
         if ok:
@@ -132,10 +134,29 @@ def test_shuffled_latents_are_another_counted_position_s(fresh):
     assert sorted(source.tolist()) == list(range(rows.numel()))  # every one's latents are somewhere
 
 
+def test_positions_spared_by_their_norm_stay_out_of_the_shuffle(fresh):
+    model, sae, rows, seen = fresh("llama"), TinySAE(D_MODEL), rows_of("llama"), {}
+    with splice(model, {HOOKPOINT: sae}, SPARE_SPECIAL, observer=lambda *e: seen.update(e=e)):
+        model(input_ids=rows)
+    _, x, _, _, mask = seen["e"]
+    policy = replace(SPARE_SPECIAL, massive=Massive(2.0, ((HOOKPOINT, float(x.norm(dim=-1)[mask].median())),)))
+    shuffle = Shuffle()
+    shuffle.draw(mask, torch.Generator().manual_seed(0))
+    with splice(model, {HOOKPOINT: Shuffled(sae, shuffle)}, policy, observer=lambda *e: seen.update(e=e)):
+        model(input_ids=rows)
+    *_, recon, replaced_too = seen["e"]
+    massive = mask & ~replaced_too
+    assert 0 < massive.sum() < mask.sum() / 2 + 1
+    own = sae.decode(sae.encode(x))
+    moved = sorted(map(tuple, recon[replaced_too].tolist()))
+    assert moved == sorted(map(tuple, own[replaced_too].tolist()))  # the same ones, none of the spared among them
+    assert not torch.equal(recon[replaced_too], own[replaced_too])
+
+
 def test_a_counted_position_by_itself_keeps_its_latents():
     shuffle = Shuffle()
     shuffle.draw(torch.tensor([[False, True, False]]), torch.Generator())
-    assert shuffle.source_N.tolist() == [0, 1, 2]
+    assert shuffle.source().tolist() == [0, 1, 2]
 
 
 def test_variants_of_one_batch_share_a_draw_and_batches_do_not(fresh):
@@ -144,11 +165,11 @@ def test_variants_of_one_batch_share_a_draw_and_batches_do_not(fresh):
 
     def before(mask):
         shuffle.draw(mask, generator)
-        drawn.append(shuffle.source_N)
+        drawn.append(shuffle.order)
 
     with splice(model, {HOOKPOINT: Shuffled(sae, shuffle)}, SPARE_SPECIAL) as opened:
         variants = {"sae": Student(opened), "adapted": Student(opened, "default")}
-        spy = dict.fromkeys(variants, lambda *event: used.append(shuffle.source_N))
+        spy = dict.fromkeys(variants, lambda *event: used.append(shuffle.order))
         same = rows[[0, 1, 0, 1]]  # equal batches: a second draw shows as other numbers
         found = cross_entropies(model, variants, SPARE_SPECIAL, same, before=before, observers=spy)
     assert [id(source) for source in used] == [id(drawn[0])] * 2 + [id(drawn[1])] * 2

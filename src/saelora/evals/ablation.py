@@ -43,15 +43,21 @@ class Ablated(nn.Module):
 class Shuffle:
     """One draw of which position's latents each counted position gets; every SAE and every variant uses the same."""
 
-    source_N: Tensor | None = None
+    def __init__(self) -> None:
+        self.order, self.n = torch.empty(0, dtype=torch.long), 0
 
     def draw(self, mask_BS: Tensor, generator: torch.Generator) -> None:
         """A random cycle through a batch's counted positions: none keeps its own latents, unless it is the only one."""
-        source_N = torch.arange(mask_BS.numel())
         counted = mask_BS.flatten().cpu().nonzero()[:, 0]
         order = counted[torch.randperm(len(counted), generator=generator)]
+        self.order, self.n = order.to(mask_BS.device), mask_BS.numel()
+
+    def source(self, spared_N: Tensor | None = None) -> Tensor:
+        """Where each position's latents come from [batch * seq]: its own where it is not counted, or is spared."""
+        order = self.order if spared_N is None else self.order[~spared_N[self.order]]
+        source_N = torch.arange(self.n, device=order.device)
         source_N[order] = order.roll(1)
-        self.source_N = source_N.to(mask_BS.device)
+        return source_N
 
 
 class Shuffled(nn.Module):
@@ -59,18 +65,21 @@ class Shuffled(nn.Module):
 
     What each latent does on average stays as it was; what it says about its own position is gone. It is the
     reconstruction that moves, so that SAEs that keep a position's scale between encode and decode move that too.
+    Positions that are counted and spared all the same, as massive ones are, stay out of it: a splice shows its SAE the
+    same number everywhere there (``Splice.given``), which no activation is.
     """
 
     def __init__(self, sae: SAE, shuffle: Shuffle):
         super().__init__()
-        self.sae, self.shuffle = sae, shuffle
+        self.sae, self.shuffle, self.spared_N = sae, shuffle, torch.empty(0)
 
     def encode(self, x: Tensor) -> Tensor:
+        self.spared_N = (x == x[..., :1]).all(-1).flatten()
         return self.sae.encode(x)
 
     def decode(self, feature_acts: Tensor) -> Tensor:
         recon = self.sae.decode(feature_acts)
-        return recon.flatten(0, 1)[self.shuffle.source_N].view_as(recon)
+        return recon.flatten(0, 1)[self.shuffle.source(self.spared_N)].view_as(recon)
 
 
 @dataclass
