@@ -23,7 +23,7 @@ Shape = Any  # a type, a tuple of types, [shape] of a list's items, {"key": shap
 NUMBER, MAYBE_NUMBER, MAYBE_TEXT = (int, float), (int, float, type(None)), (str, type(None))
 _NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list", type(None): "null"}
 _FIGURE = re.compile(r"(ce|kl|top1|loss_recovered)(_|$)|gap_closed$|n_tokens|seconds|tokens_per_second$")
-_TOGETHER = [("relative_error", "relative_error_q10", "relative_error_q90")]
+_TOGETHER: list[tuple[str, ...]] = [("relative_error", "relative_error_q10", "relative_error_q90")]
 _TOGETHER += [("seconds_training", "tokens_per_second"), ("n_massive", "n_positions", "massive_limit")]
 
 _MODEL = {"ref": str, "fingerprint?": MAYBE_TEXT, "revision?": MAYBE_TEXT, "dtype?": str, "model_type?": str}
