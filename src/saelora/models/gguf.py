@@ -7,8 +7,7 @@ import hashlib
 import io
 import logging
 import shutil
-import tempfile
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import __version__ as transformers_version
 
 from saelora.errors import InputError
+from saelora.files import scratch_folder, write_whole
 from saelora.models.assets import cache_dir, publish
 from saelora.models.gguf_config import FACTORS, stated_config
 from saelora.models.gguf_file import GGUFFile, merge, read_gguf, shards_of
@@ -48,12 +48,12 @@ def converted(gguf: Path) -> Path:
     _check_room(file)
     logger.info("converting %s once, into %s", gguf.name, target)
     try:
-        with tempfile.TemporaryDirectory(prefix=".convert-", dir=_made(target.parent)) as temporary:
+        with scratch_folder(_made(target.parent)) as temporary:
             whole = paths[0]
             if len(paths) > 1:
-                whole = Path(temporary) / "whole.gguf"
+                whole = temporary / "whole.gguf"
                 merge(file, whole)
-            publish(_convert(file, whole, config, Path(temporary) / "model"), target)
+            publish(_convert(file, whole, config, temporary / "model"), target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error}; set SAELORA_CACHE to a folder with room") from error
     return target
@@ -143,13 +143,8 @@ def file_sha256(path: Path) -> str:
         return memo.read_text()
     with path.open("rb") as handle:
         digest = hashlib.file_digest(handle, "sha256").hexdigest()
-    try:
-        with tempfile.TemporaryDirectory(prefix=".hash-", dir=_made(memo.parent)) as temporary:
-            written = Path(temporary) / key
-            written.write_text(digest)
-            written.replace(memo)
-    except OSError:
-        pass  # the memo only saves time: without room for it the hash is computed again
+    with suppress(InputError):  # the memo only saves time: without room for it the hash is computed again
+        write_whole(_made(memo.parent) / key, digest.encode())
     return digest
 
 
