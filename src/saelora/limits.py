@@ -51,7 +51,10 @@ def placement(value: str) -> str | None:
     """Whether the model has these layers is seen later."""
     part = r"\s*\d{1,6}\s*(-\s*\d{1,6}\s*)?"
     known = re.fullmatch(rf"all|after|layers:{part}(,{part})*", value)
-    return None if known else "after, all, or layers:13,14 (layers:13-20)"
+    ranges = re.findall(r"(\d+)\s*-\s*(\d+)", value)
+    if known and all(int(low) <= int(high) for low, high in ranges):
+        return None
+    return "after, all, or layers:13,14 (layers:13-20, the lower one first)"
 
 
 def exempt(value: str) -> str | None:

@@ -8,11 +8,12 @@ from saelora.console import Console
 from saelora.jobs import adapt as adapt_job
 from saelora.jobs import evaluate as evaluate_job
 from saelora.jobs import report as report_job
-from saelora.limits import POSITIVE, SEED, device
+from saelora.limits import SEED, Within, device
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
 from saelora.report.text import loss_table, samples_text
 
 PAGE_TOKENS = Count(6144)  # of held-out text, for what the page shows beside the losses
+_CONTEXT, _EVAL_CONTEXT = 256, 512  # tokens per row
 
 
 @dataclass(kw_only=True)
@@ -20,8 +21,10 @@ class Config(Configuration):
     """Demo"""
 
     out: str = option("saelora-demo", "folder for all results; never overwritten silently")
-    tokens: Count = option(Count(25_600), "tokens to adapt on", limit=POSITIVE)
-    eval_tokens: Count = option(Count(21_504), "tokens of held-out text to evaluate on", limit=POSITIVE)
+    tokens: Count = option(Count(25_600), "tokens to adapt on", limit=Within(least=_CONTEXT))
+    eval_tokens: Count = option(
+        Count(21_504), "tokens of held-out text to evaluate on", limit=Within(least=_EVAL_CONTEXT)
+    )
     seed: int = option(0, "of rows and initial weights", limit=SEED)
     resume: bool = option(False, "go on with an interrupted demo in --out")
     overwrite: bool = option(False, "delete what is in --out and start anew")
@@ -45,7 +48,8 @@ def demo(config: Config | None = None, **options: Any) -> dict[str, Any]:
         sae=[DEFAULT_SAE],
         data=DEFAULT_DATA,
         samples=3,
-        eval_context=512,
+        context=_CONTEXT,
+        eval_context=_EVAL_CONTEXT,
         history_points=4,
         history_tokens=Count(2048),
         **vars(config),

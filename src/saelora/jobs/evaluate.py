@@ -14,6 +14,7 @@ from saelora.console import Console
 from saelora.errors import InputError
 from saelora.files import tidy
 from saelora.identity import measured_on
+from saelora.jobs.acting import PART_OPTIONS, check_acting
 from saelora.jobs.parts.asked import Asked, read_kept
 from saelora.jobs.parts.options import capabilities, faithfulness, saebench, steering, tokens
 from saelora.jobs.recorded import check_parts, described, recorded_run, with_recorded
@@ -34,13 +35,6 @@ if TYPE_CHECKING:
 
 Part = Literal["loss", "tokens", "drift", "faithfulness", "steering", "capabilities", "saebench", "all"]
 PARTS = ("tokens", "drift", "faithfulness", "steering", "capabilities", "saebench")  # modules of saelora.jobs.parts
-OPTIONS: dict[str, Any] = {  # of those parts that have some
-    "tokens": tokens,
-    "faithfulness": faithfulness,
-    "steering": steering,
-    "capabilities": capabilities,
-    "saebench": saebench,
-}
 ALL = ("loss", "tokens", "drift", "faithfulness", "steering")  # what needs nothing beside the adapter's run
 
 
@@ -98,6 +92,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     group = processes(config)
     console = Console(quiet=config.quiet or not group.is_main)
     parts = parts_of(config, group)
+    check_acting(config, "evaluate", {"parts": parts})
     file, folder = _outputs(config, parts)
     given = config.given
     recorded = recorded_run(Path(config.adapter)) if config.adapter else None
@@ -106,7 +101,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
         config = with_recorded(config, recorded, _OWN)
     check_named(config)
     asked = Asked(parts, folder, console, {} if folder is None or config.overwrite else read_kept(folder, parts))
-    asked.check(OPTIONS, config)
+    asked.check(PART_OPTIONS, config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     import torch  # seconds, with what follows: after what can be wrong without them
 

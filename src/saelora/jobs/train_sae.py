@@ -4,10 +4,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-from saelora.config import Configuration, Count, configured, hints_of, option
+from saelora.config import Configuration, Count, configured, hints_of, limits_of, option
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.files import tidy
+from saelora.jobs.acting import check_acting
 from saelora.jobs.run import CHECKPOINTS, RunOptions, check_out, processes, taken_up
 from saelora.jobs.sae_folder import FINISHED, names_of, target_of
 from saelora.limits import NOT_NEGATIVE, POSITIVE, ROW, SHARE, OneOf, Within, exempt
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from saelora.objectives.sae_start import Start
 
 Objective = Literal["local", "e2e", "e2e+downstream"]
-_DOWNSTREAM = 1.0
 
 
 @dataclass(kw_only=True)
@@ -46,9 +46,7 @@ class SAETrainingOptions(Configuration):
         "local: reconstruct the activation; e2e: through the layers above, keep the model's predictions (KL alone); "
         "e2e+downstream: those and the later layers' outputs",
     )
-    downstream: float = option(
-        _DOWNSTREAM, "weight of the later layers' error in e2e+downstream", limit=Within(above=0)
-    )
+    downstream: float = option(1.0, "weight of the later layers' error in e2e+downstream", limit=Within(above=0))
     start: str | None = option(
         None, "a finished SAE to go on from (topk, standard, jumprelu; references as in adapt's --sae)"
     )
@@ -128,6 +126,9 @@ def _train(config: Config, held: ExitStack) -> dict[str, Any]:
         group.on_main(lambda: tidy(folder, CHECKPOINTS))
         return {name: read_json(target_of(config, folder, name) / RESULTS) for name in names_of(config, folder)}
     check(config)
+    known = config.start is None or config.architecture is not None
+    architectures = {recipe.architecture for recipe in recipes_of(config).values()} if known else set()
+    check_acting(config, "train-sae", {"architecture": sorted(architectures)})
     console.say(f"loading {config.model}")
     from saelora.jobs.train_sae_run import train  # seconds: after what can be wrong without it
 
@@ -144,11 +145,6 @@ def check(config: Config) -> None:
     k = config.k or (0 if config.start else SAERecipe.k)
     if config.d_sae is not None and config.d_sae < k:
         raise InputError(f"k is {k} but d_sae is {config.d_sae}: lower k or widen the SAE")
-    if config.objective != "e2e+downstream" and config.downstream != _DOWNSTREAM:
-        raise InputError(
-            f"downstream is {config.downstream}, but objective {config.objective} has no such term: "
-            "use --objective e2e+downstream, or leave it out"
-        )
     if config.objective != "local" and config.shard:
         raise InputError(
             f"--objective {config.objective} does not run on sharded layers, since each process runs the model for its "
@@ -167,4 +163,4 @@ def recipes_of(config: Config, begin: "Start | None" = None) -> dict[str, SAERec
         like_start = {"architecture": begin.architecture, "k": begin.k}
         like_start |= {} if "expansion" in given else {"d_sae": begin.d_sae}
         given = {**{name: value for name, value in like_start.items() if value is not None}, **given}
-    return variant_recipes(config.variant, SAERecipe(**given), kinds)
+    return variant_recipes(config.variant, SAERecipe(**given), kinds, limits_of(Config))

@@ -6,6 +6,7 @@ from typing import Any
 from saelora import shapes
 from saelora.console import Console
 from saelora.files import tidy
+from saelora.jobs.acting import check_acting
 from saelora.jobs.run import CHECKPOINTS, check_out, processes, taken_up
 from saelora.jobs.training_options import recipe_of
 from saelora.manifest import RESULTS, read_json
@@ -33,6 +34,7 @@ def tune(config: Any, command: str) -> dict[str, Any]:
         group.on_main(lambda: tidy(folder, CHECKPOINTS))
         found = read_json(folder / RESULTS)
         return check_file(found, shapes.FIGURES, folder / RESULTS, "run it anew with --overwrite")
+    check_acting(config, command)
     recipe_of(config)  # refuses bad values before anything is loaded
     check_named(config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")

@@ -13,8 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from saelora.config import coerce
+from saelora.config import check_limit, coerce
 from saelora.errors import InputError
+from saelora.limits import Limit
 
 Architecture = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated"]
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
@@ -93,11 +94,14 @@ def variant_name(text: str) -> str:
     return "".join(text.split())
 
 
-def variant_recipes(texts: Sequence[str], common: SAERecipe, kinds: Mapping[str, Any]) -> dict[str, SAERecipe]:
+def variant_recipes(
+    texts: Sequence[str], common: SAERecipe, kinds: Mapping[str, Any], limits: Mapping[str, Limit] | None = None
+) -> dict[str, SAERecipe]:
     """The recipes that variants such as "k=16" or "architecture=batchtopk,k=64" make of a common one.
 
     Args:
         kinds: type of each field that a variant may set, as `saelora.config.coerce` takes it.
+        limits: what its values have to be beyond their types.
 
     Returns:
         Recipes by variant name; {"": common} for no variants.
@@ -109,7 +113,7 @@ def variant_recipes(texts: Sequence[str], common: SAERecipe, kinds: Mapping[str,
     for text in texts:
         name = variant_name(text)
         try:
-            recipe = _override(name, common, kinds)
+            recipe = _override(name, common, kinds, limits or {})
         except InputError as error:
             raise InputError(f"variant {text!r}: {error}") from None
         same = next((other for other in recipes if recipes[other] == recipe), None)
@@ -119,7 +123,7 @@ def variant_recipes(texts: Sequence[str], common: SAERecipe, kinds: Mapping[str,
     return recipes or {"": common}
 
 
-def _override(name: str, common: SAERecipe, kinds: Mapping[str, Any]) -> SAERecipe:
+def _override(name: str, common: SAERecipe, kinds: Mapping[str, Any], limits: Mapping[str, Limit]) -> SAERecipe:
     """`common` with the fields that a variant's name sets."""
     if not _FOLDER_NAME.fullmatch(name):
         raise InputError("expected key=value, several parted by commas, in at most 200 of A-Z a-z 0-9 _ . = , -")
@@ -136,6 +140,7 @@ def _override(name: str, common: SAERecipe, kinds: Mapping[str, Any]) -> SAEReci
         if key in values:
             raise InputError(f"{key} is given twice: keep one")
         values[key] = coerce(kinds[key], value, key)
+        check_limit(limits.get(key), values[key], key)
     if "expansion" in values:
         values.setdefault("d_sae", None)  # the common d_sae would silently win over the variant's expansion
     return replace(common, **values)
