@@ -1,11 +1,9 @@
-"""Load the demo's adapter with PEFT, splice the SAE in, and generate: original, spliced, adapted.
+"""Load the demo's adapter, splice the SAE in, and generate: original, spliced, adapted.
 
 python examples/generate_through_sae.py saelora-demo "The state of our union"
 """
 
 import sys
-
-from peft import PeftModel
 
 import saelora
 
@@ -14,7 +12,7 @@ def main(folder: str, prompt: str) -> dict[str, str]:
     loaded = saelora.load_model("smollm2-135m-instruct")
     sae = saelora.load_sae("smollm2-135m-instruct.layers.12.resid_post")
     token_mask = saelora.TokenPolicy().resolve(loaded.tokenizer)
-    model = PeftModel.from_pretrained(loaded.model, folder)
+    model = saelora.load_adapter(loaded.model, folder)
     ids = loaded.tokenizer(loaded.tokenizer.bos_token + prompt, return_tensors="pt")
 
     def generate() -> str:

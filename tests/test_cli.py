@@ -1,7 +1,9 @@
 """The command line's surface, and that importing the package is cheap."""
 
+import re
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -69,6 +71,25 @@ def test_python_calls_refuse_unknown_options(name: str) -> None:
         getattr(saelora, name)(typo=1)
 
 
+@pytest.mark.parametrize("command", JOBS)
+def test_out_of_memory_is_answered_with_options_that_the_command_has(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = command.replace("-", "_")
+    module = import_module(f"saelora.jobs.{name}")
+
+    def fail(config: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(module, name, fail)
+    assert main([command]) == 2
+    said = capsys.readouterr().err
+    named = {word.removeprefix("--").replace("-", "_") for word in re.findall(r"--[a-z-]+", said)}
+    assert named <= module.Config.__dataclass_fields__.keys()
+    assert said.startswith("saelora: memory ran out (MemoryError): ")
+    assert "free some" in said
+
+
 def test_every_public_name_is_there() -> None:
     assert all(getattr(saelora, name) is not None for name in saelora.__all__)
     with pytest.raises(AttributeError, match="nose"):
@@ -80,6 +101,8 @@ def test_the_package_lists_what_is_there_and_knows_its_version() -> None:
 
     assert saelora.__version__ == version("saelora")
     assert {*saelora.__all__, "__version__"} <= set(dir(saelora))
+    assert set(saelora._HOMES) | {"InputError"} == {*saelora.__all__}
+    assert {"load_adapter", "load_model", "load_sae"} <= {*saelora.__all__}
 
 
 def test_importing_the_package_and_its_command_line_is_cheap() -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from saelora.jobs.report import write_report
     from saelora.jobs.sweep import sweep
     from saelora.jobs.train_sae import train_sae
+    from saelora.models.adapters import load_adapter
     from saelora.models.hookpoints import Hookpoint, parse_hookpoint
     from saelora.models.loading import load_model
     from saelora.saes.loading import load_sae
@@ -36,6 +37,7 @@ _HOMES = {
     "evaluate_loss": "evals.loss",
     "finetune_sae": "jobs.finetune_sae",
     "kl_head": "core.kl_head",
+    "load_adapter": "models.adapters",
     "load_model": "models.loading",
     "load_sae": "saes.loading",
     "open_corpus": "data.corpus",
@@ -58,6 +60,7 @@ __all__ = [
     "evaluate_loss",
     "finetune_sae",
     "kl_head",
+    "load_adapter",
     "load_model",
     "load_sae",
     "open_corpus",

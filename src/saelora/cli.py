@@ -70,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str], complain: Callable[[str], None]) -> int:
     from saelora.train.interrupt import Interrupted
 
+    kind: type = object
     try:
         parser, module, kind = _parser(argv)
         parsed, unknown = parser.parse_known_args(argv)
@@ -110,11 +111,18 @@ def _run(argv: list[str], complain: Callable[[str], None]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        complain(
-            f"memory ran out ({' '.join(str(error).split())[:100] or 'MemoryError'}): lower --batch-rows, --context or "
-            "--eval-context, or free some; a run that had begun goes on from its last checkpoint with --resume"
-        )
+        complain(f"memory ran out ({' '.join(str(error).split())[:100] or 'MemoryError'}): {_less_memory(kind)}")
         return InputError.exit_code
+
+
+def _less_memory(kind: type) -> str:
+    """What to do where memory ran out, with the options that the command has."""
+    there = getattr(kind, "__dataclass_fields__", {})
+    flags = ["--" + name.replace("_", "-") for name in ("batch_rows", "context", "eval_context") if name in there]
+    where = ", ".join(flags) or ("batch_rows or context in the recipe" if "recipe" in there else "")
+    lower = f"lower {where}, or " if where else ""
+    resumed = "; a run that had begun goes on from its last checkpoint with --resume" if "resume" in there else ""
+    return f"{lower}free some{resumed}"
 
 
 def _print(result: Any, module: Any, as_json: bool) -> None:

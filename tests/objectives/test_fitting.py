@@ -47,7 +47,11 @@ def test_a_row_that_does_not_fit_is_refused_and_so_is_a_loss_of_the_whole_batch(
 ) -> None:
     with objective([METHODS["lora"]]) as one:
         free(monkeypatch, 100)
-        with pytest.raises(InputError, match="lower --context"):
+        with pytest.raises(InputError, match="lower --context or --rank, or free"):
+            fit_step(one, ROWS, print, ALONE)
+    with objective([METHODS["sae, kl+mse"]]) as one:  # finetune-sae has no rank
+        free(monkeypatch, 100)
+        with pytest.raises(InputError, match="lower --context, or free"):
             fit_step(one, ROWS, print, ALONE)
     with objective([METHODS["sae, kl+mse"]]) as one:
         fixed, row = needs(one, ROWS)

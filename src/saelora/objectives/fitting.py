@@ -35,9 +35,10 @@ def fit_step(objective: Distill, rows: Tensor, say: Callable[[str], None], group
         return
     needed = f"a step on {len(mine)} rows needs about {_size(fixed + row * len(mine))} of memory"
     if fits < 1:
+        ranked = any(r.adapter or any(sae.part == "linear" for sae in r.saes.values()) for r in objective.runs)
         raise InputError(
-            f"{needed}, one row {_size(fixed + row)}, and {_size(free)} may be used: lower --context or --rank, or "
-            "free some memory"
+            f"{needed}, one row {_size(fixed + row)}, and {_size(free)} may be used: lower --context"
+            f"{' or --rank' if ranked else ''}, or free some memory"
         )
     if not objective.divisible:
         raise InputError(
