@@ -234,14 +234,16 @@ def in_scratch(parent: Path, *, killed: bool) -> int:
 
 def test_scratch_folders_of_killed_processes_go_and_of_living_ones_stay(tmp_path: Path) -> None:
     living = in_scratch(tmp_path, killed=False)
-    (own,) = tmp_path.glob("*/big")
-    in_scratch(tmp_path, killed=True)
-    assert len(list(tmp_path.glob("*/big"))) == 2
-    with scratch_folder(tmp_path) as folder:
-        assert list(tmp_path.glob("*/big")) == [own]
-        (folder / "big").touch()
-    os.kill(living, signal.SIGKILL)
-    os.waitpid(living, 0)
+    try:
+        (own,) = tmp_path.glob("*/big")
+        in_scratch(tmp_path, killed=True)
+        assert len(list(tmp_path.glob("*/big"))) == 2
+        with scratch_folder(tmp_path) as folder:
+            assert list(tmp_path.glob("*/big")) == [own]
+            (folder / "big").touch()
+    finally:
+        os.kill(living, signal.SIGKILL)
+        os.waitpid(living, 0)
     with scratch_folder(tmp_path):
         pass
     assert list(tmp_path.iterdir()) == []

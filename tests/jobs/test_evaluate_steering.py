@@ -21,8 +21,12 @@ SMALL = {
 
 
 def steering(adapted: Path, out: Path, *flags: str, **options: Any) -> int:
-    given = ws.as_flags({"adapter": adapted, "out": out, **SMALL, **options})
-    return main(["evaluate", "--parts", "steering", "--steering-rates", "0.02", "0.7", *given, *flags, "--quiet"])
+    small, rates = dict(SMALL), ["--steering-rates", "0.02", "0.7"]
+    if "--steering-latents" in flags:  # none are chosen then
+        small.pop("steering_n")
+        rates = []
+    given = ws.as_flags({"adapter": adapted, "out": out, **small, **options})
+    return main(["evaluate", "--parts", "steering", *rates, *given, *flags, "--quiet"])
 
 
 def result(out: Path) -> Any:
