@@ -92,7 +92,6 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     group = processes(config)
     console = Console(quiet=config.quiet or not group.is_main)
     parts = parts_of(config, group)
-    check_acting(config, "evaluate", {"parts": parts})
     file, folder = _outputs(config, parts)
     given = config.given
     recorded = recorded_run(Path(config.adapter)) if config.adapter else None
@@ -100,6 +99,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
         check_parts(parts, recorded, str(config.adapter))
         config = with_recorded(config, recorded, _OWN)
     check_named(config)
+    check_acting(config, "evaluate", {"parts": parts})
     asked = Asked(parts, folder, console, {} if folder is None or config.overwrite else read_kept(folder, parts))
     asked.check(PART_OPTIONS, config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
