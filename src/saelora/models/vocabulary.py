@@ -48,7 +48,7 @@ def check_tokenizer(tokenizer: Any, model: Any, ref: str) -> None:
 
 
 def _try_out(tokenizer: Any, ref: str) -> None:
-    """Encode and decode the empty text: what transformers takes unchecked from a tokenizer's files fails at first use."""
+    """Encode and decode the empty text: what transformers takes unchecked from a tokenizer's files fails in use."""
     try:
         ids = tokenizer([""], add_special_tokens=False, return_attention_mask=False)["input_ids"][0]
         tokenizer.decode(ids)
