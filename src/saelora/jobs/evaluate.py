@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -103,8 +105,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     asked = Asked(parts, folder, console, {} if folder is None or config.overwrite else read_kept(folder, parts))
     asked.check(PART_OPTIONS, config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
-    import torch  # seconds, with what follows: after what can be wrong without them
-
+    # seconds, torch among them: after what can be wrong without them
     from saelora.assemble import assemble, autocast_dtype, validation_rows
     from saelora.core.check import check_against_whole
     from saelora.jobs.parts import Subject
@@ -124,31 +125,44 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
         with frozen_and_tuned(model, assembled, tuned) as (spliced, adapted):
             others = [adapted] if adapted is not None else []
             check_against_whole(model, spliced, rows[:2], others=others, autocast=autocast_dtype(assembled.loaded))
-    with ExitStack() as stack:
-        opened: list[Subject] = []
 
+    def loss() -> dict[str, Any]:
+        found = measure(console, assembled, model, rows, group, tuned)
+        return {**found, "method": recorded["method"]} if tuned and recorded else found
+
+    with ExitStack() as stack:
+
+        @cache
         def subject() -> Subject:
             """What parts beyond the losses are measured on, its splices opened for the first of them."""
-            if not opened:
-                spliced, adapted = stack.enter_context(frozen_and_tuned(model, assembled, tuned))
-                opened.append(Subject(model, spliced, assembled, rows, console, str(config.adapter), adapted))
-            return opened[0]
+            spliced, adapted = stack.enter_context(frozen_and_tuned(model, assembled, tuned))
+            return Subject(model, spliced, assembled, rows, console, str(config.adapter), adapted)
 
-        def loss() -> dict[str, Any]:
-            found = measure(console, assembled, model, rows, group, tuned)
-            return {**found, "method": recorded["method"]} if tuned and recorded else found
-
-        for part in asked.todo():
-            started = time.monotonic()
-            try:
-                found = loss() if part == "loss" else import_module(f"saelora.jobs.parts.{part}").run(subject(), config)
-                if folder is not None:
-                    write_part(folder, part, found, _provenance(config, about, started))
-            except (InputError, torch.OutOfMemoryError) as error:
-                asked.fail(part, error)
-            else:
-                asked.took(part, found)
+        _run_parts(config, asked, loss, subject, about, folder)
     return _finish(config, asked, about, file if group.is_main else None, folder, console)
+
+
+def _run_parts(
+    config: Config,
+    asked: Asked,
+    loss: Callable[[], dict[str, Any]],
+    subject: Callable[[], Subject],
+    about: dict[str, Any],
+    folder: Path | None,
+) -> None:
+    """Measure what is still to do and write each part as it ends; one that fails leaves the others."""
+    import torch
+
+    for part in asked.todo():
+        started = time.monotonic()
+        try:
+            found = loss() if part == "loss" else import_module(f"saelora.jobs.parts.{part}").run(subject(), config)
+            if folder is not None:
+                write_part(folder, part, found, _provenance(config, about, started))
+        except (InputError, torch.OutOfMemoryError) as error:
+            asked.fail(part, error)
+        else:
+            asked.took(part, found)
 
 
 def _finish(
