@@ -24,7 +24,7 @@ NUMBER, MAYBE_NUMBER, MAYBE_TEXT = (int, float), (int, float, type(None)), (str,
 _NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list", type(None): "null"}
 _FIGURE = re.compile(r"(ce|kl|top1|loss_recovered)(_|$)|gap_closed$|n_tokens|seconds|tokens_per_second$")
 _TOGETHER: list[tuple[str, ...]] = [("relative_error", "relative_error_q10", "relative_error_q90")]
-_TOGETHER += [("seconds_training", "tokens_per_second"), ("n_massive", "n_positions", "massive_limit")]
+_TOGETHER += [("n_massive", "n_positions", "massive_limit")]
 
 _MODEL = {"ref": str, "fingerprint?": MAYBE_TEXT, "revision?": MAYBE_TEXT, "dtype?": str, "model_type?": str}
 _SAE = {"ref": str, "hookpoint": str, "fingerprint": MAYBE_TEXT}
@@ -150,6 +150,8 @@ def _wrong_figures(found: Any, kind: Shape) -> str | None:
     for key, value in found.items():
         if _FIGURE.match(key) and (wrong := _wrong(value, kind, key)):
             return wrong
+    if "seconds_training" in found and "tokens_per_second" not in found:
+        return "seconds_training stands without tokens_per_second"
     saes = [found[key].items() for key in ("saes", "saes_adapted") if isinstance(found.get(key), dict)]
     for name, sae in (each for some in saes for each in some):
         for first, *others in _TOGETHER:
