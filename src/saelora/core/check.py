@@ -23,7 +23,7 @@ from saelora.models.anatomy import anatomy_of, device_of
 from saelora.models.compiling import is_compiled
 from saelora.models.hookpoints import Hookpoint
 
-TOKENS = 16  # of the row: room for every kind of mask, and under a second on a CPU
+TOKENS = 16  # of the row: room for every kind of mask; all of it takes 2 to 3 s on two CPU cores with the default model
 _ROUNDINGS = {torch.float64: 1e6, torch.float32: 64}  # allowed difference in units of the last place; else 4
 _NO_HOOKS = (
     "its hooks are not called: was the model compiled (torch.compile) or its forward replaced before? Splice the model "
