@@ -38,7 +38,8 @@ def open_hub(name: str, split: str, subset: str | None, revision: str | None) ->
             f"{name!r} is not a local path and cannot be opened as a hub dataset ({brief(error)}): check the name, "
             f"--subset and --split; a gated dataset needs its terms accepted and `hf auth login`"
         ) from error
-    commit = re.search(r"@([0-9a-f]{40})", str(builder.base_path))
+    # owner/name@commit, in older releases of datasets .../resolve/commit
+    commit = re.search(r"(?:@|/resolve/)([0-9a-f]{40})", str(builder.base_path))
     read = (lambda column: _read_files(files, name, column)) if files else lambda c: _read_rows(dataset, name, c)
     return HubText(commit.group(1) if commit else revision, read)
 
