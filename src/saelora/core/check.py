@@ -6,7 +6,7 @@ variant of the model is run on one short row both ways, and the logits are compa
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from typing import Any
 
@@ -23,7 +23,7 @@ from saelora.models.anatomy import anatomy_of, device_of
 from saelora.models.compiling import is_compiled
 from saelora.models.hookpoints import Hookpoint
 
-TOKENS = 16  # of the row: room for every kind of mask; all of it takes 2 to 3 s on two CPU cores with the default model
+TOKENS = 16  # of the row: room for every kind of mask; about 2 s in all on two CPU cores with the default model
 _ROUNDINGS = {torch.float64: 1e6, torch.float32: 64}  # allowed difference in units of the last place; else 4
 _NO_HOOKS = (
     "its hooks are not called: was the model compiled (torch.compile) or its forward replaced before? Splice the model "
@@ -77,9 +77,13 @@ def check_against_whole(
         splices = [each for each in (spliced, *others) if each is not None]
         pair = _Pair(model, list(variants.values()), splices, given, rows, autocast)
         if given is None and _peft_configs(model):  # else it is one of the variants
-            pair.check("the model as it was given", CLEAN, as_given=True)
-        for name, student in variants.items():
-            pair.check(name, student)
+            pair.check("the model as it was given", CLEAN, pair.whole("the model as it was given", CLEAN))
+        for adapter in dict.fromkeys(student.adapter for student in variants.values()):
+            of_adapter = {name: student for name, student in variants.items() if student.adapter == adapter}
+            with _peft_runs(model, adapter, given):  # once for several: PEFT takes stock of the whole model here
+                wholes = {name: pair.whole(name, student) for name, student in of_adapter.items()}
+            for name, student in of_adapter.items():
+                pair.check(name, student, wholes[name])
 
 
 def check_activations(
@@ -131,21 +135,19 @@ class _Pair:
             entries = sorted({self.every.enters(student) for student in self.every.students})
             return clean_forward(self.model, self.ids, None, entries)
 
-    def check(self, name: str, student: Student, *, as_given: bool = False) -> None:
-        """Raise InputError where the variant's two ways differ.
-
-        ``as_given``: the whole is the model with its adapters as they are, whatever they are.
-        """
+    def whole(self, name: str, student: Student) -> Tensor:
+        """Logits of the model's own forward pass, with the adapters that are switched on now."""
         with ExitStack() as stack:
             for spliced in self.splices:
                 stack.enter_context(spliced.switched(spliced is student.splice))
-            stack.enter_context(nullcontext() if as_given else _peft_runs(self.model, student.adapter, self.given))
             seen = stack.enter_context(_counting(self.splices))
-            whole = self.model(
-                input_ids=self.ids, **({"logits_to_keep": TOKENS} if is_compiled(self.model) else {})
-            ).logits
-        once = dict.fromkeys(student.splice.saes if student.splice else (), 1)
-        self._ran(f"{name}, run whole", student, seen, once)
+            kept = {"logits_to_keep": TOKENS} if is_compiled(self.model) else {}
+            logits: Tensor = self.model(input_ids=self.ids, **kept).logits
+        self._ran(f"{name}, run whole", student, seen, dict.fromkeys(student.splice.saes if student.splice else (), 1))
+        return logits
+
+    def check(self, name: str, student: Student, whole: Tensor) -> None:
+        """Raise InputError where the parts give other logits than the whole."""
         with self._fast_path(), _counting(self.splices) as seen:
             students = Students(self.model, [student], self.splices)
             hidden = self.clean.hidden

@@ -207,19 +207,9 @@ def adapted_layers(model: nn.Module, adapter: Adapter = None) -> list[int]:
     is as it was. Those of the unembedding are no layer's.
     """
     anatomy = anatomy_of(model)
-    found = {i for i, layer in enumerate(anatomy.layers) if _any_holds(layer, adapter)}
-    in_layers = {id(module) for layer in anatomy.layers for module in layer.modules()}
-    if any(id(each) not in in_layers and _is_held(each, adapter) for each in wrappers(anatomy.body)):
-        found.add(0)
-    return sorted(found)
-
-
-def _any_holds(module: nn.Module, adapter: Adapter) -> bool:
-    return any(_is_held(each, adapter) for each in wrappers(module))
-
-
-def _is_held(wrapper: Any, adapter: Adapter) -> bool:
-    return adapter is None or holds(wrapper, adapter)
+    layer_of = {id(module): i for i, layer in enumerate(anatomy.layers) for module in layer.modules()}
+    held = [each for each in wrappers(anatomy.body) if adapter is None or holds(each, adapter)]
+    return sorted({layer_of.get(id(each), 0) for each in held})
 
 
 def adapter_name(model: nn.Module) -> Adapter:

@@ -56,9 +56,12 @@ class Students:
         self.model, self.students = model, list(students)
         own = [s.splice for s in students if s.splice is not None]
         self.splices = list({id(spliced): spliced for spliced in (*own, *others)}.values())
+        adapted: dict[lora.Adapter, list[int]] = {None: []}
+        adapted |= {a: lora.adapted_layers(model, a) for a in {s.adapter for s in students} if a is not None}
         # below the splice's entry all is clean; between it and the adapter's all is spliced but not adapted
-        self._clean_entry = {s: entry_layer(s.splice.saes if s.splice else (), self._adapted(s)) for s in students}
-        self._entry = {s: entry_layer((), self._adapted(s)) if s.adapter else self._clean_entry[s] for s in students}
+        own_saes = {s: s.splice.saes if s.splice else () for s in students}
+        self._clean_entry = {s: entry_layer(own_saes[s], adapted[s.adapter]) for s in students}
+        self._entry = {s: entry_layer((), adapted[s.adapter]) if s.adapter else self._clean_entry[s] for s in students}
         self._entry.update({s: self._clean_entry[s] for s in without_stem})
         self._heads: dict[lora.Adapter, Head] = {}
 
@@ -80,9 +83,6 @@ class Students:
         if student.adapter not in self._heads:
             self._heads[student.adapter] = head_of(self.model, student.adapter)
         return self._heads[student.adapter]
-
-    def _adapted(self, student: Student) -> list[int]:
-        return lora.adapted_layers(self.model, student.adapter) if student.adapter else []
 
     def teacher(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Shared:
         """The clean pass and the stems, without gradient."""
