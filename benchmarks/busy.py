@@ -3,11 +3,12 @@
     python benchmarks/busy.py --json benchmarks/results/busy.json
 
 Two processes do the same work on the same rows, one with OpenMP as it comes (its threads spin while they wait), one as
-`saelora` sets it (they sleep). They take turns, on the idle machine and beside a busy loop for every second core, round
-by round. Reported, each with its spread over the rounds:
+`saelora` has it (they spin briefly while others need the cores). They take turns, on the idle machine and beside a busy
+loop for every second core, round by round. Reported, each with its
+spread over the rounds:
   kept.WORK.ARM        tokens a second beside the busy loop / idle, of this arm
-  asleep_idle.WORK     what sleeping costs on an idle machine: tokens a second asleep / spinning
-  asleep_busy.WORK     what it gains beside the busy loop: the same ratio there
+  watched_idle.WORK    what watching costs on an idle machine: tokens a second watched / as it comes
+  watched_busy.WORK    what it gains beside the busy loop: the same ratio there
 Losses of both are compared to the last digit. Nothing else should run meanwhile: the load before the start is printed.
 """
 
@@ -16,6 +17,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -25,10 +27,10 @@ import setting as settings
 from measure import ratios, seconds, summary
 
 from saelora.manifest import environment, write_json
-from saelora.openmp import WAITING
+from saelora.openmp import VARIABLES, Watch
 
 WORK = ("training", "evaluation")
-ARMS: dict[str, dict[str, str]] = {"spinning": {}, "asleep": WAITING}
+ARMS: dict[str, list[str]] = {"spinning": [], "watched": ["--watch"]}
 MACHINE = ("idle", "busy")
 
 
@@ -39,18 +41,20 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--steps", type=int, default=4, help="training steps of one row, in each turn")
     parser.add_argument("--eval-rows", type=int, default=4, help="rows evaluated in each turn")
+    parser.add_argument("--settle", type=float, default=10, help="seconds until a change of what runs is noticed")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--watch", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
     if args.worker:
         work(args)
         return {}
-    inputs = {k: v for k, v in vars(args).items() if k not in ("json", "worker")}
+    inputs = {k: v for k, v in vars(args).items() if k not in ("json", "worker", "watch")}
     inputs |= {"busy_loops": max(1, (os.cpu_count() or 2) // 2), "load_before": os.getloadavg()[0]}
     out: dict[str, Any] = {"inputs": inputs, "environment": environment()}
     print(out["inputs"], out["environment"], sep="\n", flush=True)
     out |= figures(measured(args, inputs["busy_loops"]), args)
-    for name in ("kept", "asleep_idle", "asleep_busy"):
+    for name in ("kept", "watched_idle", "watched_busy"):
         for key, value in _flat(name, out[name]):
             low, high = value["spread"]
             print(f"{key:28s} {value['median']:.3f}  ({low:.3f} to {high:.3f})")
@@ -71,6 +75,7 @@ def measured(args: argparse.Namespace, n_loops: int) -> Taken:
         for round_ in range(args.repeats + 1):
             for machine in MACHINE:
                 with busy_loops(n_loops if machine == "busy" else 0):
+                    time.sleep(args.settle)
                     for name in WORK:
                         for arm in ARMS if round_ % 2 else reversed(ARMS):
                             found = ask(workers[arm], name)
@@ -87,16 +92,16 @@ def figures(taken: Taken, args: argparse.Namespace) -> dict[str, Any]:
         abs(a["loss"] - b["loss"])
         for name in WORK
         for machine in MACHINE
-        for a, b in zip(taken[name, "spinning", machine], taken[name, "asleep", machine], strict=True)
+        for a, b in zip(taken[name, "spinning", machine], taken[name, "watched", machine], strict=True)
     ]
-    asleep = {
-        machine: {w: ratios(spent[w, "spinning", machine], spent[w, "asleep", machine]) for w in WORK}
+    watched = {
+        machine: {w: ratios(spent[w, "spinning", machine], spent[w, "watched", machine]) for w in WORK}
         for machine in MACHINE
     }
     return {
         "kept": {w: {a: ratios(spent[w, a, "idle"], spent[w, a, "busy"]) for a in ARMS} for w in WORK},
-        "asleep_idle": asleep["idle"],
-        "asleep_busy": asleep["busy"],
+        "watched_idle": watched["idle"],
+        "watched_busy": watched["busy"],
         "largest_loss_difference": max(losses),
         "tokens_per_second": {
             w: {a: {m: summary([n_tokens[w] / s for s in spent[w, a, m]]) for m in MACHINE} for a in ARMS} for w in WORK
@@ -117,14 +122,14 @@ def busy_loops(n: int) -> Iterator[None]:
 
 
 @contextmanager
-def worker(args: argparse.Namespace, extra: dict[str, str]) -> Iterator["subprocess.Popen[str]"]:
-    """A process of this script that works when it is asked to, its OpenMP as the variables say."""
-    given = {k: v for k, v in vars(args).items() if k not in ("json", "worker") and v is not None}
+def worker(args: argparse.Namespace, extra: list[str]) -> Iterator["subprocess.Popen[str]"]:
+    """A process of this script that works when it is asked to; ``extra``: further flags."""
+    given = {k: v for k, v in vars(args).items() if k not in ("json", "worker", "watch") and v is not None}
     flags = [word for key, value in given.items() for word in (f"--{key.replace('_', '-')}", str(value))]
-    clean = {k: v for k, v in os.environ.items() if not k.startswith(("OMP_", "GOMP_", "KMP_"))}
-    command = [sys.executable, __file__, "--worker", *flags]
+    clean = {k: v for k, v in os.environ.items() if k not in (*VARIABLES, "OMP_NUM_THREADS")}
+    command = [sys.executable, __file__, "--worker", *extra, *flags]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env={**clean, **extra}, **pipes) as process:
+    with subprocess.Popen(command, env=clean, **pipes) as process:
         yield process
         assert process.stdin is not None
         process.stdin.close()
@@ -144,6 +149,8 @@ def work(args: argparse.Namespace) -> None:
     from saelora.evals.loss import evaluate_loss
 
     torch.manual_seed(0)
+    if args.watch:
+        Watch().start()
     # the first rows are evaluated again and again, the others trained on in turn
     setting = settings.make(args, args.eval_rows + args.steps * 2 * (args.repeats + 1), args.context)
     heldout, batches = setting.rows[: args.eval_rows], iter(setting.rows[args.eval_rows :].split(1))

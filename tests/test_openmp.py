@@ -1,4 +1,4 @@
-"""On a busy machine commands wait asleep, unless the user says otherwise; importing the package changes nothing."""
+"""While others need the cores, a command holds a second team of OpenMP's threads, unless the user says how they wait."""
 
 import os
 import subprocess
@@ -7,16 +7,32 @@ from collections.abc import Iterator
 
 import pytest
 
-from saelora.openmp import crowded
+from saelora.openmp import VARIABLES, crowded
 
-SHOW = "import os; print(os.environ.get('OMP_WAIT_POLICY'), os.environ.get('GOMP_SPINCOUNT'))"
-VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "OMP_NUM_THREADS")
+WATCHED = "import threading; print('watch' in [t.name for t in threading.enumerate()])"
 COMMAND = "from saelora.cli import main; main(['report', 'nowhere'])"
+BESIDE_A_BUSY_LOOP = """
+import os, threading, time
+import torch
+from saelora.openmp import Watch
+n_threads = lambda: len(os.listdir('/proc/self/task'))
+torch.ones(2**20).sum()  # the first team
+watch, before = Watch(pause=0.01), n_threads()
+watch.start()
+deadline = time.monotonic() + 60
+while not (watch.holds and n_threads() >= before + 3) and time.monotonic() < deadline:
+    time.sleep(0.01)
+held = watch.holds, n_threads() - before
+watch.end()
+print(*held, watch.holds, [t.name for t in threading.enumerate() if t.name in ('watch', 'team')])
+"""
+
+linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads what runs as Linux has it")
 
 
-@pytest.fixture(scope="module", autouse=True)
+@pytest.fixture
 def busy() -> Iterator[None]:
-    """A program for every core, as the machine has it while these tests run."""
+    """A program for every core."""
     loops = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(os.cpu_count() or 1)]
     yield
     for loop in loops:
@@ -24,53 +40,39 @@ def busy() -> Iterator[None]:
         loop.wait()
 
 
-def shown(code: str, **environment: str) -> list[str]:
+def shown(code: str, **environment: str) -> str:
     clean = {k: v for k, v in os.environ.items() if k not in VARIABLES}
-    command = [sys.executable, "-c", f"{code}\n{SHOW}"]
-    done = subprocess.run(command, env={**clean, **environment}, capture_output=True, text=True, check=True)
-    return done.stdout.split()
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**clean, **environment}, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
 
 
-def test_a_command_on_a_busy_machine_has_threads_wait_asleep() -> None:
-    assert shown(COMMAND) == ["PASSIVE", "0"]
+@linux
+def test_beside_other_programs_a_second_team_of_threads_is_held_and_let_go(busy: None) -> None:
+    # the watch, the team's first thread and its second
+    assert shown(BESIDE_A_BUSY_LOOP, OMP_NUM_THREADS="2") == "True 3 False []"
 
 
-def test_one_thread_waits_for_none() -> None:
-    assert shown(COMMAND, OMP_NUM_THREADS="1") == ["None", "None"]
+@linux
+def test_a_command_watches() -> None:
+    assert shown(f"{COMMAND}\n{WATCHED}") == "True"
+
+
+@pytest.mark.parametrize("given", [{"OMP_WAIT_POLICY": "PASSIVE"}, {"GOMP_SPINCOUNT": "1000"}])
+def test_what_the_user_has_set_is_left_alone(given: dict[str, str]) -> None:
+    assert shown(f"{COMMAND}\n{WATCHED}", **given) == "False"
+
+
+def test_importing_the_package_watches_nothing() -> None:
+    assert shown(f"import saelora, saelora.cli\n{WATCHED}") == "False"
 
 
 @pytest.mark.parametrize(
     ("beside", "threads", "cores", "expected"),
-    [(0, 2, 2, False), (1, 2, 2, True), (1, 1, 2, False), (3, 32, 64, False), (33, 32, 64, True), (0.4, 2, 2, False)],
+    [(0, 2, 2, False), (1, 2, 2, True), (1, 1, 2, False), (3, 32, 64, False), (33, 32, 64, True), (0.5, 2, 2, False)],
 )
-def test_threads_sleep_where_they_and_the_other_programs_are_more_than_the_cores(
+def test_it_is_crowded_where_threads_and_other_programs_are_more_than_the_cores(
     beside: float, threads: int, cores: int, expected: bool
 ) -> None:
     assert crowded(beside, threads, cores) is expected
-
-
-@pytest.mark.parametrize(
-    ("given", "kept"),
-    [
-        ({"OMP_WAIT_POLICY": "ACTIVE"}, ["ACTIVE", "None"]),
-        ({"GOMP_SPINCOUNT": "1000"}, ["None", "1000"]),
-    ],
-)
-def test_what_the_user_has_set_is_kept(given: dict[str, str], kept: list[str]) -> None:
-    assert shown(COMMAND, **given) == kept
-
-
-def test_importing_the_package_leaves_the_environment_alone() -> None:
-    assert shown("import saelora, saelora.cli") == ["None", "None"]
-
-
-def test_once_torch_is_there_nothing_is_set_that_would_have_no_effect() -> None:
-    assert shown(f"import torch\n{COMMAND}") == ["None", "None"]
-
-
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="asks GNU OpenMP what it read")
-def test_openmp_reads_it() -> None:
-    code = f"import os\nos.environ['OMP_DISPLAY_ENV'] = 'VERBOSE'\n{COMMAND}\nimport torch"
-    clean = {k: v for k, v in os.environ.items() if k not in VARIABLES}
-    done = subprocess.run([sys.executable, "-c", code], env=clean, capture_output=True, text=True, check=True)
-    assert "OMP_WAIT_POLICY = 'PASSIVE'" in done.stderr

@@ -1,49 +1,104 @@
-"""How threads wait for each other: asleep where other programs need the cores, so that a run costs its share, no more.
+"""How long threads that wait for each other spin: briefly while other programs need the cores, as long as usual else.
 
 Between two parallel pieces of work OpenMP's threads spin. Where another program holds a core, the thread that would do
 the work waits for that core while the others burn theirs, and a run slows down three times over. On an idle machine
 spinning is the faster way by about a tenth. What is computed is the same either way.
+
+GNU's OpenMP, which torch brings on Linux, spins 300 times shorter while a process has more threads than the machine has
+cores (its documentation on GOMP_SPINCOUNT). So a second team of threads is held, asleep, for as long as others run.
 """
 
 import os
 import sys
+import threading
 import time
 from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
-WAITING = {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}  # of every OpenMP, and of GNU's, which torch brings
+VARIABLES = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")  # with which users say how threads wait
 _LOOKS, _BETWEEN = 7, 0.01  # seconds between two looks at what runs: long enough to tell a moment's work from a program
+_PAUSE, _CALM = 2.0, 3  # seconds between two judgements; how many calm ones in a row before threads spin again
 
 
-def wait_asleep() -> None:
-    """Have OpenMP's threads sleep while they wait, where the machine is busy and the user has not said how they wait.
-
-    Read when OpenMP starts: without effect, and not tried, once torch is imported.
-    """
-    if "torch" not in sys.modules and not WAITING.keys() & os.environ.keys() and crowded(_beside(), _threads()):
-        os.environ.update(WAITING)
+def yield_to_others() -> None:
+    """Watch what runs beside this process, until it ends; on Linux, unless the user has said how threads wait."""
+    if sys.platform.startswith("linux") and not set(VARIABLES) & os.environ.keys():
+        Watch().start()
 
 
 def crowded(n_beside: float, n_threads: int, n_cores: int | None = None) -> bool:
-    """Whether so many threads, beside so many other programs, are more than the machine has cores."""
+    """Whether so many threads, beside so many of other programs, are more than the machine has cores."""
     return n_threads > 1 and n_beside >= 1 and n_beside + n_threads > (n_cores or os.cpu_count() or 1)
 
 
+class Watch(threading.Thread):
+    """Holds a second team of OpenMP's threads while the machine is crowded."""
+
+    def __init__(self, pause: float = _PAUSE):
+        super().__init__(daemon=True, name="watch")
+        self._pause, self._ended, self._release = pause, threading.Event(), threading.Event()
+        self._team: threading.Thread | None = None
+
+    @property
+    def holds(self) -> bool:
+        """Whether threads spin briefly now."""
+        return self._team is not None
+
+    def run(self) -> None:
+        calm = 0
+        while not self._ended.wait(self._pause):
+            if "torch" not in sys.modules:
+                continue
+            import torch  # waits where another thread is still importing it
+
+            calm = 0 if crowded(_beside(), torch.get_num_threads()) else calm + 1
+            if calm == 0 and not self.holds:
+                self._hold()
+            elif calm >= _CALM and self.holds:
+                self._let_go()
+        self._let_go()
+
+    def end(self) -> None:
+        """Stop watching."""
+        self._ended.set()
+        self.join()
+
+    def _hold(self) -> None:
+        self._release.clear()
+        self._team = threading.Thread(target=_team, args=(self._release,), daemon=True, name="team")
+        self._team.start()
+
+    def _let_go(self) -> None:
+        if self._team is not None:
+            self._release.set()
+            self._team.join()
+            self._team = None
+
+
+def _team(release: threading.Event) -> None:
+    """Work enough for all of OpenMP's threads, of which this one then has a team of its own until it ends."""
+    import torch
+
+    torch.ones(2**20).sum()
+    release.wait()
+
+
 def _beside() -> float:
-    """How many other programs run now: of several looks the median; the last minute's load where Linux's is missing."""
-    with suppress(OSError, ValueError, IndexError):
-        looks = []
+    """How many threads of other programs run now: the median of several looks."""
+    looks = []
+    with suppress(OSError, ValueError, IndexError):  # /proc is Linux's
         for _ in range(_LOOKS):
-            looks.append(int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1)  # without this process
+            running = int(Path("/proc/loadavg").read_text().split()[3].split("/")[0])
+            looks.append(running - _own())
             time.sleep(_BETWEEN)
-        return median(looks)
-    with suppress(OSError, AttributeError):
-        return os.getloadavg()[0]
-    return 0
+    return median(looks) if looks else 0
 
 
-def _threads() -> int:
-    """How many threads OpenMP will use."""
-    given = os.environ.get("OMP_NUM_THREADS", "").split(",")[0]
-    return int(given) if given.isdecimal() else os.cpu_count() or 1
+def _own() -> int:
+    """How many threads of this process run now."""
+    states = []
+    for task in Path("/proc/self/task").iterdir():
+        with suppress(OSError):  # it has just ended
+            states.append((task / "stat").read_text().rpartition(")")[2].split()[0])
+    return states.count("R")

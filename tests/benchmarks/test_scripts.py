@@ -155,14 +155,22 @@ def test_useful_flops_are_what_a_plain_step_multiplies() -> None:
 
 def test_busy_compares_both_ways_of_waiting_on_equal_losses(tmp_path: Path) -> None:
     file = tmp_path / "busy.json"
-    busy.main([*TINY, "--context", "16", "--steps", "1", "--eval-rows", "2", "--repeats", "2", "--json", str(file)])
+    busy.main(
+        [
+            *TINY,
+            *["--context", "16", "--steps", "1", "--eval-rows", "2", "--repeats", "2", "--settle", "0", "--json"],
+            str(file),
+        ]
+    )
     found = json.loads(file.read_text())
     assert found["largest_loss_difference"] == 0
     for work in busy.WORK:
         speed = found["tokens_per_second"][work]
-        idle, loaded = (spread_of(speed["asleep"][machine])[1] for machine in busy.MACHINE)
-        assert spread_of(found["kept"][work]["asleep"])[1] == pytest.approx(loaded / idle)
-        assert spread_of(found["asleep_idle"][work])[1] == pytest.approx(idle / spread_of(speed["spinning"]["idle"])[1])
+        idle, loaded = (spread_of(speed["watched"][machine])[1] for machine in busy.MACHINE)
+        assert spread_of(found["kept"][work]["watched"])[1] == pytest.approx(loaded / idle)
+        assert spread_of(found["watched_idle"][work])[1] == pytest.approx(
+            idle / spread_of(speed["spinning"]["idle"])[1]
+        )
 
 
 def test_start_up_times_help_and_errors(tmp_path: Path) -> None:
