@@ -4,8 +4,7 @@
 
 Two processes do the same work on the same rows, one with OpenMP as it comes (its threads spin while they wait), one as
 `saelora` has it (they spin briefly while others need the cores). They take turns, on the idle machine and beside a busy
-loop for every second core, round by round. Reported, each with its
-spread over the rounds:
+loop for every second core, round by round. Reported, each with its spread:
   kept.WORK.ARM        tokens a second beside the busy loop / idle, of this arm
   watched_idle.WORK    what watching costs on an idle machine: tokens a second watched / as it comes
   watched_busy.WORK    what it gains beside the busy loop: the same ratio there

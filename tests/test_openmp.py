@@ -1,4 +1,4 @@
-"""While others need the cores, a command holds a second team of OpenMP's threads, unless the user says how they wait."""
+"""While others need the cores, a command holds a second team of OpenMP's threads, unless told otherwise."""
 
 import os
 import subprocess

@@ -155,13 +155,8 @@ def test_useful_flops_are_what_a_plain_step_multiplies() -> None:
 
 def test_busy_compares_both_ways_of_waiting_on_equal_losses(tmp_path: Path) -> None:
     file = tmp_path / "busy.json"
-    busy.main(
-        [
-            *TINY,
-            *["--context", "16", "--steps", "1", "--eval-rows", "2", "--repeats", "2", "--settle", "0", "--json"],
-            str(file),
-        ]
-    )
+    brief = "--context 16 --steps 1 --eval-rows 2 --repeats 2 --settle 0 --json"
+    busy.main([*TINY, *brief.split(), str(file)])
     found = json.loads(file.read_text())
     assert found["largest_loss_difference"] == 0
     for work in busy.WORK:
