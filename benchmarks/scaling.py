@@ -95,14 +95,14 @@ def fit(sizes: Sequence[float], values: Sequence[float]) -> dict[str, float]:
     for p in torch.arange(0.5, 3.001, 0.05, dtype=torch.float64).tolist():
         columns = torch.stack([torch.ones_like(y), (torch.tensor(sizes, dtype=torch.float64) / sizes[-1]) ** p], 1)
         weighted = columns / y[:, None]
-        for used in ([0, 1], [0], [1]):
+        for used in ([0], [1], [0, 1]):  # a further term must do better by more than rounding
             found = torch.linalg.lstsq(weighted[:, used], torch.ones_like(y)[:, None]).solution[:, 0].tolist()
             terms = dict(zip(used, found, strict=True))
             a, b = terms.get(0, 0.0), terms.get(1, 0.0)
             if a < 0 or b < 0:
                 continue
             error = float((weighted @ torch.tensor([a, b], dtype=torch.float64) - 1).square().mean().sqrt())
-            if not best or error < best["relative_error"]:
+            if not best or error < best["relative_error"] - 1e-12:
                 best = {"a": a, "b": b / sizes[-1] ** p, "p": round(p, 2), "relative_error": error}
     return best
 
