@@ -20,12 +20,12 @@ from saelora.models.loading import pick_device, resolve_dtype
 from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
 from saelora.objectives.distill_recipe import DistillRecipe
-from saelora.options import DataOptions, ModelOptions, SAEOptions
+from saelora.options import DataConfig, ModelConfig, SAEConfig
 from saelora.saes.sparse import sparse, worthwhile
 
 
 @dataclass(kw_only=True)
-class _Options(ModelOptions, SAEOptions, DataOptions):
+class _Options(ModelConfig, SAEConfig, DataConfig):
     """Options of a benchmark"""
 
 

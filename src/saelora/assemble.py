@@ -50,7 +50,7 @@ def assemble(
     cache: SAECache | None = None,
     recorded_policy: dict[str, Any] | None = None,
 ) -> Assembled:
-    """Load what ModelOptions and SAEOptions name.
+    """Load what ModelConfig and SAEConfig name.
 
     Args:
         loaded: the model, where it is at hand already; bare.
@@ -84,7 +84,7 @@ def assemble(
 
 
 def load_frozen(config: Any) -> LoadedModel:
-    """The model that ModelOptions name, on its device; one that is to be sharded stays on the CPU until then.
+    """The model that ModelConfig name, on its device; one that is to be sharded stays on the CPU until then.
 
     Text that is not there is said before, not after the minutes that a large model takes.
 
@@ -163,7 +163,7 @@ def _calibration_rows(config: Any, loaded: LoadedModel) -> Tensor:
 def read_rows(
     config: Any, loaded: LoadedModel, n_tokens: int | None, part: Part, seed: int, context: int | None = None
 ) -> Rows:
-    """Packed rows of the data that DataOptions name.
+    """Packed rows of the data that DataConfig name.
 
     Raises:
         InputError: no data, or too little text for one row.
@@ -189,7 +189,7 @@ def read_rows(
 
 
 def open_data(config: Any, *, fingerprint: bool = True) -> Corpus:
-    """The corpus that DataOptions name; without its fingerprint it costs no more than its first document."""
+    """The corpus that DataConfig name; without its fingerprint it costs no more than its first document."""
     if not config.data:
         raise InputError("no data given: name it with --data, e.g. --data sotu, a folder of text, or a hub dataset")
     source = {"split": config.split, "subset": config.subset, "text_column": config.text_column}

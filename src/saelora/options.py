@@ -19,7 +19,7 @@ def hookpoint(text: str) -> str | None:
 
 
 @dataclass(kw_only=True)
-class ModelOptions(Configuration):
+class ModelConfig(Configuration):
     """Model"""
 
     model: str | None = option(
@@ -38,7 +38,7 @@ class ModelOptions(Configuration):
 
 
 @dataclass(kw_only=True)
-class SAEOptions(Configuration):
+class SAEConfig(Configuration):
     """SAEs"""
 
     sae: list[str] = option(
@@ -63,7 +63,7 @@ class SAEOptions(Configuration):
 
 
 @dataclass(kw_only=True)
-class DataOptions(Configuration):
+class DataConfig(Configuration):
     """Data"""
 
     data: str | None = option(

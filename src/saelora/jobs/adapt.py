@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from saelora.config import Configuration, configured, option
-from saelora.jobs.run import RunOptions
-from saelora.jobs.training_options import TrainingOptions
+from saelora.jobs.run import RunConfig
+from saelora.jobs.training_options import TrainConfig
 from saelora.jobs.tune import tune
 from saelora.limits import LEARNING_RATE, OneOf, Within, placement
-from saelora.options import DataOptions, ModelOptions, SAEOptions
+from saelora.options import DataConfig, ModelConfig, SAEConfig
 from saelora.report.text import loss_table
 
 
 @dataclass(kw_only=True)
-class AdapterOptions(Configuration):
+class AdapterConfig(Configuration):
     """Adapter"""
 
     method: Literal["lora", "linear", "lora+sae"] = option(
@@ -44,7 +44,7 @@ class AdapterOptions(Configuration):
 
 
 @dataclass(kw_only=True)
-class Config(ModelOptions, SAEOptions, DataOptions, AdapterOptions, TrainingOptions, RunOptions):
+class Config(ModelConfig, SAEConfig, DataConfig, AdapterConfig, TrainConfig, RunConfig):
     """Options of adapt"""
 
 

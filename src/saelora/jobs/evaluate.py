@@ -25,7 +25,7 @@ from saelora.jobs.training_options import ADAPTED
 from saelora.manifest import check_part_folder, check_writable, environment, write_json, write_part
 from saelora.models.hookpoints import Hookpoint
 from saelora.named import check_named
-from saelora.options import DataOptions, ModelOptions, SAEOptions
+from saelora.options import DataConfig, ModelConfig, SAEConfig
 from saelora.report.text import loss_table
 from saelora.train.distributed import ALONE, Group
 
@@ -41,7 +41,7 @@ ALL = ("loss", "tokens", "drift", "faithfulness", "steering")  # what needs noth
 
 
 @dataclass(kw_only=True)
-class EvaluateOptions(Configuration):
+class EvaluateConfig(Configuration):
     """Evaluation"""
 
     adapter: str | None = option(None, "a saelora run's folder; model, SAEs and data default to those it was made with")
@@ -62,10 +62,10 @@ class EvaluateOptions(Configuration):
 
 @dataclass(kw_only=True)
 class Config(
-    ModelOptions,
-    SAEOptions,
-    DataOptions,
-    EvaluateOptions,
+    ModelConfig,
+    SAEConfig,
+    DataConfig,
+    EvaluateConfig,
     tokens.Options,
     faithfulness.Options,
     steering.Options,
@@ -75,7 +75,7 @@ class Config(
     """Options of evaluate"""
 
 
-_OWN = {f.name for f in fields(EvaluateOptions)} | {"quiet", "device", "dtype", "shard", "compile"}
+_OWN = {f.name for f in fields(EvaluateConfig)} | {"quiet", "device", "dtype", "shard", "compile"}
 
 
 def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:

@@ -4,16 +4,16 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from saelora.config import Count, configured, option
-from saelora.jobs.run import RunOptions
-from saelora.jobs.training_options import TrainingOptions
+from saelora.jobs.run import RunConfig
+from saelora.jobs.training_options import TrainConfig
 from saelora.jobs.tune import tune
 from saelora.limits import LEARNING_RATE, POSITIVE
-from saelora.options import DataOptions, ModelOptions, SAEOptions
+from saelora.options import DataConfig, ModelConfig, SAEConfig
 from saelora.report.text import loss_table
 
 
 @dataclass(kw_only=True)
-class Config(ModelOptions, SAEOptions, DataOptions, TrainingOptions, RunOptions):
+class Config(ModelConfig, SAEConfig, DataConfig, TrainConfig, RunConfig):
     """Finetuning"""
 
     method = "sae"  # no option: of the methods in saelora.jobs.training_options this command is one

@@ -27,7 +27,7 @@ NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "shard", "compi
 
 
 @dataclass(kw_only=True)
-class RunOptions(Configuration):
+class RunConfig(Configuration):
     """Run"""
 
     out: str | None = option(None, "folder for all results; never overwritten silently")

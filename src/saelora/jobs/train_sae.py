@@ -9,13 +9,13 @@ from saelora.console import Console
 from saelora.errors import InputError
 from saelora.files import tidy
 from saelora.jobs.acting import check_acting
-from saelora.jobs.run import CHECKPOINTS, RunOptions, check_out, processes, taken_up
+from saelora.jobs.run import CHECKPOINTS, RunConfig, check_out, processes, taken_up
 from saelora.jobs.sae_folder import FINISHED, names_of, target_of
 from saelora.limits import NOT_NEGATIVE, POSITIVE, ROW, SHARE, OneOf, Within, exempt
 from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named, check_sae_path
 from saelora.objectives.sae_recipe import Architecture, SAERecipe, variant_recipes
-from saelora.options import DataOptions, ModelOptions
+from saelora.options import DataConfig, ModelConfig
 from saelora.options import hookpoint as known_hookpoint
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ Objective = Literal["local", "e2e", "e2e+downstream"]
 
 
 @dataclass(kw_only=True)
-class SAETrainingOptions(Configuration):
+class SAETrainConfig(Configuration):
     """SAE and its training"""
 
     hookpoint: list[str] = option(
@@ -90,7 +90,7 @@ class SAETrainingOptions(Configuration):
 
 
 @dataclass(kw_only=True)
-class Config(ModelOptions, DataOptions, SAETrainingOptions, RunOptions):
+class Config(ModelConfig, DataConfig, SAETrainConfig, RunConfig):
     """Options of train-sae"""
 
     context: int = option(512, "tokens per packed row, BOS included", limit=ROW)

@@ -14,7 +14,7 @@ ADAPTED: tuple[Method, ...] = ("lora", "lora+sae")  # methods with a PEFT adapte
 
 
 @dataclass(kw_only=True)
-class TrainingOptions(Configuration):
+class TrainConfig(Configuration):
     """Training"""
 
     tokens: Count = option(Count(15_000_000), "tokens to adapt on; fewer where the data holds fewer", limit=POSITIVE)

@@ -10,7 +10,7 @@ from saelora.console import Console
 from saelora.errors import InputError, SomeFailed
 from saelora.identity import OTHER_ROWS, sae_names, same_saes, text_differs
 from saelora.manifest import part_file, read_json
-from saelora.options import DataOptions
+from saelora.options import DataConfig
 
 # options that say how a part is run, not what is measured
 _HOW = ("capability_batch", "saebench_batch", "saebench_python", "saebench_work", "batch_rows")
@@ -116,7 +116,7 @@ def other_options(path: Path, file: dict[str, Any], kind: type | None, config: A
         raise InputError(f"{file['unreadable']}: {_REMEDY}")
     names = [] if kind is None else [f.name for f in fields(kind) if f.name not in _HOW]
     if not (file.get("about") or {}).get("heldout"):  # from before rows had a fingerprint
-        names += [f.name for f in fields(DataOptions) if f.name not in _HOW]
+        names += [f.name for f in fields(DataConfig) if f.name not in _HOW]
     then, now, fresh = file.get("options") or {}, to_dict(config), to_dict(type(config)())
     for name in names:
         before = then.get(name, fresh[name])  # an option that was not there yet had its default
