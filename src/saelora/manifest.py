@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 MANIFEST = "saelora.json"
 RESULTS = "results.json"
-# parts of an evaluation that have something to say of a run that trained its SAE
-OF_TRAINED_SAES = ("loss", "tokens", "drift", "capabilities")
 # of an SAE's configuration, what its fingerprint, which is of weights alone, does not see
 _SETTINGS = ("k", "activation_fn", "apply_b_dec_to_input", "normalize_activations", "rescale_acts_by_decoder_norm")
 _VERSIONED = ("saelora", "torch", "transformers", "peft", "sae-lens", "safetensors", "datasets")

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from families import BOS, D_MODEL
 from saelora.core.spared import filler
 from saelora.core.splice import splice
-from saelora.evals.ablation import Ablated
+from saelora.evals.faithfulness.ablation import Ablated
 from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.tuned_sae import TunedSAE
 from tiny_saes import SPARE_SPECIAL, Broken, Identity, TinySAE

@@ -15,7 +15,7 @@ from saelora.core.lora import disabled, lora_config
 from saelora.core.massive import Massive
 from saelora.core.splice import splice
 from saelora.core.students import Student
-from saelora.evals.ablation import (
+from saelora.evals.faithfulness.ablation import (
     Ablated,
     CrossEntropies,
     LatentMass,

@@ -10,7 +10,7 @@ import families
 from families import BOS, D_MODEL, EOS, N_LAYERS, PAD
 from saelora.core.lora import lora_config, only
 from saelora.core.splice import TokenMask, splice
-from saelora.evals.attention import NoWeightsError, attention_to_exempt
+from saelora.evals.faithfulness.attention import NoWeightsError, attention_to_exempt
 from saelora.models.anatomy import anatomy_of, unwrap
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in

@@ -15,10 +15,10 @@ from families import BOS
 from saelora.core.lora import lora_config
 from saelora.core.splice import splice
 from saelora.errors import InputError
-from saelora.evals import lm_tasks
 from saelora.evals.arms import arm
 from saelora.evals.bos import with_bos
-from saelora.evals.capabilities import ARMS, evaluate_tasks
+from saelora.evals.capabilities import tasks as lm_tasks
+from saelora.evals.capabilities.scores import ARMS, evaluate_tasks
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, saes_at

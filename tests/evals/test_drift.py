@@ -12,7 +12,7 @@ from families import D_MODEL, EOS, N_LAYERS
 from saelora.core.splice import splice
 from saelora.core.spread import FIGURES
 from saelora.errors import InputError
-from saelora.evals.drift import distances, measure_drift
+from saelora.evals.drift.measure import distances, measure_drift
 from saelora.evals.firing import Firing, correlation
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint

@@ -21,8 +21,8 @@ from saelora.core.lora import disabled, lora_config
 from saelora.core.splice import TokenMask, splice
 from saelora.core.spread import FIGURES
 from saelora.errors import InputError
-from saelora.evals.faithfulness import faithfulness, n_tokens_run, spaced
-from saelora.evals.verdict import READS, ROUND, UNCLEAR, judge
+from saelora.evals.faithfulness.interventions import faithfulness, n_tokens_run, spaced
+from saelora.evals.faithfulness.verdict import READS, ROUND, UNCLEAR, judge
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in

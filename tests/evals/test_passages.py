@@ -8,9 +8,9 @@ from variants import plain_runs, rows_of, with_adapter
 import families
 from families import BOS, D_MODEL
 from saelora.core.splice import splice
-from saelora.evals import passages
-from saelora.evals.passages import extreme, show, token_text, vocabulary, whole_rows
-from saelora.evals.tokens import PerToken, per_token
+from saelora.evals.tokens import passages
+from saelora.evals.tokens.passages import extreme, show, token_text, vocabulary, whole_rows
+from saelora.evals.tokens.per_token import PerToken, per_token
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, TinySAE
 

@@ -12,9 +12,9 @@ import families
 from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.lora import lora_config
 from saelora.core.splice import splice
-from saelora.evals import steering
-from saelora.evals.steer.interventions import direction
-from saelora.evals.steer.texts import Text
+from saelora.evals.steering import effects as steering
+from saelora.evals.steering.interventions import direction
+from saelora.evals.steering.texts import Text
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, SpecialTokens, TinySAE

@@ -8,8 +8,8 @@ from scipy.sparse import csc_array
 import families
 from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.splice import splice
-from saelora.evals.steer.latents import Firing, Reader, choose, firing, negatives, passages, positives
-from saelora.evals.steer.texts import Text
+from saelora.evals.steering.latents import Firing, Reader, choose, firing, negatives, passages, positives
+from saelora.evals.steering.texts import Text
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, SpecialTokens, TinySAE

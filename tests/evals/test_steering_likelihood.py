@@ -11,9 +11,9 @@ from families import BOS, D_MODEL, EOS
 from saelora.core.head import Head
 from saelora.core.lora import disabled, lora_config
 from saelora.core.splice import TokenMask, splice
-from saelora.evals.steer.interventions import Add, Scale
-from saelora.evals.steer.likelihood import log_likelihoods, mean_log_probs, padded
-from saelora.evals.steer.texts import Text
+from saelora.evals.steering.interventions import Add, Scale
+from saelora.evals.steering.likelihood import log_likelihoods, mean_log_probs, padded
+from saelora.evals.steering.texts import Text
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, TinySAE, hooks_in

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from saelora.errors import InputError
-from saelora.evals.steer.given import read_given
-from saelora.evals.steer.texts import ENOUGH_DOCUMENTS, SHARES, apart, cut, tokenised
+from saelora.evals.steering.given import read_given
+from saelora.evals.steering.texts import ENOUGH_DOCUMENTS, SHARES, apart, cut, tokenised
 
 PROSE = " ".join(f"Sentence number {i} says something about item {i * 7}." for i in range(400))
 

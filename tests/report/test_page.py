@@ -9,8 +9,8 @@ import pytest
 from page_runs import HOSTILE, dump, estimate, write_run
 
 from saelora.errors import InputError
-from saelora.report.page import MARKER, page, read_runs, visible
-from saelora.report.page.passages import payload, script_json
+from saelora.evals.tokens.text import payload
+from saelora.report.page import MARKER, page, read_runs, script_json, visible
 from saelora.report.page.read import differences
 from saelora.report.page.view import Table, cell, written
 from saelora.report.text import headline

@@ -17,10 +17,10 @@ from families import D_MODEL, N_LAYERS, VOCAB
 from saelora.core.replay import activations
 from saelora.core.splice import TokenMask, splice
 from saelora.errors import InputError
-from saelora.evals.ablation import Ablated
+from saelora.evals.faithfulness.ablation import Ablated
 from saelora.evals.loss import evaluate_loss
 from saelora.evals.saebench.export import export_sae
-from saelora.evals.steer.interventions import Scale, direction
+from saelora.evals.steering.interventions import Scale, direction
 from saelora.models import anatomy as table
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint

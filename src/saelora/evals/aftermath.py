@@ -9,7 +9,7 @@ from saelora.core.mode import evaluating
 from saelora.core.replay import activations
 from saelora.core.splice import Splice, TokenMask
 from saelora.core.students import Student, Students
-from saelora.evals.drift import clean_latents, observed
+from saelora.evals.drift.measure import clean_latents, observed
 from saelora.evals.firing import Firing, Seen
 from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint

@@ -11,15 +11,7 @@ from typing import Any, Literal
 
 from saelora.config import Configuration
 from saelora.errors import InputError
-from saelora.jobs.parts.options import capabilities, faithfulness, saebench, steering, tokens
-
-PART_OPTIONS: dict[str, Any] = {  # modules with Options, of those parts of evaluate that have some
-    "tokens": tokens,
-    "faithfulness": faithfulness,
-    "steering": steering,
-    "capabilities": capabilities,
-    "saebench": saebench,
-}
+from saelora.evals.registry import EVALUATIONS
 
 
 @dataclass(frozen=True)
@@ -50,7 +42,11 @@ RULES: dict[str, tuple[Acts, ...]] = {
     ),
     "evaluate": (
         Acts(("other_weights",), "adapter", "given"),
-        *(Acts(tuple(f.name for f in fields(m.Options)), "parts", (part,)) for part, m in PART_OPTIONS.items()),
+        *(
+            Acts(tuple(f.name for f in fields(e.options.Options)), "parts", (e.name,))
+            for e in EVALUATIONS.values()
+            if e.options
+        ),
         Acts(("steering_n", "steering_rates"), "steering_latents", "left out"),
         Acts(_SAEBENCH_SIZES, "saebench_small", "left out"),
     ),

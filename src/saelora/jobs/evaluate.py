@@ -7,18 +7,17 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import cache
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from saelora.config import Configuration, configured, option, to_dict
 from saelora.console import Console
 from saelora.errors import InputError
+from saelora.evals.registry import EVALUATIONS
 from saelora.files import tidy
 from saelora.identity import measured_on
-from saelora.jobs.acting import PART_OPTIONS, check_acting
-from saelora.jobs.parts.asked import Asked, read_kept
-from saelora.jobs.parts.options import capabilities, faithfulness, saebench, steering, tokens
+from saelora.jobs.acting import check_acting
+from saelora.jobs.asked import Asked, read_kept
 from saelora.jobs.recorded import check_parts, described, recorded_run, with_recorded
 from saelora.jobs.run import processes
 from saelora.jobs.training_options import ADAPTED
@@ -33,11 +32,12 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from saelora.assemble import Assembled
-    from saelora.jobs.parts import Subject
+    from saelora.evals.subject import Subject
 
-Part = Literal["loss", "tokens", "drift", "faithfulness", "steering", "capabilities", "saebench", "all"]
-PARTS = ("tokens", "drift", "faithfulness", "steering", "capabilities", "saebench")  # modules of saelora.jobs.parts
-ALL = ("loss", "tokens", "drift", "faithfulness", "steering")  # what needs nothing beside the adapter's run
+    Part = str
+else:
+    Part = Literal[("loss", *EVALUATIONS, "all")]
+ALL = ("loss", *(each.name for each in EVALUATIONS.values() if each.in_all))
 
 
 @dataclass(kw_only=True)
@@ -47,7 +47,7 @@ class EvaluateConfig(Configuration):
     adapter: str | None = option(None, "a saelora run's folder; model, SAEs and data default to those it was made with")
     parts: tuple[Part, ...] = option(
         ("loss",),
-        f"what to measure, any of loss {' '.join(PARTS)}; all stands for {' '.join(ALL)}",
+        f"what to measure, any of loss {' '.join(EVALUATIONS)}; all stands for {' '.join(ALL)}",
     )
     out: str | None = option(
         None,
@@ -66,11 +66,7 @@ class Config(
     SAEConfig,
     DataConfig,
     EvaluateConfig,
-    tokens.Options,
-    faithfulness.Options,
-    steering.Options,
-    capabilities.Options,
-    saebench.Options,
+    *(each.options.Options for each in EVALUATIONS.values() if each.options),  # type: ignore[misc]
 ):
     """Options of evaluate"""
 
@@ -103,12 +99,12 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     check_named(config)
     check_acting(config, "evaluate", {"parts": parts})
     asked = Asked(parts, folder, console, {} if folder is None or config.overwrite else read_kept(folder, parts))
-    asked.check(PART_OPTIONS, config)
+    asked.check(config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     # seconds, torch among them: after what can be wrong without them
-    from saelora.assemble import assemble, autocast_dtype, validation_rows
+    from saelora.assemble import VALIDATION_SEED, assemble, autocast_dtype, open_data, read_rows, validation_rows
     from saelora.core.check import check_against_whole
-    from saelora.jobs.parts import Subject
+    from saelora.evals.subject import Subject
     from saelora.jobs.tuning import frozen_and_tuned
     from saelora.models.loading import pick_device
     from saelora.train.shard import shard_layers
@@ -136,7 +132,20 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
         def subject() -> Subject:
             """What parts beyond the losses are measured on, its splices opened for the first of them."""
             spliced, adapted = stack.enter_context(frozen_and_tuned(model, assembled, tuned))
-            return Subject(model, spliced, assembled, rows, console, str(config.adapter), adapted)
+            return Subject(
+                model,
+                spliced,
+                assembled.loaded,
+                assembled.saes,
+                assembled.token_mask,
+                rows,
+                autocast_dtype(assembled.loaded),
+                lambda: open_data(config),
+                lambda n: read_rows(config, assembled.loaded, n, "train", VALIDATION_SEED).input_ids,
+                console,
+                str(config.adapter),
+                adapted,
+            )
 
         _run_parts(config, asked, loss, subject, about, folder)
     return _finish(config, asked, about, file if group.is_main else None, folder, console)
@@ -156,7 +165,7 @@ def _run_parts(
     for part in asked.todo():
         started = time.monotonic()
         try:
-            found = loss() if part == "loss" else import_module(f"saelora.jobs.parts.{part}").run(subject(), config)
+            found = loss() if part == "loss" else EVALUATIONS[part].run(subject(), config)
             if folder is not None:
                 write_part(folder, part, found, _provenance(config, about, started))
         except (InputError, torch.OutOfMemoryError) as error:
@@ -215,10 +224,9 @@ def _with_trained(
 def render(results: dict[str, Any]) -> str:
     """The results as a person reads them."""
     pages = [loss_table(results)] if "ce_base" in results else []
-    for part in PARTS:
+    for part, evaluation in EVALUATIONS.items():
         if part in results:
-            words = import_module(f"saelora.report.words.{part}")
-            pages.append("\n".join([part.upper(), *words.lines(results[part])]))
+            pages.append("\n".join([part.upper(), *evaluation.lines(results[part])]))
     return "\n\n".join(pages)
 
 
@@ -229,9 +237,9 @@ def parts_of(config: Config, group: Group = ALONE) -> list[str]:
         InputError: a part beyond the losses without an adapter, or in several processes.
     """
     if not config.parts:
-        raise InputError(f"parts is empty, so there is nothing to measure: give some of loss {' '.join(PARTS)}")
+        raise InputError(f"parts is empty, so there is nothing to measure: give some of loss {' '.join(EVALUATIONS)}")
     asked = set(config.parts) | (set(ALL) if "all" in config.parts else set())
-    parts = [part for part in ("loss", *PARTS) if part in asked]
+    parts = [part for part in ("loss", *EVALUATIONS) if part in asked]
     further = [part for part in parts if part != "loss"]
     if further and not config.adapter:
         raise InputError(f"--parts {further[0]} compares an adapted model with the original: name one with --adapter")

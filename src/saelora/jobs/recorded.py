@@ -10,8 +10,9 @@ from saelora import shapes
 from saelora.config import C, updated
 from saelora.console import Console
 from saelora.errors import InputError
+from saelora.evals.registry import of_trained_saes
 from saelora.identity import model_name, sae_names, same_model, same_saes
-from saelora.manifest import MANIFEST, OF_TRAINED_SAES, describe, read_json
+from saelora.manifest import MANIFEST, describe, read_json
 from saelora.models.adapters import ADAPTER_CONFIG, adapter_fingerprint
 from saelora.shapes import check_file
 
@@ -51,11 +52,11 @@ def recorded_run(folder: Path) -> dict[str, Any] | None:
 
 def check_parts(parts: list[str], recorded: dict[str, Any], adapter: str) -> None:
     """Raise InputError where a part is asked of a run that trained its SAE and has nothing to say of it."""
-    others = [part for part in parts if part not in OF_TRAINED_SAES]
+    others = [part for part in parts if part not in of_trained_saes()]
     if others and recorded.get("tuned_saes"):
         raise InputError(
             f"--parts {others[0]} is about an adapter around a frozen SAE, {adapter} trained its SAE (method "
-            f"{recorded['method']}): expected --parts {' '.join(OF_TRAINED_SAES)}, or some of them"
+            f"{recorded['method']}): expected --parts {' '.join(of_trained_saes())}, or some of them"
         )
 
 

@@ -1,6 +1,6 @@
 """What capabilities are said to have shown."""
 
-from saelora.report.words.capabilities import lines
+from saelora.evals.capabilities.summary import lines
 
 
 def estimate(value, half):

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from saelora.report.words.drift import lines
+from saelora.evals.drift.summary import lines
 
 
 def e(value: float, half: float = 0.0) -> dict[str, float]:

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 
-from saelora.report.words.faithfulness import lines
+from saelora.evals.faithfulness.summary import lines
 
 
 def estimate(value, half=0.01):

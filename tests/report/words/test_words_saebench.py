@@ -1,6 +1,6 @@
 """What SAEBench is said to have shown."""
 
-from saelora.report.words.saebench import lines
+from saelora.evals.saebench.summary import lines
 
 
 def metric(name, metric, base, adapted, once=False):

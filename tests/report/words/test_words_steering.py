@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from saelora.report.words.steering import lines
+from saelora.evals.steering.summary import lines
 
 
 def estimate(value: float | None, half: float | None = 0.01) -> dict[str, float | None]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from saelora.report.words.tokens import lines
+from saelora.evals.tokens.summary import lines
 
 NOTHING = {"value": None, "low": None, "high": None}
 

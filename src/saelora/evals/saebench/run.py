@@ -16,7 +16,7 @@ from saelora.evals.saebench import runner
 from saelora.evals.saebench.environment import last_line
 from saelora.evals.saebench.export import export_model, export_sae
 from saelora.evals.saebench.local import local_data
-from saelora.evals.saebench.results import cannot_change, table
+from saelora.evals.saebench.metrics import cannot_change, table
 from saelora.models.hookpoints import Hookpoint
 
 

@@ -2,22 +2,14 @@
 
 import base64
 import hashlib
+import json
 import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from saelora.report.page import (
-    benchmarks,
-    collections,
-    drift,
-    faithfulness,
-    losses,
-    passages,
-    provenance,
-    steering,
-    tokens,
-)
+from saelora.evals.registry import EVALUATIONS
+from saelora.report.page import collections, losses, provenance
 from saelora.report.page.collections import Collection, read_collection
 from saelora.report.page.read import Run, read_runs
 from saelora.report.page.view import Section
@@ -37,9 +29,8 @@ def page(runs: Sequence[Run]) -> str:
     Raises:
         InputError: a part's result is not of the form that this version writes.
     """
-    text = passages.payload(runs)
     headlines = [(run, headline(run.results), _cost(run.results), warnings(run.results)) for run in runs]
-    return _rendered(_title(runs), _sections(runs, bool(text["runs"])), text, runs=runs, headlines=headlines)
+    return _rendered(_title(runs), _sections(runs), runs=runs, headlines=headlines)
 
 
 def collection_page(found: Collection, links_from: Path) -> str:
@@ -52,13 +43,12 @@ def collection_page(found: Collection, links_from: Path) -> str:
         InputError: its rows are not of the form that this version writes.
     """
     lead, sections = collections.lead(found), collections.sections(found, links_from)
-    return _rendered(one_line(found.title), sections, passages.payload([]), lead=lead)
+    return _rendered(one_line(found.title), sections, lead=lead)
 
 
 def _rendered(
     title: str,
     sections: Sequence[Section],
-    text: dict[str, Any],
     *,
     runs: Sequence[Run] = (),
     headlines: Sequence[tuple[Run, str, str, list[str]]] = (),
@@ -79,7 +69,7 @@ def _rendered(
         headlines=headlines,
         lead=lead,
         sections=sections,
-        payload=Markup(passages.script_json(text)),
+        payload=Markup(script_json(next((s.payload for s in sections if s.payload), {"runs": []}))),
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
         script=Markup(script),
         svg=Markup,  # of matplotlib, which escapes its texts
@@ -99,14 +89,14 @@ def _cost(results: dict[str, Any]) -> str:
     return cost(results) if "n_tokens_evaluated" in results else ""
 
 
-def _sections(runs: Sequence[Run], has_text: bool) -> list[Section]:
-    made = [losses.overview(runs), tokens.section(runs)]
-    if has_text:
-        made.append(
-            Section("text", "Read the text", "Every token, coloured by what happened to its prediction.", short="Text")
-        )
-    made += [drift.section(runs), faithfulness.section(runs), steering.section(runs)]
-    made += [benchmarks.capabilities(runs), benchmarks.saebench(runs)]
+def script_json(value: Any) -> str:
+    """JSON that is inert inside a script element: no <, >, & and nothing beyond ASCII."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _sections(runs: Sequence[Run]) -> list[Section]:
+    made = [losses.overview(runs), *(each for evaluation in EVALUATIONS.values() for each in evaluation.sections(runs))]
     samples = [(run, run.results["samples"]) for run in runs if run.results.get("samples")]
     if samples:
         about = "The same beginning, continued by each variant of the model, always with its likeliest token."

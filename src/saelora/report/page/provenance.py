@@ -3,7 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from saelora.report.page.read import NOT_ON_ROWS, Run
+from saelora.evals.registry import on_rows
+from saelora.report.page.read import Run
 from saelora.report.page.view import Section, Table, by_run, quoted, row_of, written
 
 
@@ -68,7 +69,7 @@ def _numbered(saes: Sequence[dict[str, Any]]) -> dict[str, Any]:
 def _heldout(run: Run) -> dict[str, str]:
     """The rows of the result and of each part that was measured on rows."""
     abouts = {"result": run.about} | {
-        f"part {name}": file.get("about") or {} for name, file in run.parts.items() if name not in NOT_ON_ROWS
+        f"part {name}": file.get("about") or {} for name, file in run.parts.items() if on_rows(name)
     }
     return {name: rows_text(about) for name, about in abouts.items()}
 

@@ -7,12 +7,10 @@ from typing import Any
 
 from saelora import shapes
 from saelora.errors import InputError
+from saelora.evals.registry import EVALUATIONS
 from saelora.identity import OTHER_ROWS, sae_names, same_saes, text_differs
 from saelora.manifest import MANIFEST, RESULTS, part_file, read_json
 from saelora.shapes import check_file
-
-NOT_ON_ROWS = ("capabilities", "saebench")  # parts that bring texts of their own
-PARTS = ("tokens", "drift", "faithfulness", "steering", "capabilities", "saebench")
 
 
 @dataclass(frozen=True)
@@ -70,7 +68,7 @@ def read_run(folder: Path, label: str) -> Run:
     check_file(manifest, shapes.MANIFEST, folder / MANIFEST, remedy)
     check_file(results, shapes.FIGURES, folder / RESULTS, remedy)
     parts = {}
-    for name in ("loss", *PARTS):
+    for name in ("loss", *EVALUATIONS):
         path = part_file(folder / "evals", name)
         if path.exists():
             parts[name] = _mapping(path)

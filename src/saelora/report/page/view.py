@@ -3,11 +3,10 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
 
-from saelora.manifest import OF_TRAINED_SAES
-from saelora.report.page.read import NOT_ON_ROWS, PARTS, Run, differences, other_rows
+from saelora.evals.registry import EVALUATIONS
+from saelora.report.page.read import Run, differences, other_rows
 
 # How a column's numbers are written. An estimate {"value", "low", "high"} is written with its interval.
 FORMS = ("text", "nats", "share", "count", "number")
@@ -79,6 +78,7 @@ class Section:
     measured: bool = True
     warnings: Sequence[str] = ()
     links: Sequence[tuple[str, str]] = ()  # text and address, relative to the page
+    payload: Any = None  # data for the page's script, which shows text token by token
 
 
 def cell(value: Any, form: str) -> Cell:
@@ -135,7 +135,7 @@ def estimates(values: Sequence[Any]) -> tuple[list[float | None], list[float | N
 
 def notes(runs: Sequence[Run], part: str) -> list[Note]:
     """What each run's part found."""
-    assert part in PARTS
+    evaluation = EVALUATIONS[part]
     told = []
     first: Run | None = None
     for run in runs:
@@ -143,8 +143,9 @@ def notes(runs: Sequence[Run], part: str) -> list[Note]:
         if result is None:
             told.append(_missing(run, part))
             continue
-        words = import_module(f"saelora.report.words.{part}").lines(result)
-        told.append(Note(run, words, warning=_warning(run, part), rows=_other_rows(run, part, first)))
+        told.append(
+            Note(run, evaluation.lines(result), warning=_warning(run, part), rows=_other_rows(run, part, first))
+        )
         first = first or run
     return told
 
@@ -159,7 +160,7 @@ def _warning(run: Run, part: str) -> str | None:
 
 
 def _other_rows(run: Run, part: str, first: Run | None) -> list[str]:
-    if part in NOT_ON_ROWS:
+    if not EVALUATIONS[part].on_rows:
         return []
     about, told = run.parts[part].get("about") or {}, []
     if found := other_rows(about, run.about):
@@ -170,7 +171,7 @@ def _other_rows(run: Run, part: str, first: Run | None) -> list[str]:
 
 
 def _missing(run: Run, part: str) -> Note:
-    if run.manifest.get("tuned_saes") and part not in OF_TRAINED_SAES:
+    if run.manifest.get("tuned_saes") and not EVALUATIONS[part].of_trained_saes:
         return Note(run, ["This is about an adapter around a frozen SAE; here the SAE was trained."])
     return Note(run, command=f"saelora evaluate --adapter {quoted(run)} --parts {part}")
 

@@ -1,0 +1,203 @@
+"""How far from the clean base the residual stream runs, layer by layer, and what the SAEs' latents see of it.
+
+Everything is of replaced positions (the token mask) alone. Only the base's layer outputs of one batch are held.
+
+Shapes: B rows of a batch, S tokens, D width, F latents; N replaced positions of a batch.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saelora.core.replay import activations
+from saelora.core.splice import Splice, TokenMask
+from saelora.errors import InputError
+from saelora.evals.arms import arm
+from saelora.evals.firing import Firing
+from saelora.evals.intervals import ratios
+from saelora.evals.loss_sums import wide
+from saelora.evals.subject import Subject
+from saelora.models.anatomy import Anatomy, anatomy_of, device_of
+from saelora.models.hookpoints import Hookpoint
+
+AWAY = ("sae", "adapted", "adapted_clean")
+MEASURES = ("l2", "relative_l2", "cosine_distance")
+
+
+def measure_drift(
+    model: nn.Module,
+    spliced: Splice,
+    token_mask: TokenMask,
+    rows: Tensor,
+    *,
+    batch_rows: int = 1,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int], None] = lambda n_tokens: None,
+    adapted: Splice | None = None,
+) -> dict[str, Any]:
+    """Distances of every layer's output from the clean base's, and the latents' firing, on rows [n_rows, context].
+
+    Args:
+        spliced: the model's open splice.
+        adapted: the adapted model's own open splice, where its SAEs were trained; its latents are then set against
+            those of the SAEs as they were.
+
+    Returns:
+        n_positions; layers, each with the mean over positions of l2 (of the difference; activation units),
+        relative_l2 (that over the base's norm) and cosine_distance (1 - cos) for sae, adapted and adapted_clean, and
+        the paired differences adapted - sae; latents by hookpoint (see ``saelora.evals.firing``). A layer's output is
+        what the next layer gets: after replacement, where an SAE sits at its resid_post.
+
+    Raises:
+        InputError: no position of the rows is replaced by the SAE.
+    """
+    if not token_mask(rows).any():
+        raise InputError(
+            "nothing to measure: no position is replaced by the SAE; expected rows with tokens that the token policy "
+            "does not exempt"
+        )
+    device, anatomy = device_of(model), anatomy_of(model)
+    distances = Distances(anatomy.n_layers)
+    firing = {hookpoint: Firing(len(rows)) for hookpoint in spliced.saes}
+    for start in range(0, len(rows), batch_rows):
+        batch = rows[start : start + batch_rows].to(device)
+        mask = token_mask(batch)
+        base: dict[int, Tensor] = {}
+        with arm(model, spliced, "base", autocast, adapted=adapted):
+            with watching(anatomy, base.__setitem__):
+                _forward(anatomy, batch)
+            clean = activations(model, batch, None, list(spliced.saes))
+            before_mask = {h: token_mask.replaced(h, x, mask) for h, x in clean.items()}
+            before = {h: clean_latents(spliced, h, x, before_mask[h]) for h, x in clean.items()}
+        distances.begin(base, mask)
+        for name in AWAY:
+            # sae is observed too, though not looked at: an SAE may reconstruct by other steps where nobody watches
+            after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]] = {}
+            variant = arm(model, spliced, name, autocast, adapted=adapted)
+            with variant as running, distances.of(anatomy, name), observed(running, after) as used:
+                _forward(anatomy, batch)
+            for hookpoint, seen in after.items() if name == "adapted" else ():
+                firing[hookpoint].update(start, before_mask[hookpoint] & used[hookpoint], before[hookpoint], seen)
+        progress(batch.numel())
+    return {
+        "n_positions": int(sum(distances.n)),
+        "layers": distances.compute(),
+        "latents": {str(h): each.compute() for h, each in firing.items()},
+    }
+
+
+def _forward(anatomy: Anatomy, input_ids: Tensor) -> None:
+    anatomy.body(input_ids=input_ids, use_cache=False)
+
+
+@contextmanager
+def watching(anatomy: Anatomy, see: Callable[[int, Tensor], None]) -> Iterator[None]:
+    """Call see(layer, output) with every layer's output, as it is after any splice, while the context is open."""
+
+    def watch(layer: int) -> Callable[..., None]:
+        def hook(_module: nn.Module, _args: Any, output: Any) -> None:
+            see(layer, output if isinstance(output, Tensor) else output[0])
+
+        return hook
+
+    handles = [layer.register_forward_hook(watch(i)) for i, layer in enumerate(anatomy.layers)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def observed(
+    spliced: Splice, after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]]
+) -> Iterator[dict[Hookpoint, Tensor]]:
+    """Put x, latents and recon of every SAE that runs while the context is open into ``after``; masks are yielded."""
+    masks: dict[Hookpoint, Tensor] = {}
+
+    def observer(hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
+        after[hookpoint], masks[hookpoint] = (x, latents, recon), mask
+
+    with spliced.observed_by(observer):
+        yield masks
+
+
+def clean_latents(spliced: Splice, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What an observer would see of a clean activation, by the very steps of a splice, so that bits compare."""
+    sae = spliced.saes[hookpoint]
+    latents = sae.encode(spliced.given(hookpoint, x, mask))
+    return spliced.seen(hookpoint, x), latents, sae.decode(latents).to(x.dtype)
+
+
+@dataclass
+class Distances:
+    """Per-row sums over replaced positions, for each layer, variant and measure."""
+
+    n_layers: int
+    n: list[float] = field(default_factory=list)
+    sums: dict[tuple[int, str, str], list[float]] = field(default_factory=dict)
+    _base: dict[int, Tensor] = field(default_factory=dict)
+    _mask: Tensor | None = None
+
+    def begin(self, base: dict[int, Tensor], mask: Tensor) -> None:
+        """A new batch: the base's layer outputs [batch, seq, d_model], and which positions count [batch, seq]."""
+        self._base, self._mask = base, mask
+        self.n += mask.sum(1).tolist()
+
+    def of(self, anatomy: Anatomy, name: str) -> Any:
+        """Add the distances of one variant's forward pass, run while this context is open."""
+
+        def see(layer: int, output: Tensor) -> None:
+            for measure, value_BS in distances(output, self._base[layer]).items():
+                kept = torch.where(self._mask.to(value_BS.device), value_BS, 0.0)  # type: ignore[union-attr]
+                self.sums.setdefault((layer, name, measure), []).extend(kept.sum(1).tolist())
+
+        return watching(anatomy, see)
+
+    def compute(self) -> list[dict[str, Any]]:
+        """Means with intervals, layer by layer."""
+        kept = np.array(self.n) > 0
+        sums = {key: np.array(values)[kept] for key, values in self.sums.items()}
+        for layer in range(self.n_layers):
+            for measure, name in (("l2", "l2_difference"), ("cosine_distance", "cosine_difference")):
+                sums[layer, "", name] = sums[layer, "adapted", measure] - sums[layer, "sae", measure]
+        keys = list(sums)
+        n_KR = np.broadcast_to(np.array(self.n)[kept], (len(keys), kept.sum()))
+        found = dict(zip(keys, ratios(np.stack([sums[key] for key in keys]), n_KR), strict=True))
+        return [
+            {
+                "layer": layer,
+                **{measure: {name: found[layer, name, measure] for name in AWAY} for measure in MEASURES},
+                **{name: found[layer, "", name] for name in ("l2_difference", "cosine_difference")},
+            }
+            for layer in range(self.n_layers)
+        ]
+
+
+def distances(x_BSD: Tensor, base_BSD: Tensor) -> dict[str, Tensor]:
+    """MEASURES at every position [batch, seq], in float64."""
+    x, base = wide(x_BSD), wide(base_BSD)
+    l2, norm = (x - base).norm(dim=-1), base.norm(dim=-1)
+    # half the squared distance of the unit vectors is 1 - cos, and exactly 0 where nothing differs
+    apart = nn.functional.normalize(x, dim=-1) - nn.functional.normalize(base, dim=-1)
+    return {"l2": l2, "relative_l2": l2 / norm.clamp(min=1e-30), "cosine_distance": apart.square().sum(-1) / 2}
+
+
+def run(subject: Subject, config: Any) -> dict[str, Any]:
+    """Distances of every layer's output from the original's, and whether the latents fire as before."""
+    with subject.console.progress("drift", subject.rows.numel()) as bar:
+        found = measure_drift(
+            subject.model,
+            subject.spliced,
+            subject.token_mask,
+            subject.rows,
+            autocast=subject.autocast,
+            progress=bar.advance,
+            adapted=subject.adapted,
+        )
+    return {**found, "trained": subject.trained}

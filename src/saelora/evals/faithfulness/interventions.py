@@ -1,0 +1,311 @@
+"""Does an adapted model read its SAE, or go round it?
+
+An adapter could win cross entropy back by taking less from the SAE and more from what the SAE does not touch: the
+residual stream beside an SAE at a sublayer's output, or the exempt positions, which attention can read. Then the
+adapted model says little about the SAE's latents. So the same harm is done to the latents in the spliced model and in
+the adapted one, and what it costs each is compared: ``rise`` is the cross entropy under the intervention minus that of
+the same arm without it, in nats per counted prediction. The ratio of the two rises, adapted / spliced, is 1 where the
+adapted model depends on the latents as the spliced one does, and 0 where it does not depend on them.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saelora.core import lora
+from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
+from saelora.core.spread import FIGURES
+from saelora.core.students import Student
+from saelora.errors import InputError
+from saelora.evals.faithfulness.ablation import (
+    Ablated,
+    CrossEntropies,
+    LatentMass,
+    Shuffle,
+    Shuffled,
+    cross_entropies,
+    random_order,
+    top_latents,
+)
+from saelora.evals.faithfulness.attention import NoWeightsError, attention_to_exempt
+from saelora.evals.faithfulness.verdict import judge
+from saelora.evals.intervals import UNDEFINED, Estimate
+from saelora.evals.loss_sums import SAESums
+from saelora.models.hookpoints import Hookpoint
+
+KS = (1, 4, 16, 64, 256)
+Saes = Mapping[Hookpoint, SAE]
+
+
+def faithfulness(
+    model: nn.Module,
+    spliced: Splice,
+    token_mask: TokenMask,
+    rows: Tensor,
+    *,
+    other: tuple[Hookpoint, SAE] | None = None,
+    draws: int = 3,
+    ablation_rows: int | None = None,
+    attention_rows: int = 16,
+    batch_rows: int = 2,
+    seed: int = 0,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int], None] = lambda n_tokens: None,
+) -> dict[str, Any]:
+    """Measure how an adapted model depends on its SAEs, on packed rows [n_rows, context].
+
+    Several SAEs are ablated, shuffled and zeroed all at once, each by its own latents.
+
+    Args:
+        spliced: the model's open splice.
+        other: an SAE to put in the place of the one at the same hookpoint.
+        draws: of random latents; their rises are pooled.
+        ablation_rows, attention_rows: how many evenly spaced rows these two use; None is all.
+        batch_rows: also the rows among which latents are shuffled.
+        seed: of shuffles and random latents, which are the same for both arms.
+        progress: told of tokens, ``n_tokens_run`` in all.
+
+    Returns:
+        Plain data; estimates with 95 % intervals by bootstrap over rows, paired. sae_taken_out; exempt: what splicing
+        the exempt positions too costs (all of them; those after a row's first), and the attention they get; ablation:
+        k latents of every SAE set to 0, random ones among those that fire, or those of most activation mass
+        (``LatentMass``; ``share`` is their part of it); shuffled: each counted position gets another's latents;
+        zeroed: zeros instead of reconstructions; other_sae; verdict and why, see ``judge``.
+
+    Raises:
+        InputError: the model has no adapter, or no position of the rows is replaced.
+    """
+    case = _Case(model, spliced, _adapter(model), token_mask, batch_rows, autocast, progress)
+    if not token_mask(rows)[:, :-1].any():
+        raise InputError("nothing to measure: the token policy exempts every position of the rows; change --exempt")
+    generator = torch.Generator().manual_seed(seed)
+    main, seen = _main(case, rows, other, generator)
+    picks = spaced(len(rows), ablation_rows)
+    ablation = _ablation(case, rows[picks], main.at(picks), seen.mass, draws, generator)
+    attention = _attention(case, rows[spaced(len(rows), attention_rows)])
+    found = {
+        "n_predictions": int(sum(main.n)),
+        "ce": {arm: main.mean(main.row_sums(arm)) for arm in ("sae", "adapted")},
+        "gain": main.mean(main.row_sums("sae") - main.row_sums("adapted")),
+        "sae_taken_out": _taken_out(main),
+        "exempt": {**_exempt(main, token_mask, rows), **attention},
+        "ablation": ablation,
+        "shuffled": _relied(main, "shuffled"),
+        "zeroed": _relied(main, "zeroed"),
+        "other_sae": _other(main, other[0], seen) if other else None,
+    }
+    verdict, why = judge(found)
+    return {**found, "verdict": verdict, "why": why}
+
+
+def _adapter(model: nn.Module) -> str | tuple[str, ...]:
+    name = lora.adapter_name(model)
+    if name is None:
+        raise InputError("faithfulness is asked of an adapted model, this one has no adapter: give one with --adapter")
+    return name
+
+
+@dataclass(frozen=True)
+class _Case:
+    """What every pass through the rows has in common."""
+
+    model: nn.Module
+    spliced: Splice
+    adapter: str | tuple[str, ...]
+    token_mask: TokenMask
+    batch_rows: int
+    autocast: torch.dtype | None
+    progress: Callable[[int], None]
+
+    def run(self, rows: Tensor, variants: Mapping[str, Student], **more: Any) -> CrossEntropies:
+        return cross_entropies(
+            self.model,
+            variants,
+            self.token_mask,
+            rows,
+            others=[self.spliced],
+            batch_rows=self.batch_rows,
+            autocast=self.autocast,
+            progress=self.progress,
+            **more,
+        )
+
+    def both(self, name: str, saes: Saes, mask: TokenMask, stack: ExitStack) -> dict[str, Student]:
+        """An intervention's two arms, through a splice that stays open as long as ``stack``."""
+        opened = stack.enter_context(splice(self.model, saes, mask))
+        return {f"{name}.sae": Student(opened), f"{name}.adapted": Student(opened, self.adapter)}
+
+
+@dataclass
+class _Seen:
+    """What the SAEs did in the spliced model."""
+
+    mass: LatentMass
+    own: SAESums
+    other: SAESums
+
+    def watch(self, *event: Any) -> None:
+        """The observer of the adapter's own SAEs."""
+        self.mass(*event)
+        self.own(*event)
+
+
+class _AllButFirst(TokenMask):
+    """The positions of a policy, and every exempt one but a row's first, which cannot have seen any text."""
+
+    def at(self, input_ids: Tensor, position_BS: Tensor) -> Tensor:
+        return super().at(input_ids, position_BS) | (position_BS != 0)
+
+
+def spaced(n_rows: int, n: int | None) -> list[int]:
+    """Indices of n evenly spaced rows; of all where there are fewer."""
+    n = n_rows if n is None else min(max(n, 1), n_rows)
+    return [n_rows * i // n for i in range(n)]
+
+
+def n_tokens_run(rows: Tensor, ablation_rows: int | None = None, attention_rows: int = 16) -> int:
+    """How many tokens ``faithfulness`` tells ``progress`` of: those of each of its passes through the rows."""
+    n = len(rows) + len(spaced(len(rows), ablation_rows)) + len(spaced(len(rows), attention_rows))
+    return n * rows.shape[1]
+
+
+def _main(
+    case: _Case, rows: Tensor, other: tuple[Hookpoint, SAE] | None, generator: torch.Generator
+) -> tuple[CrossEntropies, _Seen]:
+    """Everything but the ablations."""
+    saes, policy, shuffle = case.spliced.saes, case.token_mask, Shuffle()
+    plans: dict[str, tuple[Saes, TokenMask]] = {
+        "shuffled": ({h: Shuffled(sae, shuffle) for h, sae in saes.items()}, policy),
+        "zeroed": (dict.fromkeys(saes, ZeroAblation()), policy),
+    }
+    spared_BS = ~policy(rows)
+    if spared_BS.any():
+        plans["exempt"] = (saes, TokenMask((), False, policy.exempt_padding))
+    if spared_BS[:, 1:].any():
+        widened = _AllButFirst(policy.exempt_ids, policy.exempt_first, policy.exempt_padding)
+        plans["after_first"] = (saes, widened)
+    if other:
+        plans["other"] = ({**saes, other[0]: other[1]}, policy)
+    seen = _Seen(LatentMass(saes), SAESums.of(policy, rows), SAESums.of(policy, rows))
+    variants = {"base": Student(), "adapted_clean": Student(None, case.adapter)}
+    variants |= {"sae": Student(case.spliced), "adapted": Student(case.spliced, case.adapter)}
+    with ExitStack() as stack:
+        for name, (put_in, mask) in plans.items():
+            variants |= case.both(name, put_in, mask, stack)
+        found = case.run(
+            rows,
+            variants,
+            observers={"sae": seen.watch, "other.sae": seen.other},
+            before=lambda mask_BS: shuffle.draw(mask_BS, generator),
+        )
+    return found, seen
+
+
+def _ablation(
+    case: _Case, rows: Tensor, whole: CrossEntropies, mass: LatentMass, draws: int, generator: torch.Generator
+) -> dict[str, Any]:
+    """Rises where k latents are set to 0; ``whole`` holds the same rows' cross entropies with all latents."""
+    orders = [{h: random_order(mass_S, generator) for h, mass_S in mass.sums.items()} for _ in range(draws)]
+    n_alive = min(int((mass_S > 0).sum()) for mass_S in mass.sums.values())
+    ks = [k for k in KS if k < n_alive]
+    chosen: dict[tuple[str, int], list[dict[Hookpoint, Tensor]]] = {}
+    for k in ks:
+        chosen["random", k] = [{h: order[:k] for h, order in drawn.items()} for drawn in orders]
+        chosen["top", k] = [{h: top_latents(mass_S, k) for h, mass_S in mass.sums.items()}]
+    with ExitStack() as stack:
+        variants: dict[str, Student] = {}
+        for (kind, k), sets in chosen.items():
+            for i, latents in enumerate(sets):
+                put_in = {h: Ablated(sae, latents[h]) for h, sae in case.spliced.saes.items()}
+                variants |= case.both(f"{kind}.{k}.{i}", put_in, case.token_mask, stack)
+        found = case.run(rows, variants)
+    found.ce |= {arm: whole.ce[arm] for arm in ("sae", "adapted")}
+    out: dict[str, Any] = {"n_predictions": int(sum(found.n)), "draws": draws, "n_alive": n_alive}
+    for kind in ("random", "top"):
+        names = {k: [f"{kind}.{k}.{i}" for i in range(len(chosen[kind, k]))] for k in ks}
+        out[kind] = [{"k": k, "share": _mass_share(chosen[kind, k], mass), **_rises(found, names[k])} for k in ks]
+        pooled = _rises(found, [name for k in ks for name in names[k]]) if ks else {"ratio": dict(UNDEFINED)}
+        out[f"{kind}_pooled"] = pooled["ratio"]
+    return out
+
+
+def _mass_share(sets: Sequence[Mapping[Hookpoint, Tensor]], mass: LatentMass) -> float:
+    """The chosen latents' part of all activation mass, a mean over draws and SAEs."""
+    shares = [
+        float(mass.sums[h][picked].sum() / mass.sums[h].sum()) for latents in sets for h, picked in latents.items()
+    ]
+    return float(np.mean(shares))
+
+
+def _rises(ce: CrossEntropies, names: Sequence[str]) -> dict[str, Estimate]:
+    """Mean rises over interventions, in both arms, and their ratio."""
+    rise = {
+        arm: ce.row_sums(*(f"{name}.{arm}" for name in names)) - len(names) * ce.row_sums(arm)
+        for arm in ("sae", "adapted")
+    }
+    means = {f"rise_{arm}": ce.mean(rise[arm], len(names)) for arm in rise}
+    return {**means, "ratio": ce.share(rise["adapted"], rise["sae"])}
+
+
+def _relied(ce: CrossEntropies, name: str) -> dict[str, Estimate]:
+    """Cross entropies and rises under one intervention; ``reliance`` is the ratio of the rises."""
+    rises = _rises(ce, [name])
+    rises["reliance"] = rises.pop("ratio")
+    return {**{f"ce_{arm}": ce.mean(ce.row_sums(f"{name}.{arm}")) for arm in ("sae", "adapted")}, **rises}
+
+
+def _exempt(ce: CrossEntropies, token_mask: TokenMask, rows: Tensor) -> dict[str, Any]:
+    """What splicing exempt positions too costs; ``excess`` is what it costs the adapted model more than the spliced."""
+    out: dict[str, Any] = {
+        "ids": list(token_mask.exempt_ids),
+        "first": token_mask.exempt_first,
+        "n_positions": int((~token_mask(rows)).sum()),
+        "n_after_first": int((~token_mask(rows))[:, 1:].sum()),
+    }
+    plain = ce.row_sums("adapted") - ce.row_sums("sae")
+    for name, key in (("exempt", "spliced_too"), ("after_first", "after_first")):
+        out[key] = None
+        if f"{name}.sae" in ce.ce:
+            found = _relied(ce, name)
+            del found["reliance"]
+            apart = ce.row_sums(f"{name}.adapted") - ce.row_sums(f"{name}.sae")
+            out[key] = {**found, "excess": ce.mean(apart - plain)}
+    return out
+
+
+def _taken_out(ce: CrossEntropies) -> dict[str, Estimate]:
+    base, adapted = ce.row_sums("base"), ce.row_sums("adapted_clean")
+    return {"ce_base": ce.mean(base), "ce_adapted_clean": ce.mean(adapted), "harm": ce.mean(adapted - base)}
+
+
+def _attention(case: _Case, rows: Tensor) -> dict[str, Any]:
+    if case.token_mask(rows).all():
+        return {"attention": None, "attention_missing": "no position is exempt"}
+    try:
+        found = attention_to_exempt(
+            case.model, case.spliced, case.token_mask, rows, autocast=case.autocast, progress=case.progress
+        )
+    except NoWeightsError as error:
+        return {"attention": None, "attention_missing": str(error)}
+    return {"attention": found, "attention_missing": None}
+
+
+def _other(ce: CrossEntropies, hookpoint: Hookpoint, seen: _Seen) -> dict[str, Any]:
+    """Figures under another SAE, beside those under the adapter's own."""
+    base, sae, adapted = (ce.row_sums(arm) for arm in ("base", "sae", "adapted"))
+    other_sae, other_adapted = (ce.row_sums(f"other.{arm}") for arm in ("sae", "adapted"))
+    others, own = (sums.compute()[str(hookpoint)] for sums in (seen.other, seen.own))
+    return {
+        "hookpoint": str(hookpoint),
+        **{name: others[name] for name in ("fvu", *FIGURES)},
+        **{f"own_{name}": own[name] for name in ("fvu", *FIGURES)},
+        "ce_sae": ce.mean(other_sae),
+        "ce_adapted": ce.mean(other_adapted),
+        "gap_closed": ce.share(other_sae - other_adapted, other_sae - base),
+        "own_gap_closed": ce.share(sae - adapted, sae - base),
+    }

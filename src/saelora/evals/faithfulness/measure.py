@@ -1,0 +1,50 @@
+"""--parts faithfulness: does the adapted model read its SAEs, or go round them?"""
+
+from typing import Any
+
+from saelora.core.splice import SAE
+from saelora.errors import InputError
+from saelora.evals.faithfulness.interventions import faithfulness, n_tokens_run
+from saelora.evals.subject import Subject
+from saelora.models.anatomy import anatomy_of
+from saelora.models.hookpoints import Hookpoint
+from saelora.models.loading import pick_device
+from saelora.saes.loading import check_fits, load_sae
+
+
+def run(subject: Subject, config: Any) -> dict[str, Any]:
+    """``saelora.evals.faithfulness`` on the subject.
+
+    Raises:
+        InputError: other_sae sits elsewhere than the adapter's SAEs, or is for another model.
+    """
+    other = _other(subject, config) if config.other_sae else None
+    rows, context = subject.rows, subject.rows.shape[1]
+    ablation_rows = max(2, config.ablation_tokens // context)
+    with subject.console.progress("faithfulness", n_tokens_run(rows, ablation_rows)) as bar:
+        found = faithfulness(
+            subject.model,
+            subject.spliced,
+            subject.token_mask,
+            rows,
+            other=other,
+            draws=config.ablation_draws,
+            ablation_rows=ablation_rows,
+            autocast=subject.autocast,
+            progress=bar.advance,
+        )
+    if other is not None:
+        found["other_sae"] = {"ref": config.other_sae, **found["other_sae"]}
+    return found
+
+
+def _other(subject: Subject, config: Any) -> tuple[Hookpoint, SAE]:
+    loaded = load_sae(config.other_sae, device=pick_device(config.device))
+    own = subject.spliced.saes
+    if loaded.hookpoint not in own:
+        where = " and ".join(map(str, own))
+        raise InputError(
+            f"other_sae {config.other_sae} sits at {loaded.hookpoint}, the adapter's at {where}: give one from there"
+        )
+    check_fits(loaded, anatomy_of(subject.model).width(loaded.hookpoint))
+    return loaded.hookpoint, loaded.sae  # type: ignore[return-value]

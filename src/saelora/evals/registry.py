@@ -1,0 +1,80 @@
+"""The evaluations beyond the losses, one line each; all else of one lies in its folder ``saelora.evals.NAME``.
+
+A folder holds these modules, of which no more is imported than is asked for:
+
+- options: ``Options``, and ``check(config)`` of what can be wrong before anything is loaded; neither imports torch.
+- measure: ``run(subject, config)``, the measurement; it returns the result.
+- summary: ``lines(result)``, the finding in plain words.
+- section: ``sections(runs)``, its chapters of the page of ``saelora report``.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from saelora.evals.capabilities import options as capabilities
+from saelora.evals.faithfulness import options as faithfulness
+from saelora.evals.saebench import options as saebench
+from saelora.evals.steering import options as steering
+from saelora.evals.tokens import options as tokens
+
+if TYPE_CHECKING:
+    from saelora.evals.subject import Subject
+    from saelora.report.page.read import Run
+    from saelora.report.page.view import Section
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One evaluation of an adapted model.
+
+    Args:
+        options: the module of its options, where it has some.
+        of_trained_saes: it has something to say of a run that trained its SAE.
+        on_rows: it is measured on the run's held-out rows; False: it brings texts of its own.
+        in_all: ``--parts all`` includes it: it needs nothing beside the adapter's run.
+    """
+
+    name: str
+    options: ModuleType | None = None
+    of_trained_saes: bool = False
+    on_rows: bool = True
+    in_all: bool = True
+
+    def run(self, subject: "Subject", config: Any) -> dict[str, Any]:
+        """Measure; returns what its file holds."""
+        return self._module("measure").run(subject, config)
+
+    def lines(self, result: dict[str, Any]) -> list[str]:
+        """The finding in plain words, from what its file holds."""
+        return self._module("summary").lines(result)
+
+    def sections(self, runs: Sequence["Run"]) -> list["Section"]:
+        """Its chapters of the page of these runs, whether or not they have measured it."""
+        return self._module("section").sections(runs)
+
+    def _module(self, name: str) -> Any:
+        return import_module(f"saelora.evals.{self.name}.{name}")
+
+
+_ALL = (  # in the order in which they are measured and shown
+    Evaluation("tokens", tokens, of_trained_saes=True),
+    Evaluation("drift", of_trained_saes=True),
+    Evaluation("faithfulness", faithfulness),
+    Evaluation("steering", steering),
+    Evaluation("capabilities", capabilities, of_trained_saes=True, on_rows=False, in_all=False),
+    Evaluation("saebench", saebench, on_rows=False, in_all=False),
+)
+EVALUATIONS = {each.name: each for each in _ALL}
+
+
+def of_trained_saes() -> tuple[str, ...]:
+    """What can be measured of a run that trained its SAE, the losses among it."""
+    return ("loss", *(each.name for each in _ALL if each.of_trained_saes))
+
+
+def on_rows(name: str) -> bool:
+    """Whether an evaluation, or the losses, is measured on the run's held-out rows."""
+    return name not in EVALUATIONS or EVALUATIONS[name].on_rows

@@ -1,1 +1,0 @@
-"""What steering is measured with: texts in sets that are apart, latents chosen on them, interventions, likelihoods."""

@@ -1,0 +1,140 @@
+"""Where latents fire: which of them to steer, and the texts that each is steered on.
+
+Shapes: T texts, L latents (d_sae), N tokens.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saelora.core.replay import activations
+from saelora.core.splice import Splice, TokenMask
+from saelora.evals.arms import arm
+from saelora.evals.steering.likelihood import BATCH_TEXTS, padded
+from saelora.evals.steering.texts import Text
+from saelora.models.hookpoints import Hookpoint
+
+LEAST_PASSAGES = 8  # in which a latent has to fire, to be chosen
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads an SAE's latents off the clean model at its hookpoint."""
+
+    model: nn.Module
+    spliced: Splice
+    hookpoint: Hookpoint
+    token_mask: TokenMask
+    autocast: torch.dtype | None = None
+
+    @property
+    def sae(self) -> Any:
+        return self.spliced.saes[self.hookpoint]
+
+    def latents(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
+        """Latents [n_tokens, d_sae] of the positions that the SAE replaces, and where these are [batch, seq]."""
+        ids, attention = padded(texts, next(self.model.parameters()).device)
+        with arm(self.model, self.spliced, "base", self.autocast):
+            x = activations(self.model, ids, attention, [self.hookpoint])[self.hookpoint]
+            mask = self.token_mask(ids, attention) & attention.bool()
+            return self.sae.encode(self.spliced.given(self.hookpoint, x, mask)[mask]), mask
+
+
+@dataclass(frozen=True)
+class Firing:
+    """The greatest activation of every latent in the first and in the second half of every text: sparse [T, L]."""
+
+    texts: list[Text]
+    first: Any
+    second: Any
+
+    def peaks(self, latent: int) -> np.ndarray:
+        """A latent's greatest activation in each text [T]; 0 where it does not fire."""
+        first, second = (half[:, [latent]].toarray()[:, 0] for half in (self.first, self.second))
+        return np.maximum(first, second)
+
+    def rates(self) -> np.ndarray:
+        """Share of texts in which each latent fires [L]."""
+        return np.asarray((self.first.maximum(self.second) > 0).sum(0)).ravel() / max(1, len(self.texts))
+
+    def selectivity(self) -> np.ndarray:
+        """Correlation (phi) over texts of firing in the first half and firing in the second [L]; 0 where undefined.
+
+        High for a latent that is about what a text is about, near 0 for one that answers to single tokens anywhere.
+        """
+        a, b = (half > 0 for half in (self.first, self.second))
+        n = len(self.texts)
+        n_a, n_b, both = (np.asarray(x.sum(0), float).ravel() for x in (a, b, a.multiply(b)))
+        spread = np.sqrt(n_a * (n - n_a) * n_b * (n - n_b))
+        return np.where(spread > 0, (n * both - n_a * n_b) / np.where(spread > 0, spread, 1), 0.0)
+
+
+def firing(reader: Reader, texts: Sequence[Text], progress: Callable[[int], None] = lambda n: None) -> Firing:
+    """Where the latents fire in texts; ``progress`` is told of tokens."""
+    from scipy.sparse import csc_array, csr_array, vstack
+
+    halves: tuple[list[Any], list[Any]] = ([], [])
+    for start in range(0, len(texts), BATCH_TEXTS):
+        batch = texts[start : start + BATCH_TEXTS]
+        latents_NL, mask = reader.latents(batch)
+        latents_NL, where = latents_NL.float().cpu(), mask.cpu().nonzero()
+        middle = torch.tensor([len(text.ids) / 2 for text in batch])
+        slot_N = 2 * where[:, 0] + (where[:, 1] >= middle[where[:, 0]]).long()
+        most = torch.zeros(2 * len(batch), latents_NL.shape[1])
+        for slot in slot_N.unique().tolist():
+            most[slot] = latents_NL[slot_N == slot].amax(0)
+        for side in (0, 1):
+            halves[side].append(csr_array(most[side::2].numpy()))
+        progress(int(sum(len(text.ids) for text in batch)))
+    first, second = (csc_array(vstack(half)) for half in halves)
+    return Firing(list(texts), first, second)
+
+
+def choose(found: Firing, n: int, least_rate: float, most_rate: float) -> list[int]:
+    """The n most selective latents among those that fire in a moderate share of the texts; best first."""
+    rates, selectivity = found.rates(), found.selectivity()
+    least = max(least_rate, LEAST_PASSAGES / max(1, len(found.texts)))
+    moderate = np.flatnonzero((rates >= least) & (rates <= most_rate))
+    best = moderate[np.argsort(-selectivity[moderate], kind="stable")]
+    return [int(i) for i in best[:n]]
+
+
+def positives(found: Firing, latent: int, n: int) -> list[Text]:
+    """The n texts in which a latent fires most strongly, of those in which it fires at all."""
+    peaks = found.peaks(latent)
+    return [found.texts[i] for i in np.argsort(-peaks, kind="stable")[:n] if peaks[i] > 0]
+
+
+def negatives(found: Firing, latent: int, lengths: Sequence[int]) -> list[Text]:
+    """Texts in which a latent never fires, one for each length (tokens) in ``lengths``: the nearest that is left."""
+    left = [found.texts[i] for i in np.flatnonzero(found.peaks(latent) == 0)]
+    chosen: list[Text] = []
+    for length in lengths:
+        if left:
+            nearest = min(range(len(left)), key=lambda i: abs(len(left[i].ids) - length))
+            chosen.append(left.pop(nearest))
+    return chosen
+
+
+def passages(reader: Reader, found: Firing, latent: int, tokenizer: Any, n: int = 4) -> list[dict[str, Any]]:
+    """The texts in which a latent fires most strongly, token by token, strongest first.
+
+    Returns:
+        tokens (as text), activations (0 where the SAE is not applied), focus: the index of the strongest.
+    """
+    top = positives(found, latent, n)
+    if not top:
+        return []
+    latents_NL, mask = reader.latents(top)
+    acts = torch.zeros(mask.shape, dtype=torch.float32)
+    acts[mask.cpu()] = latents_NL[:, latent].float().cpu()
+    out = []
+    for text, row in zip(top, acts.tolist(), strict=True):
+        strengths = [round(value, 4) for value in row[: len(text.ids)]]
+        tokens = [tokenizer.decode([token]) for token in text.ids]
+        out.append({"tokens": tokens, "activations": strengths, "focus": strengths.index(max(strengths))})
+    return out

@@ -1,0 +1,117 @@
+"""What latents stand for and what steering by them does: the section of --parts steering."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from saelora.report.page import charts
+from saelora.report.page.charts import Series, style
+from saelora.report.page.read import Run
+from saelora.report.page.view import Figure, Section, Table, by_run, cell, estimates, measured, named, notes, row_of
+
+_TEXTS = ("positives", "negatives")
+Found = Sequence[tuple[int, Run, dict[str, Any]]]
+
+
+def sections(runs: Sequence[Run]) -> list[Section]:
+    """Effects by latent and method, pooled effects, and the latents with their top passages and samples."""
+    found = measured(runs, "steering")
+    methods = list(dict.fromkeys(method for _, _, r in found for method in r.get("methods", [])))
+    figures = [figure for method in methods if (figure := _figure(runs, found, method))]
+    tables = [table for table in (_pooled(runs, found), _effects(runs, found)) if table.rows]
+    about = (
+        "The model is steered along a latent's direction, the SAE itself taken out, while it reads texts in which the "
+        "latent fires (positives) and others (negatives). Effect: change of these texts' log-probability, in nats per "
+        "token. Difference: effect in the adapted model minus effect in the original one."
+    )
+    return [
+        Section(
+            "steering",
+            "Latents and steering",
+            about,
+            notes(runs, "steering"),
+            figures,
+            tables,
+            extra=[
+                (run, [_latent(own, run, runs) for own in result.get("latents", [])], result)
+                for _, run, result in found
+            ],
+            short="Steering",
+            measured=bool(found),
+        )
+    ]
+
+
+def _figure(runs: Sequence[Run], found: Found, method: str) -> Figure | None:
+    series, rows = [], []
+    labels = list(
+        dict.fromkeys(
+            str(own.get("latent")) for _, _, r in found for own in r.get("latents", []) if method in own["methods"]
+        )
+    )
+    for i, run, result in found:
+        latents = [own for own in result.get("latents", []) if method in own.get("methods", {})]
+        for j, texts in enumerate(_TEXTS):
+            changes = [(own["methods"][method].get(texts) or {}).get("difference_raw") for own in latents]
+            at = [labels.index(str(own.get("latent"))) for own in latents]
+            look = {**(style(i) if len(runs) > 1 else style(j)), "marker": "os"[j]}
+            look["markerfacecolor"] = look["color"] if j == 0 else "none"
+            series.append(Series(named(runs, run, texts), at, *estimates(changes), style=look))
+            rows += [row_of(runs, run, [own.get("latent"), texts, c]) for own, c in zip(latents, changes, strict=True)]
+    if not labels:
+        return None
+    columns = [("latent", "text"), ("texts", "text"), ("difference", "number")]
+    told = (
+        f"Steering by method “{method}”: effect in the adapted model minus effect in the original one, with intervals."
+    )
+    name = f"steering-{charts.slug(method)}"
+    svg = charts.dots([f"latent {label}" for label in labels], series, name, "difference of effects (nats per token)")
+    return Figure(name, told, svg, Table(f"Steering, {method}: difference of effects", by_run(runs, columns), rows))
+
+
+def _pooled(runs: Sequence[Run], found: Found) -> Table:
+    columns = [("method", "text"), ("texts", "text"), ("original", "number"), ("adapted", "number")]
+    columns += [("difference", "number"), ("difference, normalised", "number")]
+    rows = []
+    for _, run, result in found:
+        for method, pooled in (result.get("pooled") or {}).items():
+            for texts in _TEXTS:
+                own = pooled.get(texts) or {}
+                told = [own.get(key) for key in ("base", "adapted", "difference_raw", "difference_normalised")]
+                rows.append(row_of(runs, run, [method, texts, *told]))
+    return Table("All latents together", by_run(runs, columns), rows)
+
+
+def _effects(runs: Sequence[Run], found: Found) -> Table:
+    columns = [("latent", "text"), ("method", "text"), ("texts", "text"), ("alpha", "number"), ("original", "number")]
+    columns += [("adapted", "number"), ("difference", "number"), ("normalised", "number")]
+    rows = []
+    for _, run, result in found:
+        for own in result.get("latents", []):
+            for method, effect in own.get("methods", {}).items():
+                for texts in _TEXTS:
+                    values = effect.get(texts) or {}
+                    told = [values.get(key) for key in ("base", "adapted", "difference_raw", "difference_normalised")]
+                    rows.append(row_of(runs, run, [own.get("latent"), method, texts, effect.get("alpha"), *told]))
+    return Table("Effects of steering by latent, with intervals", by_run(runs, columns), rows, folded=True)
+
+
+def _latent(own: dict[str, Any], run: Run, runs: Sequence[Run]) -> dict[str, Any]:
+    """A latent as the template shows it."""
+    strongest = max((a for p in own.get("top_passages", []) for a in p["activations"]), default=0.0) or 1.0
+    passages = []
+    for passage in own.get("top_passages", []):
+        tokens = zip(passage["tokens"], passage["activations"], strict=True)
+        shaded = [
+            (text, min(5, round(5 * max(0.0, a) / strongest)), i == passage.get("focus"))
+            for i, (text, a) in enumerate(tokens)
+        ]
+        passages.append({"tokens": shaded, "peak": cell(max(passage["activations"], default=None), "number").text})
+    facts = [("firing rate", "rate", "share"), ("selectivity", "selectivity", "number")]
+    facts += [("largest activation", "max_activation", "number"), ("how", "how", "text")]
+    return {
+        "latent": own.get("latent"),
+        "facts": [(told, cell(own.get(key), form).text) for told, key, form in facts if own.get(key) is not None],
+        "n": own.get("n") or {},
+        "passages": passages,
+        "samples": own.get("samples") or [],
+    }

@@ -1,0 +1,147 @@
+"""Passages as a person reads them: each token's losses under the three models, and what each expected instead.
+
+Shapes: R rows, P predictions of a row, S tokens of a row (P + 1), C tokens of a chunk, V vocabulary.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saelora.core.head import Head
+from saelora.core.kl_head import chunk_size
+from saelora.core.splice import Splice
+from saelora.evals.tokens.per_token import PerToken, Trio, unobserved
+from saelora.models.anatomy import device_of
+
+WINDOW = 48  # tokens of a passage
+BEFORE = 36  # of which before the token that it is shown for, where the row has as many
+LIKELIEST = 5  # next tokens
+Place = tuple[int, int, int, int | None]  # row, start, end, the token it is shown for
+
+
+def extreme(found: PerToken, n_passages: int, *, helped: bool) -> list[Place]:
+    """Windows around the predictions that the adapter changed most, the most changed first; none overlap."""
+    change_RP = np.where(found.counted, found.change, 0.0)
+    change_RP = change_RP if helped else -change_RP
+    n_tokens = found.ids.shape[1]
+    window = min(WINDOW, n_tokens)
+    chosen: list[Place] = []
+    for flat in np.argsort(change_RP, axis=None, kind="stable"):
+        row, prediction = (int(i) for i in np.unravel_index(flat, change_RP.shape))
+        if len(chosen) == n_passages or change_RP[row, prediction] >= 0:
+            break
+        token = prediction + 1
+        start = min(max(0, token - BEFORE), n_tokens - window)
+        if all(row != r or start + window <= s or start >= e for r, s, e, _ in chosen):
+            chosen.append((row, start, start + window, token))
+    return chosen
+
+
+def whole_rows(found: PerToken, n_rows: int) -> list[Place]:
+    """Evenly spaced rows from start to end; all of them where there are fewer."""
+    n_all, n_tokens = found.ids.shape
+    n_rows = min(n_rows, n_all)
+    return [(n_all * i // n_rows, 0, n_tokens, None) for i in range(n_rows)]
+
+
+def show(
+    model: nn.Module,
+    spliced: Splice,
+    found: PerToken,
+    places: dict[str, list[Place]],
+    *,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int], None] = lambda n_rows: None,
+    adapted: Splice | None = None,
+) -> dict[str, list[dict[str, Any]]]:
+    """Passages in full, under the names of ``places``; each row that occurs is run once.
+
+    Args:
+        spliced: the model's open splice.
+        adapted: the adapted model's own open splice, where its SAEs were trained.
+
+    Returns:
+        Dicts of row, start, focus (index within the passage, or None), and lists with an entry a token: ids; counted,
+        ce and kl of its prediction from the tokens before it; recon_error of the SAE at the position that predicts it
+        (None where the SAE leaves that position alone); top, the likeliest next tokens of each model in its place, as
+        [id, probability]. A row's first token is predicted from nothing: its entries are None.
+    """
+    trio = Trio(model, spliced, adapted)
+    top = _likeliest_of_rows(trio, found, {row for some in places.values() for row, *_ in some}, autocast, progress)
+    return {name: [_passage(found, place, top[place[0]]) for place in some] for name, some in places.items()}
+
+
+def _likeliest_of_rows(
+    trio: Trio,
+    found: PerToken,
+    rows: Iterable[int],
+    autocast: torch.dtype | None,
+    progress: Callable[[int], None],
+) -> dict[int, dict[str, list[list[list[float]]]]]:
+    """row -> model -> the likeliest tokens after each position."""
+    device = device_of(trio.model)
+    top = {}
+    with trio.running(autocast):
+        for row in sorted(rows):
+            hidden = trio.hidden(torch.from_numpy(found.ids[row : row + 1]).to(device), unobserved)
+            top[row] = {name: _likeliest(trio.heads[name], h[0, :-1]) for name, h in hidden.items()}
+            progress(1)
+    return top
+
+
+def _likeliest(head: Head, hidden_PD: Tensor) -> list[list[list[float]]]:
+    """[id, probability] of the likeliest tokens after each position, the likeliest first."""
+    out = []
+    for chunk_CD in hidden_PD.split(chunk_size(len(head.weight), hidden_PD.device.type)):
+        logits_CV = head.logits(chunk_CD)
+        top = logits_CV.topk(min(LIKELIEST, logits_CV.shape[1]))
+        p = (top.values - logits_CV.logsumexp(-1, keepdim=True)).exp()
+        for ids, probabilities in zip(top.indices.tolist(), p.tolist(), strict=True):
+            out.append([[i, round(q, 4)] for i, q in zip(ids, probabilities, strict=True)])
+    return out
+
+
+def _passage(found: PerToken, place: Place, top: dict[str, list[list[list[float]]]]) -> dict[str, Any]:
+    row, start, end, token = place
+    ce = {arm: found.values[f"ce_{arm}"][row] for arm in ("base", "sae", "adapted")}
+    kl = {arm: found.values[f"kl_{arm}"][row] for arm in ("sae", "adapted")}
+
+    def of_tokens(of_predictions: Any, form: Callable[[Any], Any]) -> list[Any]:
+        return [None if i == 0 else form(of_predictions[i - 1]) for i in range(start, end)]
+
+    return {
+        "row": row,
+        "start": start,
+        "focus": None if token is None else token - start,
+        "ids": found.ids[row, start:end].tolist(),
+        "counted": [bool(i > 0 and found.counted[row, i - 1]) for i in range(start, end)],
+        "ce": {arm: of_tokens(values, _rounded) for arm, values in ce.items()},
+        "kl": {arm: of_tokens(values, _rounded) for arm, values in kl.items()},
+        "recon_error": of_tokens(found.recon_error[row], _rounded),
+        "top": {arm: of_tokens(likeliest, list) for arm, likeliest in top.items()},
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return round(float(value), 4) if np.isfinite(value) else None
+
+
+def vocabulary(passages: Iterable[dict[str, Any]], tokenizer: Any) -> dict[str, str]:
+    """The text of every token id that passages use."""
+    used: set[int] = set()
+    for passage in passages:
+        used.update(passage["ids"])
+        used.update(i for arm in passage["top"].values() for some in arm if some is not None for i, _ in some)
+    return {str(i): token_text(tokenizer, i) for i in sorted(used)}
+
+
+def token_text(tokenizer: Any, token_id: int) -> str:
+    """A token as it stands in text, its leading space included, which decoding it alone would drop."""
+    piece = tokenizer.convert_ids_to_tokens(token_id)
+    if isinstance(piece, str) and "▁" in piece:  # SentencePiece's space
+        return piece.replace("▁", " ")
+    text = tokenizer.decode([token_id], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return text or piece or f"<{token_id}>"

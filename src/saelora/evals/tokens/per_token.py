@@ -1,0 +1,224 @@
+"""What the splice costs and the adapter changes, prediction by prediction.
+
+Prediction p of a row is of token p + 1, from position p. It counts where the SAE replaces position p (the token
+mask), as in ``saelora.evals.loss``. The change of a prediction is ce_adapted - ce_sae in nats: negative where the
+adapter helps.
+
+Shapes: R rows, P predictions of a row (one fewer than its tokens), N counted predictions of all rows.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from saelora.core import lora
+from saelora.core.kl_head import kl_heads
+from saelora.core.mode import evaluating
+from saelora.core.splice import Observer, Splice, TokenMask
+from saelora.core.students import Student, Students
+from saelora.errors import InputError
+from saelora.evals.intervals import ratios
+from saelora.evals.tokens.bins import frequency_bins, position_bins, recon_error_bins, table
+from saelora.models.anatomy import device_of
+from saelora.models.hookpoints import Hookpoint
+
+QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
+EDGES = np.logspace(-5, 1, 51)  # the paper's histogram of |ce_sae - ce_adapted|: 50 log bins
+FIGURES = ("ce_base", "ce_sae", "ce_adapted", "kl_sae", "kl_adapted")
+# of the sites in a layer's forward pass
+_IN_ORDER = ("resid_pre", "attn_z", "attn_module_out", "attn_out", "mlp_module_out", "mlp_out", "resid_post")
+
+
+@dataclass(frozen=True)
+class PerToken:
+    """Every prediction of packed rows; arrays [R, P] on the CPU."""
+
+    ids: np.ndarray  # [R, P + 1]
+    counted: np.ndarray  # bool
+    values: dict[str, np.ndarray]  # FIGURES -> nats
+    recon_error: np.ndarray  # |x - recon|^2 / |x|^2 of the lowest SAE at the predicting position; NaN: not replaced
+
+    @property
+    def change(self) -> np.ndarray:
+        return self.values["ce_adapted"] - self.values["ce_sae"]
+
+
+class Trio:
+    """A model's clean, spliced and adapted variants, run together on a batch; whatever they share is run once."""
+
+    def __init__(self, model: nn.Module, spliced: Splice, adapted: Splice | None = None):
+        """``spliced``: the model's open splice; ``adapted``: the adapted model's, where its SAEs were trained."""
+        self.model, self.spliced = model, spliced
+        self.plan = {"sae": Student(spliced), "adapted": Student(adapted or spliced, lora.adapter_name(model))}
+        self.students = Students(model, list(self.plan.values()))
+        self.heads = {"base": self.students.head()} | {n: self.students.head(s) for n, s in self.plan.items()}
+
+    @contextmanager
+    def running(self, autocast: torch.dtype | None) -> Iterator[None]:
+        """Evaluation mode, without gradient, for as long as this context is open."""
+        with ExitStack() as stack:
+            stack.enter_context(torch.no_grad())
+            stack.enter_context(evaluating(self.model))
+            if autocast is not None:
+                stack.enter_context(torch.autocast(device_of(self.model).type, autocast))
+            yield
+
+    def hidden(self, input_ids: Tensor, observer: Observer) -> dict[str, Tensor]:
+        """Final hidden states [batch, seq, d_model] of base, sae and adapted; ``observer`` watches sae alone.
+
+        The SAE runs with an observer in both, since it may reconstruct by other steps, to other bits, where nobody
+        watches: then even an adapter of zeros would seem to help here and hurt there.
+        """
+        with ExitStack() as stack:
+            for spliced in self.students.splices:
+                stack.enter_context(spliced.observed_by(unobserved))
+            shared = self.students.teacher(input_ids)
+            with self.spliced.observed_by(observer):
+                sae = self.students.hidden(self.plan["sae"], shared)
+            adapted = self.students.hidden(self.plan["adapted"], shared)
+        return {"base": shared.clean.hidden, "sae": sae, "adapted": adapted}
+
+
+def unobserved(hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
+    """An observer that looks away."""
+
+
+def per_token(
+    model: nn.Module,
+    spliced: Splice,
+    token_mask: TokenMask,
+    rows: Tensor,
+    *,
+    batch_rows: int = 2,
+    autocast: torch.dtype | None = None,
+    progress: Callable[[int], None] = lambda n_tokens: None,
+    adapted: Splice | None = None,
+) -> PerToken:
+    """Cross entropies and KL of every prediction of rows [n_rows, context], in one pass.
+
+    Args:
+        spliced: the model's open splice.
+        adapted: the adapted model's own open splice, where its SAEs were trained.
+
+    Raises:
+        InputError: no prediction counts.
+    """
+    device, trio = device_of(model), Trio(model, spliced, adapted)
+    watch = _ReconError(lowest(spliced))
+    found: dict[str, list[Tensor]] = {name: [] for name in FIGURES}
+    with trio.running(autocast):
+        for batch in rows.split(batch_rows):
+            values = _batch(trio, batch.to(device), watch)
+            for name, value in values.items():
+                found[name].append(value.cpu())
+            progress(batch.numel())
+    counted = token_mask(rows)[:, :-1].numpy()
+    if not counted.any():
+        raise InputError(
+            "nothing to evaluate: no position is replaced by the SAE; expected rows with tokens that the token policy "
+            "does not exempt"
+        )
+    arrays = {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
+    return PerToken(rows.numpy(), counted, arrays, torch.cat(watch.found)[:, :-1].double().numpy())
+
+
+def _batch(trio: Trio, input_ids: Tensor, observer: Observer) -> dict[str, Tensor]:
+    """FIGURES of a batch [batch, seq], each [batch, seq - 1]."""
+    hidden = {name: h[:, :-1].flatten(0, 1) for name, h in trio.hidden(input_ids, observer).items()}
+    own, labels_N = [trio.heads[name] for name in trio.plan], input_ids[:, 1:].flatten()
+    heads = kl_heads(
+        [hidden[name] for name in trio.plan], hidden["base"], trio.heads["base"], labels_N=labels_N, student_heads=own
+    )
+    values = {"ce_base": heads[0].ce_teacher_N}
+    for name, out in zip(trio.plan, heads, strict=True):
+        values |= {f"ce_{name}": out.ce_student_N, f"kl_{name}": out.kl_N}
+    shape = input_ids[:, 1:].shape
+    return {name: value.view(shape) for name, value in values.items() if value is not None}
+
+
+def lowest(spliced: Splice) -> Hookpoint:
+    """The hookpoint that comes first in a forward pass."""
+    return min(spliced.saes, key=lambda h: (h.layer, _IN_ORDER.index(h.site)))
+
+
+class _ReconError:
+    """Keeps the relative squared error of one SAE at every position [batch, seq] of the spliced model."""
+
+    def __init__(self, hookpoint: Hookpoint):
+        self.hookpoint, self.found = hookpoint, list[Tensor]()
+
+    def __call__(self, hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
+        if hookpoint == self.hookpoint:
+            dtype = torch.promote_types(x.dtype, torch.float32)
+            x, recon = x.to(dtype), recon.to(dtype)
+            error = (x - recon).square().sum(-1) / x.square().sum(-1).clamp(min=1e-30)
+            self.found.append(error.masked_fill(~mask, torch.nan).cpu())
+
+
+def summarise(found: PerToken, count_V: np.ndarray | None = None) -> dict[str, Any]:
+    """Distributions and tables of ``per_token``'s predictions, with 95 % intervals by bootstrap over rows.
+
+    Args:
+        count_V: how often each token id occurs in training text [d_vocab]; without it there is no table by frequency.
+    """
+    kept = found.counted.any(1)  # rows without a counted prediction say nothing
+    counted_RP, change_RP = found.counted[kept], found.change[kept]
+    cost_RP = (found.values["ce_sae"] - found.values["ce_base"])[kept]
+    helped_RP, hurt_RP = counted_RP & (change_RP < 0), counted_RP & (change_RP > 0)
+    n_R = counted_RP.sum(1)
+    sums = [
+        (helped_RP.sum(1), n_R),
+        (hurt_RP.sum(1), n_R),
+        ((change_RP * counted_RP).sum(1), n_R),
+        ((change_RP * helped_RP).sum(1), helped_RP.sum(1)),
+        ((change_RP * hurt_RP).sum(1), hurt_RP.sum(1)),
+        ((cost_RP * counted_RP).sum(1), n_R),
+    ]
+    helped, hurt, mean, mean_helped, mean_hurt, cost = ratios(
+        np.stack([top for top, _ in sums]), np.stack([bottom for _, bottom in sums])
+    )
+    change_N, cost_N = change_RP[counted_RP], cost_RP[counted_RP]
+    values = {name: found.values[name][kept] for name in ("ce_base", "ce_sae", "ce_adapted")}
+    bins = {
+        "by_position": position_bins(counted_RP.shape),
+        "by_frequency": [] if count_V is None else frequency_bins(found.ids[kept, 1:], count_V),
+        "by_recon_error": recon_error_bins(found.recon_error[kept], counted_RP),
+    }
+    return {
+        "n_predictions": int(n_R.sum()),
+        "share_helped": helped,
+        "share_hurt": hurt,
+        "change": {"mean": mean, "quantiles": quantiles(change_N), "mean_helped": mean_helped, "mean_hurt": mean_hurt},
+        "cost": {"mean": cost, "quantiles": quantiles(cost_N)},
+        "concentration": concentration(change_N),
+        "histogram": histogram(change_N),
+        **{name: table(found_bins, counted_RP, values) for name, found_bins in bins.items()},
+    }
+
+
+def quantiles(values_N: np.ndarray) -> dict[str, float]:
+    return {str(q): float(value) for q, value in zip(QUANTILES, np.quantile(values_N, QUANTILES), strict=True)}
+
+
+def concentration(change_N: np.ndarray) -> dict[str, float | None]:
+    """Share of all nats gained (before what is lost is taken off) that the most helped 1 % and 10 % of predictions
+    hold; None where nothing is gained."""
+    gains = np.sort(-np.minimum(change_N, 0))[::-1]
+    total = gains.sum()
+    shares = (0.01, 0.1)
+    return {str(q): float(gains[: max(1, round(q * len(gains)))].sum() / total) if total else None for q in shares}
+
+
+def histogram(change_N: np.ndarray) -> dict[str, Any]:
+    """Counts of |change| in the paper's bins, of helped and of hurt predictions; a change of exactly 0 is neither."""
+    out: dict[str, Any] = {"edges": [float(edge) for edge in EDGES]}
+    for name, size_N in (("helped", -change_N[change_N < 0]), ("hurt", change_N[change_N > 0])):
+        out[name] = np.histogram(size_N, EDGES)[0].tolist()
+        out[f"{name}_below"] = int((size_N < EDGES[0]).sum())
+        out[f"{name}_above"] = int((size_N > EDGES[-1]).sum())
+    return out
