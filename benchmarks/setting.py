@@ -20,12 +20,12 @@ from saelora.models.loading import pick_device, resolve_dtype
 from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
 from saelora.objectives.distill_recipe import DistillRecipe
-from saelora.options import DataConfig, ModelConfig, SAEConfig
+from saelora.options import SplicedConfig
 from saelora.saes.sparse import sparse, worthwhile
 
 
 @dataclass(kw_only=True)
-class _Options(ModelConfig, SAEConfig, DataConfig):
+class _Options(SplicedConfig):
     """Options of a benchmark"""
 
 

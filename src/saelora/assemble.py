@@ -1,6 +1,6 @@
 """What a configuration names -> loaded model, SAEs, rows of tokens: the only place where jobs meet loaders."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,7 +19,8 @@ from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.compiling import compile_layers
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.models.loading import LoadedModel, load_model, pick_device, resolve_dtype
-from saelora.named import check_saes
+from saelora.named import check_saes, data_of, model_of
+from saelora.options import DataConfig, SourceConfig, SplicedConfig
 from saelora.saes.loading import LoadedSAE, check_fits, load_sae
 from saelora.saes.processing import check_centring
 from saelora.saes.sparse import sparse, worthwhile
@@ -45,12 +46,12 @@ SAECache = dict[tuple[str, Hookpoint | None], LoadedSAE]
 
 
 def assemble(
-    config: Any,
+    config: SplicedConfig,
     loaded: LoadedModel | None = None,
     cache: SAECache | None = None,
     recorded_policy: dict[str, Any] | None = None,
 ) -> Assembled:
-    """Load what ModelConfig and SAEConfig name.
+    """Load the model and the SAEs that a configuration names.
 
     Args:
         loaded: the model, where it is at hand already; bare.
@@ -60,8 +61,7 @@ def assemble(
     Raises:
         InputError: anything is missing, damaged, or does not fit the rest.
     """
-    if not config.model:
-        raise InputError("no model given: name one, e.g. smollm2-135m-instruct, google/gemma-2-2b, or a local folder")
+    model_of(config)
     check_saes(config)
     loaded = loaded or load_frozen(config)
     anatomy = anatomy_of(loaded.model)
@@ -80,22 +80,23 @@ def assemble(
         if found.hookpoint in saes:
             raise InputError(f"two SAEs at {found.hookpoint}: {saes[found.hookpoint].ref} and {ref}; give one")
         saes[found.hookpoint] = found
-    return Assembled(loaded, saes, token_mask_of(config, loaded, saes, recorded_policy), anatomy)
+    return Assembled(loaded, saes, token_mask_of(config.exempt, config, loaded, saes, recorded_policy), anatomy)
 
 
-def load_frozen(config: Any) -> LoadedModel:
-    """The model that ModelConfig name, on its device; one that is to be sharded stays on the CPU until then.
+def load_frozen(config: SourceConfig) -> LoadedModel:
+    """The model that a configuration names, on its device; one that is to be sharded stays on the CPU until then.
 
     Text that is not there is said before, not after the minutes that a large model takes.
 
     Raises:
         InputError: it is missing or damaged, or no decoder of a known family; or the data are missing.
     """
+    ref = model_of(config)
     device = pick_device(config.device)
     dtype = resolve_dtype(config.dtype, device)
     open_data(config, fingerprint=False)
     home = "cpu" if config.shard else device
-    loaded = load_model(config.model, device=home, dtype=dtype, revision=config.revision)
+    loaded = load_model(ref, device=home, dtype=dtype, revision=config.revision)
     if config.compile:
         compile_layers(loaded.model)
     return loaded
@@ -107,20 +108,24 @@ def _with_sparse_decode(found: LoadedSAE, when: str, device_type: str) -> Loaded
     return replace(found, sae=sparse(found.sae))
 
 
-def token_policy(config: Any) -> TokenPolicy:
+def token_policy(exempt: Sequence[str]) -> TokenPolicy:
     """The exempt positions.
 
     Raises:
         InputError: a name that is none.
     """
-    return TokenPolicy(tuple(int(name) if str(name).isdigit() else name for name in config.exempt))
+    return TokenPolicy(tuple(int(name) if str(name).isdigit() else name for name in exempt))
 
 
 _limited: WeakKeyDictionary[nn.Module, dict[Any, TokenMask]] = WeakKeyDictionary()
 
 
 def token_mask_of(
-    config: Any, loaded: LoadedModel, hookpoints: Collection[Hookpoint], recorded: dict[str, Any] | None = None
+    exempt: Sequence[str],
+    config: DataConfig,
+    loaded: LoadedModel,
+    hookpoints: Collection[Hookpoint],
+    recorded: dict[str, Any] | None = None,
 ) -> TokenMask:
     """The token policy on a model's tokens, with the limits at these hookpoints if it spares massive positions.
 
@@ -133,7 +138,7 @@ def token_mask_of(
     Raises:
         InputError: a name that no policy knows; for massive also no data.
     """
-    token_mask = token_policy(config).resolve(loaded.tokenizer)
+    token_mask = token_policy(exempt).resolve(loaded.tokenizer)
     if token_mask.massive is None:
         return token_mask
     known = (recorded or {}).get(MASSIVE) or {}
@@ -152,7 +157,7 @@ def token_mask_of(
     return replace(found, massive=Massive(found.massive.multiple).with_limits(limits))
 
 
-def _calibration_rows(config: Any, loaded: LoadedModel) -> Tensor:
+def _calibration_rows(config: DataConfig, loaded: LoadedModel) -> Tensor:
     n_tokens = max(TOKENS, config.context)
     try:
         return read_rows(config, loaded, n_tokens, "train", VALIDATION_SEED).input_ids
@@ -161,9 +166,9 @@ def _calibration_rows(config: Any, loaded: LoadedModel) -> Tensor:
 
 
 def read_rows(
-    config: Any, loaded: LoadedModel, n_tokens: int | None, part: Part, seed: int, context: int | None = None
+    config: DataConfig, loaded: LoadedModel, n_tokens: int | None, part: Part, seed: int, context: int | None = None
 ) -> Rows:
-    """Packed rows of the data that DataConfig name.
+    """Packed rows of the data that a configuration names.
 
     Raises:
         InputError: no data, or too little text for one row.
@@ -188,15 +193,18 @@ def read_rows(
     )
 
 
-def open_data(config: Any, *, fingerprint: bool = True) -> Corpus:
-    """The corpus that DataConfig name; without its fingerprint it costs no more than its first document."""
-    if not config.data:
-        raise InputError("no data given: name it with --data, e.g. --data sotu, a folder of text, or a hub dataset")
-    source = {"split": config.split, "subset": config.subset, "text_column": config.text_column}
-    return open_corpus(config.data, **source, fingerprint=fingerprint)
+def open_data(config: DataConfig, *, fingerprint: bool = True) -> Corpus:
+    """The corpus that a configuration names; without its fingerprint it costs no more than its first document."""
+    return open_corpus(
+        data_of(config),
+        split=config.split,
+        subset=config.subset,
+        text_column=config.text_column,
+        fingerprint=fingerprint,
+    )
 
 
-def validation_rows(config: Any, loaded: LoadedModel) -> Tensor:
+def validation_rows(config: DataConfig, loaded: LoadedModel) -> Tensor:
     """The held-out rows [n_rows, context] that every command evaluates on."""
     tokens, context = config.eval_tokens, config.eval_context
     return read_rows(config, loaded, tokens, "validation", VALIDATION_SEED, context).input_ids

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from saelora.config import add_options, build, read_yaml
+from saelora.config import Configuration, add_options, build, read_yaml
 from saelora.errors import InputError, SomeFailed, out_of_memory
 from saelora.openmp import yield_to_others
 from saelora.report.outcome import DIVERGED
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: list[str], complain: Callable[[str], None]) -> int:
     from saelora.train.interrupt import Interrupted
 
-    kind: type = object
+    kind: type[Configuration] = Configuration
     try:
         parser, module, kind = _parser(argv)
         parsed, unknown = parser.parse_known_args(argv)
@@ -80,7 +80,7 @@ def _run(argv: list[str], complain: Callable[[str], None]) -> int:
         command = flags.pop("command")
         files = flags.pop("config", None) or []
         as_json = flags.pop("json", False)
-        config: Any = build(kind, {**_recorded(files, kind), **flags}, "the command line")
+        config = build(kind, {**_recorded(files, kind), **flags}, "the command line")
         result = getattr(module, command.replace("-", "_"))(config)
         if os.environ.get("RANK", "0") != "0":
             return 0
@@ -157,7 +157,7 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
-def _parser(argv: list[str]) -> tuple[argparse.ArgumentParser, Any, type]:
+def _parser(argv: list[str]) -> tuple[argparse.ArgumentParser, Any, type[Configuration]]:
     """The parser with the options of the one command that is asked for: importing every job would take seconds."""
     parser = _Parser(
         prog="saelora",
@@ -167,7 +167,7 @@ def _parser(argv: list[str]) -> tuple[argparse.ArgumentParser, Any, type]:
     )
     parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    module, kind = None, object
+    module, kind = None, Configuration
     asked = next((word for word in argv if not word.startswith("-")), None)
     for name, text in JOBS.items():
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)

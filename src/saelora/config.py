@@ -235,9 +235,9 @@ class _Once(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def to_dict(config: Any) -> dict[str, Any]:
+def to_dict(config: Configuration) -> dict[str, Any]:
     """Plain, JSON-able values of every field."""
-    return {key: _as_plain(value) for key, value in dataclasses.asdict(config).items()}
+    return {key: _as_plain(value) for key, value in vars(config).items()}
 
 
 def _as_plain(value: Any) -> Any:

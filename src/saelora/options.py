@@ -1,7 +1,7 @@
 """Options that several commands share: model, SAEs, data. Importing this needs no library that takes seconds."""
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
 from saelora.config import Configuration, Count, option
 from saelora.errors import InputError
@@ -81,17 +81,28 @@ class DataConfig(Configuration):
     batch_rows: int = option(1, "rows per step", limit=POSITIVE)
 
 
-def check_together(config: Any) -> None:
+@dataclass(kw_only=True)
+class SourceConfig(ModelConfig, DataConfig):
+    """A model and the text that it reads"""
+
+
+@dataclass(kw_only=True)
+class SplicedConfig(SourceConfig, ModelConfig, SAEConfig, DataConfig):
+    """A model, the SAEs that are spliced into it, and the text that it reads"""
+
+
+def check_together(config: DataConfig) -> None:
     """Raise InputError for options that are each within their limits, but not together."""
-    if "none" in config.exempt and len(config.exempt) > 1:
-        raise InputError(f"exempt is {' '.join(config.exempt)}: none spares no position, give it alone or leave it out")
+    exempt: list[str] = getattr(config, "exempt", [])
+    if "none" in exempt and len(exempt) > 1:
+        raise InputError(f"exempt is {' '.join(exempt)}: none spares no position, give it alone or leave it out")
     held_out = config.eval_context or config.context, "--eval-context" if config.eval_context else "--context"
     check_rows(config, "tokens", config.context, "--context")
     for name in ("eval_tokens", "history_tokens", "frequency_tokens", "ablation_tokens"):
         check_rows(config, name, *((config.context, "--context") if name == "frequency_tokens" else held_out))
 
 
-def check_rows(config: Any, name: str, context: int, flag: str) -> None:
+def check_rows(config: DataConfig, name: str, context: int, flag: str) -> None:
     """Raise InputError where an option of so many tokens is less than one row, which is the least that is read.
 
     Its default is not meant that exactly: with very long rows it stands for one row. 0 stands for nothing.

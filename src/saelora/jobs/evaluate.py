@@ -24,7 +24,7 @@ from saelora.jobs.training_options import ADAPTED
 from saelora.manifest import check_part_folder, check_writable, environment, write_json, write_part
 from saelora.models.hookpoints import Hookpoint
 from saelora.named import check_named
-from saelora.options import DataConfig, ModelConfig, SAEConfig
+from saelora.options import SplicedConfig
 from saelora.report.text import loss_table
 from saelora.train.distributed import ALONE, Group
 
@@ -62,9 +62,7 @@ class EvaluateConfig(Configuration):
 
 @dataclass(kw_only=True)
 class Config(
-    ModelConfig,
-    SAEConfig,
-    DataConfig,
+    SplicedConfig,
     EvaluateConfig,
     *(each.options.Options for each in EVALUATIONS.values() if each.options),  # type: ignore[misc]
 ):

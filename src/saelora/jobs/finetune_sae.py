@@ -1,22 +1,22 @@
 """saelora finetune-sae: train SAEs further, inside the frozen model, so that it predicts what it did without them."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from saelora.config import Count, configured, option
 from saelora.jobs.run import RunConfig
 from saelora.jobs.training_options import TrainConfig
 from saelora.jobs.tune import tune
 from saelora.limits import LEARNING_RATE, POSITIVE
-from saelora.options import DataConfig, ModelConfig, SAEConfig
+from saelora.options import SplicedConfig
 from saelora.report.text import loss_table
 
 
 @dataclass(kw_only=True)
-class Config(ModelConfig, SAEConfig, DataConfig, TrainConfig, RunConfig):
+class Config(SplicedConfig, TrainConfig, RunConfig):
     """Finetuning"""
 
-    method = "sae"  # no option: of the methods in saelora.jobs.training_options this command is one
+    method: ClassVar[Literal["sae"]] = "sae"  # no option: of the methods in training_options this command is one
 
     part: Literal["sae", "decoder"] = option("sae", "what trains: the whole SAE, or its decoder and output bias alone")
     objective: Literal["kl", "kl+mse"] = option(

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from saelora.config import to_dict
+from saelora.config import Configuration, to_dict
 from saelora.errors import InputError
 from saelora.jobs.run import NOT_COMPARED
 
@@ -60,7 +60,7 @@ def override(text: str, example: str) -> tuple[str, str, Any]:
         raise InputError(f"--set {text!r}: {value!r} is no YAML value") from None
 
 
-def compared(config: Any) -> dict[str, Any]:
+def compared(config: Configuration) -> dict[str, Any]:
     """All options that bear on a run's result."""
     return {key: value for key, value in to_dict(config).items() if key not in NOT_COMPARED}
 

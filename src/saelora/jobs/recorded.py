@@ -18,6 +18,7 @@ from saelora.shapes import check_file
 
 if TYPE_CHECKING:
     from saelora.assemble import Assembled
+    from saelora.jobs.evaluate import EvaluateConfig
 
 # what says how a model, an SAE or a text is read goes with it: one that is given is not read as the run's own was
 _COMPANIONS = {"model": ("revision",), "sae": ("hookpoint",), "data": ("subset", "split", "text_column")}
@@ -124,7 +125,7 @@ def adapter_now(folder: str, recorded: dict[str, Any] | None, forced: bool) -> d
 
 
 def described(
-    config: Any, assembled: Assembled, recorded: dict[str, Any] | None, given: Set[str], console: Console
+    config: EvaluateConfig, assembled: Assembled, recorded: dict[str, Any] | None, given: Set[str], console: Console
 ) -> dict[str, Any]:
     """What is measured: as ``saelora.manifest.describe``, the adapter, what was forced, what could not be checked.
 

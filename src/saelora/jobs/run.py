@@ -5,16 +5,17 @@ from __future__ import annotations
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import yaml
 
-from saelora.config import C, Configuration, option, read_yaml, to_dict, updated
+from saelora.config import Configuration, option, read_yaml, to_dict, updated
 from saelora.console import Bar
 from saelora.errors import InputError
 from saelora.files import clear, in_use, is_locked, left_in, locked, remove_leftovers, write_whole, writing
 from saelora.limits import NOT_NEGATIVE, SEED, OneOf
 from saelora.manifest import MANIFEST, check_room, check_writable
+from saelora.options import ModelConfig
 from saelora.train.distributed import Group
 from saelora.train.interrupt import Interrupted
 from saelora.train.tracking import TRACKERS, check_tracker
@@ -40,7 +41,21 @@ class RunConfig(Configuration):
     checkpoint_seconds: float = option(120.0, "seconds between checkpoints", limit=NOT_NEGATIVE)
 
 
-def processes(config: Any) -> Group:
+R = TypeVar("R", bound=RunConfig)
+
+
+class Output(Protocol):
+    """Options of a command that writes a folder."""
+
+    @property
+    def out(self) -> str | None: ...
+    @property
+    def resume(self) -> bool: ...
+    @property
+    def overwrite(self) -> bool: ...
+
+
+def processes(config: ModelConfig) -> Group:
     """The processes that a launcher started for this command, or this one alone.
 
     Raises:
@@ -57,37 +72,37 @@ def processes(config: Any) -> Group:
     return group
 
 
-def check_place(config: Any) -> None:
-    """Raise InputError where there is no --out, or nothing can be written there."""
+def check_place(config: Output) -> Path:
+    """The folder to write to; InputError where there is no --out, or nothing can be written there."""
     if not config.out:
         raise InputError("no output folder given: name it with --out DIR")
     if config.resume and config.overwrite:
         raise InputError("--resume goes on with what is in --out, --overwrite deletes it: give one of them")
     check_writable(Path(config.out))
+    return Path(config.out)
 
 
-def taken_up(config: C) -> C:
+def taken_up(config: R) -> R:
     """With --resume: what was not given is as the run in --out recorded it.
 
     Raises:
         InputError: the record cannot be read.
     """
-    recorded = Path(config.out or "") / RECORDED  # type: ignore[attr-defined]
-    if not config.resume or not config.out or not recorded.is_file():  # type: ignore[attr-defined]
+    recorded = Path(config.out or "") / RECORDED
+    if not config.resume or not config.out or not recorded.is_file():
         return config
     kept = config.given | {*NOT_COMPARED}
     then = {key: value for key, value in read_yaml(recorded).items() if key in vars(config) and key not in kept}
     return updated(config, then, str(recorded))
 
 
-def check_out(config: Any) -> Path:
+def check_out(config: RunConfig) -> Path:
     """The folder to write to, before anything is loaded.
 
     Raises:
         InputError: no --out, it exists, or what is to be resumed is another run.
     """
-    check_place(config)
-    folder = Path(config.out)
+    folder = check_place(config)
     _check_kept(config, folder)
     if folder.is_dir() and is_locked(folder):  # said before anything is loaded; ``start`` is what makes sure
         with locked(folder):
@@ -96,7 +111,7 @@ def check_out(config: Any) -> Path:
     return folder
 
 
-def _check_kept(config: Any, folder: Path) -> None:
+def _check_kept(config: RunConfig, folder: Path) -> None:
     """Raise InputError where there is something in the folder that the run would neither go on with nor may delete."""
     recorded, taken = folder / RECORDED, in_use(folder)
     if taken and not recorded.exists():
@@ -108,7 +123,7 @@ def _check_kept(config: Any, folder: Path) -> None:
         _check_same({**to_dict(type(config)()), **read_yaml(recorded)}, to_dict(config), recorded)
 
 
-def open_collection(config: Any, inside: str, kind: str, held: ExitStack, *, shared: bool = False) -> Path:
+def open_collection(config: Output, inside: str, kind: str, held: ExitStack, *, shared: bool = False) -> Path:
     """The folder of a command that makes many runs, each in a file of its own under ``inside``.
 
     Args:
@@ -119,8 +134,7 @@ def open_collection(config: Any, inside: str, kind: str, held: ExitStack, *, sha
         InputError: no --out, or it holds something else, or results that are neither to be kept nor to be deleted; or
             another process is writing to it.
     """
-    check_place(config)
-    folder = Path(config.out)
+    folder = check_place(config)
     _check_collection(config, folder, inside, kind)
     made = [] if folder.exists() else [folder]
     check_room(folder, 2**20)
@@ -144,7 +158,7 @@ def _drop(folders: list[Path]) -> None:
             path.rmdir()
 
 
-def _check_collection(config: Any, folder: Path, inside: str, kind: str) -> None:
+def _check_collection(config: Output, folder: Path, inside: str, kind: str) -> None:
     if in_use(folder):
         if not (folder / inside).is_dir():
             raise InputError(f"{folder} exists and is no {kind}, so it is left alone: choose another --out")
@@ -162,7 +176,7 @@ def _check_same(before: dict[str, Any], now: dict[str, Any], recorded: Path) -> 
         )
 
 
-def start(config: Any, folder: Path, finished: str, held: ExitStack) -> None:
+def start(config: RunConfig, folder: Path, finished: str, held: ExitStack) -> None:
     """Make the folder, lock it and record the configuration; only called once everything has loaded.
 
     Args:

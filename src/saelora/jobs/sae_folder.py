@@ -10,14 +10,15 @@ from saelora.config import to_dict
 from saelora.console import Console
 from saelora.files import write_whole
 from saelora.identity import measured_on
+from saelora.jobs.sae_card import sae_card
 from saelora.manifest import RESULTS, describe_model, environment, read_json, write_json
 from saelora.models.hookpoints import parse_hookpoint
 from saelora.objectives.sae_recipe import variant_name
-from saelora.report.sae_card import sae_card
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from saelora.jobs import train_sae
     from saelora.models.loading import LoadedModel
     from saelora.objectives.sae_training import SAETraining
 from saelora.report.text import error_text, fvu_text
@@ -26,7 +27,7 @@ FINISHED = "training.json"  # written last
 
 
 def finish(
-    config: Any,
+    config: train_sae.Config,
     loaded: LoadedModel,
     objective: SAETraining,
     heldout: Tensor,
@@ -74,7 +75,7 @@ def finish(
     return results
 
 
-def names_of(config: Any, folder: Path) -> list[str]:
+def names_of(config: train_sae.Config, folder: Path) -> list[str]:
     """The names of a finished run's SAEs, as their objective named them."""
     if names := read_json(folder / FINISHED).get("saes"):
         return names
@@ -82,6 +83,6 @@ def names_of(config: Any, folder: Path) -> list[str]:
     return [f"{h}/{variant_name(text)}" for h in hookpoints for text in config.variant] or hookpoints
 
 
-def target_of(config: Any, folder: Path, name: str) -> Path:
+def target_of(config: train_sae.Config, folder: Path, name: str) -> Path:
     """The folder of one of a run's SAEs."""
     return folder if len(config.hookpoint) == 1 and not config.variant else folder / name

@@ -105,7 +105,7 @@ def expand(recipe: Recipe, source: str) -> list[Point]:
     return list(found.values())
 
 
-def point_id(config: Any) -> str:
+def point_id(config: adapt.Config) -> str:
     """12 hex digits over all options that bear on a run's result."""
     return digest(compared(config))
 

@@ -15,7 +15,7 @@ from saelora.limits import NOT_NEGATIVE, POSITIVE, ROW, SHARE, OneOf, Within, ex
 from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named, check_sae_path
 from saelora.objectives.sae_recipe import Architecture, SAERecipe, variant_recipes
-from saelora.options import DataConfig, ModelConfig
+from saelora.options import SourceConfig
 from saelora.options import hookpoint as known_hookpoint
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ class SAETrainConfig(Configuration):
 
 
 @dataclass(kw_only=True)
-class Config(ModelConfig, DataConfig, SAETrainConfig, RunConfig):
+class Config(SourceConfig, SAETrainConfig, RunConfig):
     """Options of train-sae"""
 
     context: int = option(512, "tokens per packed row, BOS included", limit=ROW)

@@ -88,7 +88,7 @@ def objective_of(config: Config, loaded: LoadedModel, group: Group = ALONE) -> S
     anatomy = anatomy_of(loaded.model)
     hookpoints = [anatomy.canonical(parse_hookpoint(text)) for text in config.hookpoint]
     options: dict[str, Any] = {
-        "token_mask": token_mask_of(config, loaded, hookpoints),
+        "token_mask": token_mask_of(config.exempt, config, loaded, hookpoints),
         "device": loaded.model.device,
         "n_tokens_total": max(1, config.tokens // config.context) * config.context,
         "metadata": about,

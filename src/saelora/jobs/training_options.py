@@ -1,14 +1,18 @@
 """How adapt and finetune-sae train: options, and the recipe that they make."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from saelora.config import Configuration, Count, option
 from saelora.errors import InputError
-from saelora.limits import LEARNING_RATE, NOT_NEGATIVE, POSITIVE, SHARE, Within
+from saelora.limits import LEARNING_RATE, NOT_NEGATIVE, POSITIVE, SHARE, OneOf, Within, placement
 from saelora.objectives.distill_recipe import DistillRecipe
 from saelora.train.optim import Schedule
 
+if TYPE_CHECKING:
+    from saelora.jobs import adapt, finetune_sae
+
+StudentConfig: TypeAlias = "adapt.Config | finetune_sae.Config"
 Method = Literal["lora", "linear", "lora+sae", "sae"]
 ADAPTED: tuple[Method, ...] = ("lora", "lora+sae")  # methods with a PEFT adapter
 
@@ -36,7 +40,38 @@ class TrainConfig(Configuration):
     samples: int = option(0, "sample continuations to write: original, spliced, adapted", limit=NOT_NEGATIVE)
 
 
-def recipe_of(config: Any) -> DistillRecipe:
+@dataclass(kw_only=True)
+class AdapterConfig(Configuration):
+    """Adapter"""
+
+    method: Literal["lora", "linear", "lora+sae"] = option(
+        "lora",
+        "what trains: lora, an adapter; linear, a low-rank affine map of the reconstruction; lora+sae, adapter and SAE",
+    )
+    part: Literal["decoder", "sae"] = option(
+        "decoder", "what of the SAE trains with lora+sae: its decoder and output bias (latents stay), or all of it"
+    )
+    sae_lr: float | None = option(
+        None, "peak learning rate of the SAE's own weights; default: as --lr", limit=LEARNING_RATE
+    )
+    rank: int = option(64, "LoRA rank; with method linear the map's", limit=Within(least=1, most=65_536))
+    alpha: float | None = option(
+        None, "LoRA alpha, scaling = alpha / rank; default: the rank, so scaling 1", limit=Within(above=0)
+    )
+    placement: str = option(
+        "after", "adapted layers: after (above the lowest SAE), all, or layers:13,14 (layers:13-20)", limit=placement
+    )
+    dropout: float = option(0.0, "LoRA dropout, on the student only", limit=Within(least=0, below=1))
+    rslora: bool = option(False, "scaling = alpha / sqrt(rank)")
+    dora: bool = option(False, "weight-decomposed LoRA")
+    init: str = option(
+        "default",
+        "LoRA initialisation: default, gaussian or orthogonal",
+        limit=OneOf(("default", "gaussian", "orthogonal")),
+    )
+
+
+def recipe_of(config: StudentConfig) -> DistillRecipe:
     """The optimisation part of a configuration.
 
     Raises:
@@ -55,5 +90,5 @@ def recipe_of(config: Any) -> DistillRecipe:
         clip=config.clip,
         loss=config.loss,
         objective=config.objective,
-        sae_lr=getattr(config, "sae_lr", None),
+        sae_lr=config.sae_lr if isinstance(config, AdapterConfig) else None,
     )

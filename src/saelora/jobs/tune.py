@@ -8,13 +8,13 @@ from saelora.console import Console
 from saelora.files import tidy
 from saelora.jobs.acting import check_acting
 from saelora.jobs.run import CHECKPOINTS, check_out, processes, taken_up
-from saelora.jobs.training_options import recipe_of
+from saelora.jobs.training_options import StudentConfig, recipe_of
 from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named
 from saelora.shapes import check_file
 
 
-def tune(config: Any, command: str) -> dict[str, Any]:
+def tune(config: StudentConfig, command: str) -> dict[str, Any]:
     """Train what ``config.method`` trains, and measure what it bought; ``command`` is the one to repeat.
 
     Returns:

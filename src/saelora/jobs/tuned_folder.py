@@ -12,6 +12,7 @@ from saelora.assemble import Assembled
 from saelora.config import to_dict
 from saelora.errors import InputError
 from saelora.files import whole_files, whole_folder
+from saelora.jobs.training_options import StudentConfig
 from saelora.manifest import MANIFEST, RESULTS, describe, environment, write_json
 from saelora.models.adapters import adapter_fingerprint
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
@@ -36,7 +37,9 @@ def save_adapter(model: Any, folder: Path, name: str | None = None) -> None:
                 (part / name / file).replace(part / file)
 
 
-def save_run(model: Any, name: str, config: Any, assembled: Assembled, results: dict[str, Any], folder: Path) -> None:
+def save_run(
+    model: Any, name: str, config: StudentConfig, assembled: Assembled, results: dict[str, Any], folder: Path
+) -> None:
     """Write one of several adapters of a model as a run of its own, for evaluate and report; whole or not at all.
 
     Args:
@@ -56,7 +59,7 @@ def save_run(model: Any, name: str, config: Any, assembled: Assembled, results: 
 
 
 def manifest_of(
-    config: Any,
+    config: StudentConfig,
     assembled: Assembled,
     results: dict[str, Any],
     *,

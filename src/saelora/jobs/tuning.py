@@ -5,18 +5,20 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from torch import nn
 
 from saelora.assemble import Assembled
 from saelora.core.lora import layers_of, lora_config
 from saelora.core.splice import SAE, Splice, splice
-from saelora.jobs.training_options import ADAPTED, recipe_of
+from saelora.jobs import adapt
+from saelora.jobs.training_options import ADAPTED, AdapterConfig, StudentConfig, recipe_of
 from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.branch import Branch
 from saelora.objectives.tuned_sae import Part, TunedSAE
 
 
-def adapter_config(config: Any, assembled: Assembled) -> Any:
+def adapter_config(config: AdapterConfig, assembled: Assembled) -> PeftConfig:
     """PEFT's configuration of the adapter."""
     return lora_config(
         assembled.loaded.model,
@@ -30,7 +32,7 @@ def adapter_config(config: Any, assembled: Assembled) -> Any:
     )
 
 
-def add_adapter(model: Any, config: Any, assembled: Assembled, name: str = "default") -> Any:
+def add_adapter(model: Any, config: adapt.Config, assembled: Assembled, name: str = "default") -> Any:
     """The model (None: the assembled one, bare) with one more fresh adapter, its weights drawn from the seed."""
     from peft import PeftModel, get_peft_model
 
@@ -44,7 +46,7 @@ def add_adapter(model: Any, config: Any, assembled: Assembled, name: str = "defa
     return model
 
 
-def tuned_saes(config: Any, assembled: Assembled) -> dict[Hookpoint, TunedSAE]:
+def tuned_saes(config: StudentConfig, assembled: Assembled) -> dict[Hookpoint, TunedSAE]:
     """The SAEs with what the method trains of them; none where it leaves them as they are.
 
     Raises:
@@ -59,14 +61,14 @@ def tuned_saes(config: Any, assembled: Assembled) -> dict[Hookpoint, TunedSAE]:
     }
 
 
-def student_model(model: nn.Module | None, config: Any, assembled: Assembled, name: str) -> nn.Module:
+def student_model(model: nn.Module | None, config: StudentConfig, assembled: Assembled, name: str) -> nn.Module:
     """The model (None: the assembled one, bare) with the adapter of one more student, where its method has one."""
-    if config.method in ADAPTED:
+    if isinstance(config, AdapterConfig) and config.method in ADAPTED:
         return add_adapter(model, config, assembled, name)
     return assembled.loaded.model if model is None else model
 
 
-def open_branch(model: nn.Module, config: Any, assembled: Assembled, name: str, stack: ExitStack) -> Branch:
+def open_branch(model: nn.Module, config: StudentConfig, assembled: Assembled, name: str, stack: ExitStack) -> Branch:
     """The branch of a student whose adapter is in the model, with its splice opened on the stack."""
     saes: dict[Hookpoint, SAE] = {**assembled.sae_modules, **tuned_saes(config, assembled)}
     return Branch(name, stack.enter_context(splice(model, saes, assembled.token_mask)), recipe_of(config))
@@ -84,7 +86,7 @@ def frozen_and_tuned(
 
 
 def add_student(
-    model: nn.Module | None, config: Any, assembled: Assembled, name: str, stack: ExitStack
+    model: nn.Module | None, config: StudentConfig, assembled: Assembled, name: str, stack: ExitStack
 ) -> tuple[nn.Module, Branch]:
     """Put one student of ``config.method`` into a model, and open its splice.
 

@@ -17,7 +17,7 @@ from saelora.files import write_whole
 from saelora.identity import measured_on
 from saelora.jobs.evaluate import measure
 from saelora.jobs.run import run_loop, start
-from saelora.jobs.training_options import ADAPTED
+from saelora.jobs.training_options import ADAPTED, StudentConfig
 from saelora.jobs.tuned_folder import manifest_of, save_adapter, save_saes
 from saelora.jobs.tuning import frozen_and_tuned, open_branch, student_model
 from saelora.manifest import MANIFEST, RESULTS, check_room, describe, write_json
@@ -39,7 +39,7 @@ SAEs = dict[Hookpoint, Any]
 
 
 def train_and_measure(
-    config: Any, command: str, console: Console, folder: Path, group: Group, held: ExitStack
+    config: StudentConfig, command: str, console: Console, folder: Path, group: Group, held: ExitStack
 ) -> dict[str, Any]:
     """The run of ``saelora.jobs.tune.tune``, whose arguments have been checked as far as they can be without a model.
 
@@ -93,7 +93,7 @@ def train_and_measure(
 
 
 def _train(
-    config: Any,
+    config: StudentConfig,
     command: str,
     console: Console,
     folder: Path,
@@ -164,7 +164,7 @@ class _History:
 
 
 def _save(
-    model: Any, config: Any, assembled: Assembled, saes: SAEs, folder: Path, n_tokens: int
+    model: Any, config: StudentConfig, assembled: Assembled, saes: SAEs, folder: Path, n_tokens: int
 ) -> list[dict[str, Any]]:
     """Write what was trained; returns what the manifest says of the SAEs."""
     if config.method in ADAPTED:
@@ -176,7 +176,7 @@ def _save(
 
 
 def _measure(
-    config: Any,
+    config: StudentConfig,
     console: Console,
     assembled: Assembled,
     model: nn.Module,
@@ -198,14 +198,16 @@ def _measure(
     }
 
 
-def _samples(config: Any, assembled: Assembled, model: nn.Module, saes: SAEs, heldout: Tensor) -> list[dict[str, str]]:
+def _samples(
+    config: StudentConfig, assembled: Assembled, model: nn.Module, saes: SAEs, heldout: Tensor
+) -> list[dict[str, str]]:
     prompts = prompts_from(heldout, config.samples)
     with frozen_and_tuned(model, assembled, saes) as (spliced, adapted):
         return continuations(model, spliced, assembled.loaded.tokenizer, prompts, adapted=adapted)
 
 
 def _write(
-    config: Any,
+    config: StudentConfig,
     folder: Path,
     assembled: Assembled,
     results: dict[str, Any],

@@ -1,7 +1,6 @@
 """Options of --parts capabilities."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from saelora.config import Configuration, option
 from saelora.evals.capabilities import tasks as lm_tasks
@@ -26,7 +25,7 @@ class Options(Configuration):
     )
 
 
-def check(config: Any) -> None:
+def check(config: Options) -> None:
     """Raise InputError for what can be wrong before a model is loaded."""
     names = lm_tasks.task_names(config.tasks)
     lm_tasks.check_installed()

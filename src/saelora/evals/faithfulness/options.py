@@ -1,7 +1,6 @@
 """Options of --parts faithfulness."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from saelora.config import Configuration, Count, option
 from saelora.limits import POSITIVE, Within
@@ -26,7 +25,7 @@ class Options(Configuration):
     )
 
 
-def check(config: Any) -> None:
+def check(config: Options) -> None:
     """Before anything is loaded.
 
     Raises:

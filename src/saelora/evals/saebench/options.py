@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from saelora.config import Configuration, Count, option
 from saelora.errors import InputError
@@ -42,7 +42,7 @@ class Options(Configuration):
     )
 
 
-def check(config: Any) -> None:
+def check(config: Options) -> None:
     """Raise InputError for what can be wrong before a model is loaded."""
     if not config.saebench_evals:
         raise InputError(f"--saebench-evals is empty: name some of {' '.join(EVALS)}")

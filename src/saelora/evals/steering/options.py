@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from saelora.config import Configuration, Count, option
 from saelora.errors import InputError
@@ -63,7 +62,7 @@ class Options(Configuration):
     steering_samples: int = option(1, "prompts to continue for each latent", limit=NOT_NEGATIVE)
 
 
-def check(config: Any) -> None:
+def check(config: Options) -> None:
     """Raise InputError for options that cannot be used, before anything is loaded."""
     rates = config.steering_rates
     if len(rates) != 2 or not 0 <= rates[0] <= rates[1] <= 1:
@@ -73,7 +72,7 @@ def check(config: Any) -> None:
     given_texts(config)
 
 
-def given_texts(config: Any) -> dict[str, list[Given] | None]:
+def given_texts(config: Options) -> dict[str, list[Given] | None]:
     """The user's own texts for each side; None where they are to be found.
 
     Raises:

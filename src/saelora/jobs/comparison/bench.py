@@ -17,7 +17,8 @@ from saelora.errors import InputError
 from saelora.evals.loss_sums import LossSums
 from saelora.evals.yardstick import Yardstick
 from saelora.jobs import train_sae
-from saelora.jobs.comparison.plan import Recipe, Run
+from saelora.jobs.comparison.plan import JobConfig, Recipe, Run
+from saelora.jobs.training_options import StudentConfig
 from saelora.jobs.tuning import add_student
 from saelora.manifest import describe_model, read_json
 from saelora.models.hookpoints import Hookpoint
@@ -47,16 +48,16 @@ class Bench:
         self.console.say(f"loading {config.model}")
         return load_frozen(config)
 
-    def token_mask(self, config: Any, hookpoint: Hookpoint) -> TokenMask:
+    def token_mask(self, config: JobConfig, hookpoint: Hookpoint) -> TokenMask:
         """The model must be bare when it is first asked for at a hookpoint."""
-        return token_mask_of(config, self.loaded, [hookpoint])
+        return token_mask_of(config.exempt, config, self.loaded, [hookpoint])
 
-    def about(self, config: Any, hookpoint: Hookpoint, saes: list[dict[str, Any]]) -> dict[str, Any]:
+    def about(self, config: JobConfig, hookpoint: Hookpoint, saes: list[dict[str, Any]]) -> dict[str, Any]:
         """What identifies the model, these SAEs and the token policy."""
         policy = self.token_mask(config, hookpoint).to_dict()
         return {"model": describe_model(self.loaded), "saes": saes, "token_policy": policy}
 
-    def yardstick(self, config: Any, hookpoint: Hookpoint, *, tuning: bool = False) -> Yardstick:
+    def yardstick(self, config: JobConfig, hookpoint: Hookpoint, *, tuning: bool = False) -> Yardstick:
         """The held-out rows that are reported, or those that learning rates are chosen on; no row is in both.
 
         The model must be bare when they are first asked for.
@@ -75,7 +76,7 @@ class Bench:
             self._yardsticks[key] = Yardstick(self.loaded.model, mask, part, [hookpoint], autocast=autocast)
         return self._yardsticks[key]
 
-    def spliced_losses(self, config: Any, assembled: Assembled) -> LossSums:
+    def spliced_losses(self, config: JobConfig, assembled: Assembled) -> LossSums:
         """What the frozen SAE costs before any method, on the reported rows; the model must be bare."""
         ((hookpoint, sae),) = assembled.saes.items()
         yardstick = self.yardstick(config, hookpoint)
@@ -94,7 +95,7 @@ class Bench:
         name: str,
         objective: Objective,
         rows: Rows,
-        config: Any,
+        config: JobConfig,
         points: int = 1,
         also_at: Iterable[int] = (),
         evaluate: Callable[[int], dict[str, float]] | None = None,
@@ -159,7 +160,9 @@ def start_of(bench: Bench, run: Run) -> tuple[dict[str, Any], str]:
 
 
 @contextmanager
-def students(bench: Bench, configs: Sequence[Any], assembled: Assembled, n_rows: int) -> Iterator[tuple[Any, Distill]]:
+def students(
+    bench: Bench, configs: Sequence[StudentConfig], assembled: Assembled, n_rows: int
+) -> Iterator[tuple[Any, Distill]]:
     """The model with a student for each configuration, and their objective; bare again afterwards."""
     model: Any = None
     with ExitStack() as stack:

@@ -6,11 +6,12 @@ from typing import Any
 
 from saelora.config import build
 from saelora.errors import InputError
-from saelora.jobs.comparison.recipe import Entry, Recipe, Start, Tune, config_type, read_recipe
+from saelora.jobs.comparison.recipe import Entry, JobConfig, Recipe, Start, Tune, config_type, read_recipe, student_type
 from saelora.jobs.recipe_file import compared, digest
 
 __all__ = [
     "Entry",
+    "JobConfig",
     "Recipe",
     "Run",
     "Start",
@@ -20,6 +21,7 @@ __all__ = [
     "expand",
     "read_recipe",
     "settings",
+    "student_type",
 ]
 
 
@@ -63,7 +65,7 @@ def expand(recipe: Recipe, source: str) -> list[Run]:
     return list(runs.values())
 
 
-def settings(run: Run) -> Any:
+def settings(run: Run) -> JobConfig:
     """The options of a run's job; where it starts from a run of this comparison, that one's SAE is not there yet."""
     if run.entry.kind == "sae":
         return build(config_type(run.entry), run.values)

@@ -10,6 +10,7 @@ from saelora.config import Count, build, check_limit, coerce, hints_of, limits_o
 from saelora.errors import InputError
 from saelora.jobs import adapt, finetune_sae, train_sae
 from saelora.jobs.recipe_file import check_keys, options, override, with_underscores
+from saelora.jobs.training_options import StudentConfig
 
 SAEMethod = Literal["local", "e2e", "e2e+downstream"]
 Method = Literal["lora", "linear", "lora+sae", "finetune-sae"]
@@ -72,10 +73,16 @@ class Recipe:
     entries: tuple[Entry, ...]
 
 
-def config_type(entry: Entry) -> Any:
+JobConfig = train_sae.Config | adapt.Config | finetune_sae.Config
+
+
+def config_type(entry: Entry) -> type[JobConfig]:
     """The class of the options of an entry's job."""
-    if entry.kind == "sae":
-        return train_sae.Config
+    return train_sae.Config if entry.kind == "sae" else student_type(entry)
+
+
+def student_type(entry: Entry) -> type[StudentConfig]:
+    """The class of the options of a method's job."""
     return finetune_sae.Config if entry.method == "finetune-sae" else adapt.Config
 
 

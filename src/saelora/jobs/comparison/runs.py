@@ -13,7 +13,7 @@ from saelora.files import whole_folder
 from saelora.identity import measured_on
 from saelora.jobs import train_sae, train_sae_run
 from saelora.jobs.comparison.bench import Bench, curve, means, start_of, students
-from saelora.jobs.comparison.plan import Run, config_type
+from saelora.jobs.comparison.plan import Run, student_type
 from saelora.jobs.comparison.tuning import learning_rate
 from saelora.manifest import MANIFEST, describe, environment, write_json
 from saelora.models.anatomy import anatomy_of
@@ -107,7 +107,7 @@ def _checkpoint(points: list[dict[str, float]], at: float, share: float) -> dict
 def method_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]:
     """A method from an SAE on: an adapter, a map, the SAE itself, or both."""
     start, ref = start_of(bench, run)
-    config: Any = build(config_type(run.entry), {**values, "sae": [ref]})
+    config = build(student_type(run.entry), {**values, "sae": [ref]})
     assembled = assemble(config, bench.loaded)
     ((hookpoint, _),) = assembled.saes.items()
     rows = read_rows(config, bench.loaded, config.tokens, "train", config.seed).input_ids

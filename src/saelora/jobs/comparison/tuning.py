@@ -10,7 +10,7 @@ from saelora.core.splice import splice
 from saelora.core.students import Student
 from saelora.jobs import train_sae, train_sae_run
 from saelora.jobs.comparison.bench import Bench, means, start_of, students
-from saelora.jobs.comparison.plan import Run, config_type
+from saelora.jobs.comparison.plan import Run, student_type
 from saelora.jobs.recipe_file import digest
 from saelora.manifest import read_json, write_json
 from saelora.models.anatomy import anatomy_of
@@ -67,7 +67,7 @@ def _try_methods(bench: Bench, run: Run, n_tokens: int) -> list[float | None]:
     first = [each for each in bench.runs if each.entry is run.entry and each.seed == run.entry.seeds[0]][-1]
     _, ref = start_of(bench, first)
     values = {**run.values, "sae": [ref], "tokens": n_tokens, "seed": SEED}
-    configs: list[Any] = [build(config_type(run.entry), {**values, "lr": lr}) for lr in run.entry.lr]
+    configs = [build(student_type(run.entry), {**values, "lr": lr}) for lr in run.entry.lr]
     assembled = assemble(configs[0], bench.loaded)
     rows = read_rows(configs[0], bench.loaded, n_tokens, "train", SEED).input_ids
     yardstick = bench.yardstick(configs[0], next(iter(assembled.saes)), tuning=True)

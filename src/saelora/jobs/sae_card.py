@@ -1,6 +1,12 @@
 """The card that train-sae leaves beside each SAE."""
 
-from typing import Any
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from saelora.jobs import train_sae
+    from saelora.objectives.sae_recipe import SAERecipe
 
 # what it is, the figures' keys, how they are written
 SPREAD = (
@@ -11,7 +17,7 @@ SPREAD = (
 )
 
 
-def sae_card(config: Any, name: str, recipe: Any, sae: Any, figures: dict[str, Any]) -> str:
+def sae_card(config: train_sae.Config, name: str, recipe: SAERecipe, sae: Any, figures: dict[str, Any]) -> str:
     """The model card of one SAE: recipe, tokens and what it does to the model.
 
     Args:
@@ -56,7 +62,7 @@ def _spread(figures: dict[str, Any]) -> str:
     )
 
 
-def _how(config: Any) -> str:
+def _how(config: train_sae.Config) -> str:
     """The card's lines on what was optimised and from where, where that is not the usual."""
     how = f"It went on from {config.start}.\n" if config.start is not None else ""
     if config.objective == "local":
