@@ -10,7 +10,7 @@ ifeq ($(shell command -v nvidia-smi),)
 TORCH_INDEX ?= --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: demo test reliability test-newest test-oldest lint types lock clean
+.PHONY: demo test reliability test-newest test-oldest golden lint types lock clean
 
 demo: $(VENV)/.ready
 	$(BIN)/saelora demo $(ARGS)
@@ -30,6 +30,10 @@ VERSIONS_TESTS += $(addprefix --ignore=tests/,core/test_kl_head.py core/test_spr
 
 test-newest test-oldest: test-%: .venv-%/.ready
 	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(VERSIONS_TESTS) $(ARGS)
+
+# fingerprints of what commands compute: ARGS="--json before.json", later ARGS="--against before.json"
+golden: $(VENV)/.dev
+	$(BIN)/python tests/golden.py $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
