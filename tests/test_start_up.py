@@ -46,6 +46,11 @@ def test_the_package_imports_no_heavy_library(tmp_path) -> None:
     assert loaded_by(code, tmp_path) == (0, "", set())
 
 
+def test_what_makes_a_report_imports_no_heavy_library(tmp_path) -> None:
+    code = "import saelora.report.page, saelora.report.compare, saelora.report.sweep, saelora.report.card"
+    assert loaded_by(code, tmp_path) == (0, "", set())
+
+
 BAD = {
     "unknown option": "adapt --rnak 3",
     "wrong kind": "adapt m --sae s --data d --out o --rank many",
