@@ -147,6 +147,7 @@ def rank_of_no_layer(model):
 
 
 @pytest.mark.parametrize("bend", [scaled_logits, bent_unembedding, layer_that_looks_below, rank_of_no_layer])
+# SPEC 11.3
 def test_what_layers_norm_and_unembedding_do_not_explain_is_refused(bend, fresh):
     model = fresh("llama")
     bend(model)
@@ -161,6 +162,7 @@ def test_nan_logits_are_refused(fresh):
         evaluate_loss(model, saes(), SPARE_SPECIAL, rows())
 
 
+# SPEC 11.3
 def test_every_family_passes_and_is_left_as_it_was(model, fresh):
     model = fresh(model)
     hooks, before = hooks_in(model), torch.get_rng_state()

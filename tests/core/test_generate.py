@@ -89,6 +89,7 @@ def atol(model):
 
 @pytest.mark.parametrize(("policy", "prompt"), [(SPECIAL, "padded"), (FIRST, "padded"), *((BOTH, p) for p in PROMPTS)])
 @pytest.mark.parametrize("cache", ["dynamic", "static"])
+# SPEC 11.5
 def test_generation_with_and_without_cache_agrees(endless, policy, prompt, cache):
     ids = torch.tensor(PROMPTS[prompt])
     attention = None if "without mask" in prompt else (ids != PAD).long()
@@ -136,6 +137,7 @@ def test_tokens_looked_up_ahead_and_dropped_again_change_nothing(endless):
 
 @pytest.mark.parametrize("prompt", ["padded, without BOS", "whole, without mask"])
 @pytest.mark.parametrize("kind", ["dynamic", "static"])
+# SPEC 11.5
 def test_a_text_given_in_pieces_to_a_cache_is_the_whole_text(endless, prompt, kind):
     ids = torch.cat([torch.tensor(PROMPTS[prompt]), torch.tensor([[3, BOS, 21, 40], [17, 60, 11, 4]])], 1)
     real = ids != PAD

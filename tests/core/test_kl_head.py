@@ -46,6 +46,7 @@ def naive(student, teacher, head, weight):
 
 @pytest.mark.parametrize("chunk", [1, 8, N, 100])
 @pytest.mark.parametrize("function", [kl_head, kl_head_reference])
+# SPEC 3.1
 def test_kl_head_equals_torch_kl_div_in_value_and_gradient(function, chunk, head, hidden):
     student, teacher = hidden
     expected_kl, expected_N, ce_teacher, ce_student = naive(student, teacher, head, WEIGHT)
@@ -72,6 +73,7 @@ def test_no_weight_means_one_and_no_labels_mean_no_cross_entropy(head, hidden):
     assert (out.ce_teacher_N, out.ce_student_N, out.top1_N) == (None, None, None)
 
 
+# SPEC 4.7
 def test_top1_says_where_both_models_agree(hidden):
     head = Head(random(V, D, seed=2))
     agree = (hidden[0] @ head.weight.T).argmax(-1) == (hidden[1] @ head.weight.T).argmax(-1)
@@ -133,6 +135,7 @@ def test_no_tensor_of_all_tokens_logits_is_made(hidden):
     assert chunked.numel == max(8 * V, N * D, D * V)
 
 
+# SPEC 3.1
 def test_unembedding_and_teacher_get_no_gradient(hidden):
     weight, bias = random(V, D, seed=2).requires_grad_(), random(V, seed=3).requires_grad_()
     teacher = hidden[1].requires_grad_()

@@ -47,6 +47,7 @@ def model_and_kind(request):
     return families.tiny(name), KINDS.get(kind, {})
 
 
+# SPEC 3.4
 def test_zero_init_adapter_equals_spliced_model(model_and_kind, fresh, batch):
     model, kind = model_and_kind
     with splice(model, {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL):
@@ -105,6 +106,7 @@ UNSAFE = ["pissa", "pissa_niter_4", "olora", "corda", "loftq", "lora_ga", "PiSSA
 
 
 @pytest.mark.parametrize("init", UNSAFE)
+# SPEC 3.4
 def test_initialisations_that_change_the_base_weights_are_refused(init):
     with pytest.raises(
         InputError, match=f"LoRA initialisation '{init}' is refused.*use one of default, gaussian, orth"

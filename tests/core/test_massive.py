@@ -55,12 +55,14 @@ def test_without_it_a_policy_is_what_it_was():
     assert TokenMask().to_dict().keys() == {"exempt_ids", "first", "padding"}
 
 
+# SPEC 4.2
 def test_which_predictions_count_is_said_by_the_tokens_alone():
     plain = TokenPolicy(("bos", "eos", "pad")).resolve(SpecialTokens())
     assert torch.equal(POLICY(rows()), plain(rows()))
 
 
 @pytest.mark.parametrize("site", SITES)
+# SPEC 1.5
 def test_the_limit_is_the_multiple_of_the_median_of_tokens_that_the_policy_leaves(fresh, site):
     model, hookpoint = with_sink(fresh), Hookpoint(2, site)
     found = calibrated(POLICY, model, rows(), [hookpoint])
@@ -85,6 +87,7 @@ def test_a_splice_by_a_limit_that_nobody_measured_is_refused(fresh):
 
 
 @pytest.mark.parametrize("family", families.NAMES)
+# SPEC 1.5
 def test_massive_positions_keep_their_activation_and_all_others_are_replaced(fresh, family):
     model, ids = with_sink(fresh, family), rows()
     mask = calibrated(POLICY, model, ids, [HERE])
@@ -105,6 +108,7 @@ def test_massive_positions_keep_their_activation_and_all_others_are_replaced(fre
     assert torch.equal(kept["x"], torch.where(expected[..., None], recon, clean))
 
 
+# SPEC 1.5
 def test_a_row_alone_is_spliced_as_in_a_batch(fresh):
     model, ids = with_sink(fresh), rows()
     mask = calibrated(POLICY, model, ids, [HERE])

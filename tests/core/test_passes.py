@@ -116,6 +116,7 @@ def calls_forward(module):
 
 
 @pytest.mark.parametrize("where", WHERE)
+# SPEC 12.3
 def test_a_module_that_is_called_past_its_hooks_is_refused(fresh, batch, where):
     model = fresh("llama")
     calls_forward(anatomy_of(model).site(where)[0])
@@ -148,6 +149,7 @@ def test_a_splice_acts_on_a_module_that_was_traced(fresh, batch):
         torch.testing.assert_close(spliced_logits(model, batch), expected, rtol=0, atol=1e-12)
 
 
+# SPEC 12.3
 def test_a_layer_that_runs_twice_is_refused(fresh, batch):
     model = fresh("llama")
     layers = anatomy_of(model).layers

@@ -30,6 +30,7 @@ def causal(real, window=None, first=0):
     return torch.tensor(rows)[:, None, first:]
 
 
+# SPEC 2.2
 def test_positions_count_real_tokens_alone():
     assert positions(IDS, REAL).tolist() == WANTED
     assert positions(IDS).tolist() == [[0, 1, 2, 3, 4]] * 2
@@ -112,6 +113,7 @@ def test_position_ids_that_do_not_rise_begin_a_text_where_there_is_no_mask():
         ({"cache": Cache(3), "other": Cache(4)}, r"caches of \[3, 4\] tokens"),
     ],
 )
+# SPEC 2.2
 def test_positions_that_cannot_be_told_are_refused(given, message):
     with pytest.raises(InputError, match=message):
         given_positions({"input_ids": IDS, **given})

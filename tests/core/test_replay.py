@@ -66,6 +66,7 @@ def plain_loss(model, spliced, batch):
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+# SPEC 11.2
 def test_prefix_and_suffix_equal_two_full_forwards_in_loss_and_gradient(model, fresh, batch, case):
     names, placement, entry = case
     hookpoints = [parse_hookpoint(name) for name in names]

@@ -56,6 +56,7 @@ def by_replacing_modules(model, saes, mask):
 
 
 @pytest.mark.parametrize("site", SITES)
+# SPEC 1.3
 def test_splice_equals_replacing_the_module_by_one_that_spares_special_tokens(model, fresh, batch, site):
     saes = saes_at(anatomy_of(model), [Hookpoint(2, site)])
     with splice(model, saes, SPARE_SPECIAL):
@@ -69,6 +70,7 @@ def test_splice_equals_replacing_the_module_by_one_that_spares_special_tokens(mo
     assert (spliced - clean)[batch.replaced].abs().max() > 0.01
 
 
+# SPEC 1.3
 def test_several_saes_equal_several_replaced_modules(model, fresh, batch):
     saes = saes_at(anatomy_of(model), ONE_OF_EACH_SITE)
     with splice(model, saes, SPARE_SPECIAL):
@@ -80,6 +82,7 @@ def test_several_saes_equal_several_replaced_modules(model, fresh, batch):
     torch.testing.assert_close(spliced[seen], expected[seen], rtol=0, atol=1e-10)
 
 
+# SPEC 1.2
 def test_splice_leaves_exempt_activations_bit_for_bit_unchanged(model, batch):
     hookpoint = Hookpoint(1, "resid_post")
     clean = activations(model, batch.ids, batch.attention, [hookpoint])[hookpoint]
@@ -133,6 +136,7 @@ def test_identity_sae_leaves_logits_bit_for_bit_equal(model, batch):
         assert torch.equal(model(input_ids=batch.ids, attention_mask=batch.attention).logits, clean)
 
 
+# SPEC 1.4
 def test_leaving_the_splice_restores_logits_and_removes_hooks_even_after_an_error(model, batch):
     clean, hooks = model(input_ids=batch.ids).logits, hooks_in(model)
     saes = saes_at(anatomy_of(model), ONE_OF_EACH_SITE)
@@ -148,6 +152,7 @@ def test_leaving_the_splice_restores_logits_and_removes_hooks_even_after_an_erro
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+# SPEC 1.2
 def test_huge_exempt_activation_does_not_poison_the_gradient(fresh, batch, dtype):
     model = fresh("llama").to(dtype)
     embedding = model.get_input_embeddings().weight
@@ -163,6 +168,7 @@ def test_huge_exempt_activation_does_not_poison_the_gradient(fresh, batch, dtype
     assert embedding.grad[5].abs().max() > 0
 
 
+# SPEC 4.3
 def test_zero_ablation_writes_zeros_where_the_mask_is_true(batch):
     model, hookpoint = families.tiny("llama"), Hookpoint(1, "mlp_out")
     with splice(model, {hookpoint: ZeroAblation()}, SPARE_SPECIAL):
@@ -170,12 +176,14 @@ def test_zero_ablation_writes_zeros_where_the_mask_is_true(batch):
     assert torch.equal(found.abs().sum(-1) == 0, batch.replaced)
 
 
+# SPEC 12.3
 def test_inputs_embeds_are_refused_since_the_token_mask_is_read_from_ids():
     model = families.tiny("llama")
     with splice(model, {Hookpoint(1): Identity()}, SPARE_SPECIAL), pytest.raises(InputError, match="input_ids"):
         model(inputs_embeds=torch.zeros(1, 3, D_MODEL, dtype=torch.float64))
 
 
+# SPEC 12.2
 def test_sae_of_another_width_is_refused_and_leaves_no_hook(model):
     hooks = hooks_in(model)
     message = r"SAE expects d_in 7, layers\.1\.resid_post has 16: is this SAE for another model\?"
@@ -186,6 +194,7 @@ def test_sae_of_another_width_is_refused_and_leaves_no_hook(model):
 
 
 @pytest.mark.parametrize("layer", [-1, N_LAYERS])
+# SPEC 12.2
 def test_layer_out_of_range_is_refused(layer):
     message = rf"hookpoint layers\.{layer}\.resid_post is out of range: this model has layers 0 to 3"
     with (
@@ -195,6 +204,7 @@ def test_layer_out_of_range_is_refused(layer):
         pass
 
 
+# SPEC 1.1
 def test_policy_spares_bos_eos_and_padding_by_default(batch):
     mask = TokenPolicy().resolve(SpecialTokens())(batch.ids, batch.attention)
     assert torch.equal(mask, batch.replaced)
@@ -212,6 +222,7 @@ def test_policy_takes_token_ids_and_refuses_unknown_names():
         TokenPolicy(("sep",)).resolve(SpecialTokens())
 
 
+# SPEC 2.1
 def test_padding_is_read_from_the_attention_mask_where_pad_is_an_ordinary_token():
     ids, attention = torch.tensor([[9, 9, 5, 6], [5, 6, 9, 9]]), torch.tensor([[0, 0, 1, 1], [1, 1, 0, 0]])
     tokenizer = SpecialTokens(pad_token_id=None)

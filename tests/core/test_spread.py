@@ -42,6 +42,7 @@ def test_a_tenth_of_a_percent_is_rounded_up(n, k):
 
 @pytest.mark.parametrize("n", [3, 1000, 2500])
 @pytest.mark.parametrize("huge", [(), (1,), (0, 1, 2)])
+# SPEC 5.2
 def test_figures_equal_plain_ones(n, huge):
     x, recon = tokens(n, huge)
     assert figures(of_parts(x, recon, n), x, recon) == pytest.approx(plain_figures(x, recon), rel=1e-9)
@@ -62,6 +63,7 @@ def test_parts_of_several_processes_make_the_whole():
     assert figures(Spread.together(reversed([*parts, Spread(2500)])), x, recon) == pytest.approx(whole, rel=1e-12)
 
 
+# SPEC 5.2
 def test_one_huge_token_moves_fvu_and_not_what_stands_beside_it():
     x, recon = tokens(1000)
     before, calm = fvu(x, recon), figures(of_parts(x, recon, 1000), x, recon)

@@ -16,6 +16,7 @@ PLAIN = torch.tensor([[5, 9, BOS, 33], [44, EOS, 8, 21]])
 WITH_BOS = torch.tensor([[BOS, 5, 9, 33], [BOS, 44, EOS, 8]])
 
 
+# SPEC 1.1
 def test_the_first_position_of_a_row_without_bos_is_spared_by_default():
     mask = TokenPolicy().resolve(SpecialTokens())
     assert mask(PLAIN).tolist() == [[False, True, False, True], [False, False, True, True]]

@@ -60,6 +60,7 @@ def full(tokenizer, **options):
     return pack(make_documents(), tokenizer, **options)
 
 
+# SPEC 2.3
 def test_every_row_is_bos_then_stream_tokens(tokenizer):
     rows = full(tokenizer)
     assert rows.input_ids.dtype == torch.long
@@ -67,6 +68,7 @@ def test_every_row_is_bos_then_stream_tokens(tokenizer):
     assert (rows.input_ids[:, 1:] != BOS).all()
 
 
+# SPEC 2.3
 def test_rows_laid_end_to_end_are_the_documents_with_eos_between(tokenizer):
     """Undo the shuffle of rows by following each document's words, and find every word once and in order."""
     rows = full(tokenizer, part="all").input_ids[:, 1:].tolist()
@@ -109,6 +111,7 @@ def test_small_request_draws_on_many_documents_and_counts_them(tokenizer):
     assert rows.n_documents == len(documents_in(rows.input_ids))
 
 
+# SPEC 2.4
 def test_train_and_validation_share_no_document_and_cover_all(tokenizer):
     train = full(tokenizer, part="train", validation_fraction=0.3, context=2)
     held_out = full(tokenizer, part="validation", validation_fraction=0.3, context=2, seed=9)

@@ -153,6 +153,7 @@ def assert_same_sae(folder: Path, reference: Path, rel: float) -> None:
 
 
 @pytest.mark.parametrize(("name", "reference"), [("adapt", "adapt"), ("sharded", "adapt"), ("resumed", "long")])
+# SPEC 11.7
 def test_two_processes_adapt_as_one_does(runs: Runs, name: str, reference: str) -> None:
     assert_same_adapter(runs.two(name), runs.one(reference), 2e-5)
     assert_close(metrics_of(runs.two(name)), metrics_of(runs.one(reference)), 2e-5)
@@ -182,6 +183,7 @@ def test_end_to_end_saes_divided_over_processes_equal_those_of_one(runs: Runs) -
     assert_close(metrics_of(runs.two("e2e")), metrics_of(runs.one("e2e")), 1e-9)
 
 
+# SPEC 11.7
 def test_evaluation_by_two_processes_draws_the_same_intervals(runs: Runs) -> None:
     expected = json.loads(json.dumps(runs.alone["evaluate"]))
     for noticed in runs.noticed:

@@ -80,6 +80,7 @@ def naive_sums(logits: torch.Tensor, rows: torch.Tensor) -> list[float]:
 
 @pytest.mark.parametrize("layers", [(2, 3), (0, 3), (3,)], ids=["above", "around", "with a stem"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+# SPEC 8.2
 def test_every_variant_equals_plain_forwards(fresh, family, layers):
     model, sae, rows = with_adapter(fresh(family), layers), TinySAE(D_MODEL), rows_of(family)
     mask = torch.tensor([counted(row) for row in rows.tolist()])
@@ -114,6 +115,7 @@ def test_every_variant_equals_plain_forwards(fresh, family, layers):
     assert len({round(sum(sums), 3) for sums in found.ce.values()}) == 4  # four models, four numbers
 
 
+# SPEC 8.2
 def test_shuffled_latents_are_another_counted_position_s(fresh):
     """The reconstruction at each counted position is that of the source; exempt positions keep their own."""
     model, sae, rows = fresh("llama"), TinySAE(D_MODEL), rows_of("llama")
@@ -159,6 +161,7 @@ def test_a_counted_position_by_itself_keeps_its_latents():
     assert shuffle.source().tolist() == [0, 1, 2]
 
 
+# SPEC 8.2
 def test_variants_of_one_batch_share_a_draw_and_batches_do_not(fresh):
     model, sae, rows, shuffle = with_adapter(fresh("llama")), TinySAE(D_MODEL), rows_of("llama")[:4], Shuffle()
     generator, drawn, used = torch.Generator().manual_seed(0), [], []
@@ -176,6 +179,7 @@ def test_variants_of_one_batch_share_a_draw_and_batches_do_not(fresh):
     assert found.ce["sae"][:2] != found.ce["sae"][2:]
 
 
+# SPEC 8.2
 def test_mass_is_activation_times_decoder_norm_over_counted_positions(fresh):
     model, rows = fresh("llama"), rows_of("llama")
     sae, seen = TinySAE(D_MODEL), {}
@@ -215,6 +219,7 @@ def test_random_latents_are_of_those_that_fire_and_differ_between_draws():
     assert first.tolist() != second.tolist()
 
 
+# SPEC 8.3
 def test_a_share_of_nothing_is_undefined():
     ce = CrossEntropies([2.0, 2.0, 2.0], {"a": [1.0, 2.0, 3.0], "b": [1.0, -1.5, 0.4]})
     assert ce.share(ce.row_sums("b"), ce.row_sums("a"))["value"] == pytest.approx(-0.1 / 6)

@@ -163,6 +163,7 @@ def test_every_position_spliced_gives_saelens_numbers(case):
 
 
 @pytest.mark.parametrize("exclude", [[BOS, EOS], True], ids=["bos and eos by id", "special tokens of the tokenizer"])
+# SPEC 4.6
 def test_special_tokens_spared_gives_saelens_numbers(case, exclude):
     """Exempt positions bypass the SAE and leave every mean; zero ablation is compared only where all is replaced."""
     token_mask = TokenMask((BOS, EOS)) if exclude is not True else TokenPolicy().resolve(case.tokenizer)
@@ -174,6 +175,7 @@ def test_special_tokens_spared_gives_saelens_numbers(case, exclude):
     assert abs(ours["fvu"] - everywhere["fvu"]) > 1e-4
 
 
+# SPEC 4.6
 def test_zero_ablation_that_spares_special_tokens_differs_from_saelens_unmasked_one(case):
     """The documented difference: comparing loss_recovered across the two needs a policy without exemptions."""
     ours, theirs = case.saelora(TokenMask((BOS, EOS))), case.saelens([BOS, EOS])

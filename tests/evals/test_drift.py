@@ -32,6 +32,7 @@ def measured(model, saes, rows, **options):
 @pytest.mark.parametrize("layers", [[2, 3], [0, 3]], ids=["adapter above the SAE", "adapter around the SAE"])
 @pytest.mark.parametrize("hookpoints", [ONE, SEVERAL], ids=["one SAE", "several SAEs"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox-parallel"])
+# SPEC 9.1
 def test_distances_and_latents_equal_plain_forwards(fresh, family, hookpoints, layers):
     rows = rows_of(families.tiny(family))
     model = with_adapter(fresh(family), layers)
@@ -100,6 +101,7 @@ def check_latents(found, saes, clean, adapted, mask):
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+# SPEC 9.2
 def test_latents_are_identical_where_all_adapters_lie_above_and_only_there(fresh, family, dtype):
     rows = rows_of(families.tiny(family))
     for layers, identical in (([2, 3], True), ([1, 3], False)):
@@ -146,6 +148,7 @@ def test_an_sae_with_another_way_to_reconstruct_is_run_the_same_way_in_every_var
     assert found["layers"][1]["l2_difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
 
 
+# SPEC 9.1
 def test_what_happens_at_exempt_positions_does_not_count():
     """Their activations may be of any size, so that their squares overflow."""
     draw = torch.Generator().manual_seed(0)
@@ -205,6 +208,7 @@ def test_progress_adds_up_to_all_tokens(fresh):
     assert sum(told) == rows.numel()
 
 
+# SPEC 6.1
 def test_rate_correlation_is_pearsons_with_an_interval_around_it():
     rng = np.random.default_rng(0)
     rate = rng.exponential(5, 20_000)  # more latents than are taken at a time

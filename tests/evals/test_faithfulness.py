@@ -96,6 +96,7 @@ def measured(forget: float, noise: float = 0.0) -> dict:
         return faithfulness(model, spliced, SPARE_SPECIAL, rows, batch_rows=8)
 
 
+# SPEC 8.4
 def test_an_adapter_that_goes_round_its_sae_is_told_from_one_that_reads_it():
     for noise in (0.0, 0.05):
         reading, round_it = measured(0.0, noise), measured(1.0, noise)
@@ -170,6 +171,7 @@ def plain(sae, without=()):
 
 @pytest.mark.parametrize("layers", [(2, 3), (0, 1, 3)], ids=["adapter above", "adapter around"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+# SPEC 8.1
 def test_every_number_equals_plain_forwards(fresh, family, layers):
     """Two SAEs at once: both are ablated, zeroed and shuffled; another takes the place of one."""
     base = fresh(family)
@@ -361,6 +363,7 @@ def result(reliance: float | None, top: float | None, excess: float | None = Non
         (result(0.95, 0.9, excess=0.08, gain=-0.1), READS),  # no gain that could hang on anything
     ],
 )
+# SPEC 8.4
 def test_verdict_follows_the_stated_rule(found, verdict):
     told, why = judge(found)
     assert told == verdict

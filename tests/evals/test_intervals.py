@@ -12,6 +12,7 @@ def rows(n_rows: int = 30, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     return counts * rng.normal(3, 1, n_rows), counts
 
 
+# SPEC 6.1
 def test_ratio_is_of_sums_and_its_interval_a_plain_bootstrap_over_rows():
     top, bottom = rows()
     draws = sorted(sum(top[i] for i in drawn) / sum(bottom[i] for i in drawn) for drawn in resampled(len(top)).tolist())

@@ -89,6 +89,7 @@ def naive(logits: torch.Tensor, clean: torch.Tensor, rows: torch.Tensor) -> tupl
 
 @pytest.mark.parametrize("layers", [(2, 3), (0, 3)], ids=["adapter above the SAE", "adapter around the SAE"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+# SPEC 4.1, 4.3, 4.5, 4.7
 def test_every_arm_equals_plain_forwards(fresh, family, layers):
     model, sae, rows = with_adapter(fresh(family), layers=layers), TinySAE(D_MODEL), rows_of(family)
     found = evaluate_loss(model, {HOOKPOINT: sae}, SPARE_SPECIAL, rows)
@@ -119,6 +120,7 @@ def test_every_arm_equals_plain_forwards(fresh, family, layers):
     assert found["n_tokens_evaluated"] == sum(int(t) not in (PAD, BOS, EOS) for t in rows[:, :-1].flatten())
 
 
+# SPEC 5.1, 5.3
 def test_fvu_l0_and_dead_latents_are_of_the_whole_set(fresh):
     """At every replaced position, last ones included; variance about one mean over all rows."""
     model, hookpoints = fresh("llama"), [Hookpoint(0, "mlp_out"), Hookpoint(2, "attn_z")]
@@ -147,6 +149,7 @@ def test_fvu_l0_and_dead_latents_are_of_the_whole_set(fresh):
         assert 5 / 24 <= dead < 1
 
 
+# SPEC 4.4
 def test_rows_per_batch_change_no_number(fresh):
     model = with_adapter(fresh("llama"))
     saes = {HOOKPOINT: TinySAE(D_MODEL)}
@@ -169,6 +172,7 @@ def test_rows_per_batch_change_no_number(fresh):
     assert by_tokens / float(weights.sum()) == pytest.approx(whole["ce_base"], **CLOSE)
 
 
+# SPEC 4.5
 def test_perfect_sae_costs_nothing_and_leaves_no_gap_to_close(fresh):
     found = evaluate_loss(with_adapter(fresh("llama")), {HOOKPOINT: Identity()}, SPARE_SPECIAL, ROWS)
     assert found["ce_gap"] == pytest.approx(0, abs=1e-9)
@@ -216,6 +220,7 @@ def test_evaluation_within_an_open_but_disabled_splice_gives_the_same(fresh):
 
 
 @pytest.mark.parametrize("sae", [TinySAE(D_MODEL), Broken()], ids=["to the end", "ended by an error"])
+# SPEC 11.8
 def test_evaluation_leaves_the_model_as_it_was(fresh, sae):
     model = with_adapter(fresh("llama"))
     model.train()
@@ -252,6 +257,7 @@ def test_dropout_plays_no_part(fresh):
     assert evaluate_loss(model, saes, SPARE_SPECIAL, ROWS) == first
 
 
+# SPEC 12.1
 def test_rows_without_a_replaced_position_are_refused(fresh):
     nothing = torch.full((2, 5), EOS)
     with pytest.raises(InputError, match="nothing to evaluate"):
@@ -302,6 +308,7 @@ def test_intervals_shrink_with_the_root_of_the_number_of_rows():
     assert 5 < width(25) / width(1600) < 13  # 8 expected
 
 
+# SPEC 6.1
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
     truth = {"ce_base": 3.0, "gap_closed": 0.4, "ce_gap": 1.0}
     hits = dict.fromkeys(truth, 0)
@@ -314,6 +321,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         assert 0.88 <= count / n_draws <= 0.99, name
 
 
+# SPEC 6.2
 def test_interval_of_gap_closed_is_paired():
     """Rows differ far more from each other than arms do: resampled separately, the arms would drown in that."""
     found = measured(60, 2).compute()
@@ -323,6 +331,7 @@ def test_interval_of_gap_closed_is_paired():
     assert high - low < unpaired / 5
 
 
+# SPEC 4.5
 def test_sae_that_helps_leaves_no_share_to_report():
     found = measured(30, 3, gap=-0.5).compute()
     assert found["ce_gap"] < 0

@@ -86,6 +86,7 @@ def close(estimate, values):
     )
 
 
+# SPEC 10.2
 def test_tuning_takes_the_alpha_with_the_best_gain_less_loss_of_the_original_model(bench):
     case = case_of(TinySAE(D_MODEL))
     tuned = steering.tune(bench, case, ALPHAS)
@@ -118,6 +119,7 @@ def test_tuning_looks_neither_at_test_texts_nor_at_the_adapter(bench):
         assert before[method]["positives"]["adapted"] != turned[method]["positives"]["adapted"]
 
 
+# SPEC 6.3
 def test_comparison_is_paired_by_text_and_has_students_interval(bench):
     case = case_of(TinySAE(D_MODEL))
     found = steering.measure(bench, [case], ALPHAS)
@@ -167,6 +169,7 @@ def test_a_model_that_steering_destroys_gives_none_and_its_alpha_is_not_chosen(b
     assert steering.paired((nothing, nothing), (nothing, nothing))["base"]["value"] is None
 
 
+# SPEC 6.3
 def test_pooling_takes_each_latents_mean_as_one_observation(bench):
     sae = TinySAE(D_MODEL)
     cases = [case_of(sae, latent, 20 + 2 * latent) for latent in (0, 3, 7)]

@@ -90,6 +90,7 @@ def test_likelihood_of_a_bigram_model_is_the_hand_computed_mean():
     assert found.tolist() == pytest.approx(expected, rel=1e-12)
 
 
+# SPEC 10.1
 def test_likelihoods_equal_plain_forwards_in_every_family(model):
     hookpoint = Hookpoint(1)
     with splice(model, {hookpoint: TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
@@ -169,6 +170,7 @@ def test_padding_is_on_the_right_and_masked():
     assert attention.tolist() == [[1] * 8, [1] * 5 + [0] * 3]
 
 
+# SPEC 10.1
 def test_scale_by_minus_one_takes_the_component_away_and_nothing_else():
     x = torch.randn(2, 5, D_MODEL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     steered = Scale(D, -1.0).decode(x)
@@ -178,6 +180,7 @@ def test_scale_by_minus_one_takes_the_component_away_and_nothing_else():
     torch.testing.assert_close(Scale(D, 2.0).decode(x) @ D, 3 * (x @ D))
 
 
+# SPEC 10.1
 def test_addition_moves_by_alpha_units_along_d_at_every_position():
     x = torch.randn(2, 5, D_MODEL, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     moved = Add(D, 0.25, 12.0).decode(x) - x

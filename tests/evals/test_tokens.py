@@ -31,6 +31,7 @@ def measured(model, saes, rows, **options) -> PerToken:
 @pytest.mark.parametrize("layers", [[2, 3], [0, 3]], ids=["adapter above the SAE", "adapter around the SAE"])
 @pytest.mark.parametrize("hookpoints", [ONE, SEVERAL], ids=["one SAE", "several SAEs"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2", "gpt_neox-parallel"])
+# SPEC 7.1
 def test_every_prediction_equals_plain_forwards(fresh, family, hookpoints, layers):
     rows = rows_of(families.tiny(family))
     model = with_adapter(fresh(family), layers)
@@ -55,6 +56,7 @@ def test_every_prediction_equals_plain_forwards(fresh, family, hookpoints, layer
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
+# SPEC 7.1
 def test_means_agree_with_the_loss_part(fresh, family):
     rows = rows_of(families.tiny(family), n_rows=6)
     model, saes = with_adapter(fresh(family), [2, 3]), {Hookpoint(1): TinySAE(D_MODEL)}
@@ -247,6 +249,7 @@ def test_a_bin_of_a_few_rows_has_no_intervals():
             assert each["change"]["low"] is each["change"]["high"] is each["gap_closed"]["value"] is None
 
 
+# SPEC 4.1
 def test_bos_in_the_middle_of_a_row_predicts_nothing_that_counts(fresh):
     rows = rows_of(families.tiny("llama"))
     assert int(rows[-1, 5]) == BOS

@@ -75,6 +75,7 @@ def test_adapting_lowers_the_divergence_from_the_clean_model(adapted: Path) -> N
     assert sum(losses[-5:]) < sum(losses[:5])
 
 
+# SPEC 11.9
 def test_peft_alone_loads_the_adapter_and_gives_the_adapted_logits(workspace: ws.Workspace, adapted: Path) -> None:
     from peft import PeftModel
     from sae_lens import SAE
@@ -102,12 +103,14 @@ def test_peft_alone_loads_the_adapter_and_gives_the_adapted_logits(workspace: ws
     assert (logits - clean).abs().max() > 0.1
 
 
+# SPEC 3.3
 def test_base_model_and_sae_files_are_as_they_were(workspace: ws.Workspace, tmp_path: Path) -> None:
     before = ws.files_in(workspace.root)
     assert workspace.adapt(tmp_path / "run", "--quiet", tokens=2 * ws.CONTEXT, placement="all") == 0
     assert ws.files_in(workspace.root) == before
 
 
+# SPEC 11.9
 def test_evaluate_gives_the_figures_that_adapt_gave(adapted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "--adapter", str(adapted), "--json", "--quiet"]) == 0
     measured = json.loads(capsys.readouterr().out)
@@ -185,6 +188,7 @@ def test_placement_decides_which_layers_are_adapted(
     assert results["kl_adapted"] < results["kl_sae"]
 
 
+# SPEC 12.9
 def test_an_existing_out_is_refused_and_left_as_it_is(
     workspace: ws.Workspace, adapted: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -173,6 +173,7 @@ def test_sae_of_another_width_names_both_widths(
     assert nothing_written(tmp_path / "run")
 
 
+# SPEC 12.2
 def test_two_saes_at_one_hookpoint_are_refused(
     workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -39,6 +39,7 @@ def edit(run: Path) -> None:
 
 
 @pytest.mark.parametrize("layer", [1, 2])
+# SPEC 12.6
 def test_an_sae_that_the_adapter_was_not_made_with_is_refused_unless_forced(
     adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], layer: int
 ) -> None:
@@ -68,6 +69,7 @@ def test_the_sae_at_another_hookpoint_is_refused(adapted: Path, capsys: pytest.C
     assert "leave out --sae and --hookpoint" in line(capsys)
 
 
+# SPEC 12.6
 def test_a_model_that_is_named_and_is_another_is_refused(
     workspace: ws.Workspace, adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

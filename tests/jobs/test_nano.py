@@ -50,6 +50,7 @@ def rows_of(workspace: ws.Workspace, part: Any, n_tokens: int) -> Any:
     return pack(documents, tokenizer, context=ws.CONTEXT, n_tokens=n_tokens, seed=0, validation_fraction=0.2, part=part)
 
 
+# SPEC 3.7
 def test_losses_and_figures_are_those_of_the_package(
     nano: ModuleType, workspace: ws.Workspace, run: dict[str, Any]
 ) -> None:

@@ -92,6 +92,7 @@ def killed(workspace: ws.Workspace, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+# SPEC 11.6
 def test_interrupted_run_says_how_to_go_on_and_ends_as_if_uninterrupted(
     workspace: ws.Workspace, uninterrupted: Path, tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
@@ -146,6 +147,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
+# SPEC 11.6
 def test_killed_run_goes_on_from_its_newest_good_checkpoint(
     workspace: ws.Workspace, uninterrupted: Path, killed: Path, tmp_path: Path, damage: str
 ) -> None:
@@ -163,6 +165,7 @@ def test_killed_run_goes_on_from_its_newest_good_checkpoint(
 
 
 @pytest.mark.parametrize(("key", "value"), [("lr", 2e-3), ("rank", 8), ("dropout", 0.2)])
+# SPEC 12.9
 def test_resume_with_another_option_is_refused_by_name(
     workspace: ws.Workspace, killed: Path, key: str, value: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -199,6 +202,7 @@ def test_resume_with_nothing_there_yet_starts_the_run(workspace: ws.Workspace, t
     assert (tmp_path / "run" / "results.json").exists()
 
 
+# SPEC 12.7
 def test_loss_that_blows_up_ends_in_one_line_and_keeps_a_finite_state(
     workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -233,6 +237,7 @@ def test_full_disk_ends_in_one_line(
     assert "writ" in said
 
 
+# SPEC 11.6
 def test_interrupted_sae_training_ends_as_if_uninterrupted(workspace: ws.Workspace, tmp_path: Path) -> None:
     out, reference = tmp_path / "run", tmp_path / "reference"
     options = {"tokens": 400 * ws.CONTEXT, "batch_rows": 4, "eval_tokens": 2 * ws.CONTEXT}

@@ -48,6 +48,7 @@ def swept(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tup
     return root / "out", recipe
 
 
+# SPEC 11.1
 def test_every_point_equals_its_own_adapt_run(workspace: Workspace, swept: tuple[Path, Path], tmp_path: Path) -> None:
     out, _ = swept
     rows = rows_of(out)

@@ -108,6 +108,7 @@ FILES: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
 
 
 @pytest.mark.parametrize("case", FILES)
+# SPEC 12.5
 def test_a_file_that_does_not_match_the_model_is_refused(fresh: Fresh, tmp_path: Path, case: str) -> None:
     change, told = FILES[case]
     folder = saved(fresh("llama"), tmp_path / "a")

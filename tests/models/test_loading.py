@@ -215,6 +215,7 @@ def test_truncated_weights_are_refused(tmp_path):
     assert "model.safetensors is damaged or incomplete" in message(tmp_path / "m")
 
 
+# SPEC 12.5
 def test_checkpoint_that_lacks_a_weight_is_refused_instead_of_filled_at_random(tmp_path):
     from safetensors.torch import load_file, save_file
 

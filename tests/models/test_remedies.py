@@ -87,6 +87,7 @@ def test_attention_that_is_not_there_is_named_and_leaving_it_out_helps(folder, a
     load_model(str(folder))
 
 
+# SPEC 12.8
 def test_code_of_a_repository_is_neither_run_nor_asked_about(folder, monkeypatch):
     ran = folder.parent / "ran"
     code = f"open({str(ran)!r}, 'w')\n"
@@ -171,6 +172,7 @@ def with_weights(folder, **more):
 @pytest.mark.parametrize(
     "name", ["model.layers.0.self_attn.q_proj.bias", "model.layers.0.self_attn.sinks", "lm_head.bias"]
 )
+# SPEC 12.5
 def test_weight_that_would_be_dropped_is_refused(folder, name):
     assert f"has no place for ({name}, ...)" in message(with_weights(folder, **{name: torch.ones(8)}))
 

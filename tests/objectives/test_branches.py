@@ -96,6 +96,7 @@ def weights(objective: Distill, name: str) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
+# SPEC 11.1
 def test_branches_in_one_pass_equal_separate_runs_bit_for_bit(family: str) -> None:
     settings = list(SETTINGS.values())
     with branches(family, settings) as together:
@@ -134,6 +135,7 @@ def test_layers_are_run_as_often_as_the_shared_passes_say() -> None:
     assert runs == [1, 1, 1 + 2 + 1, 1 + 4]
 
 
+# SPEC 11.1
 def test_a_branch_that_blows_up_leaves_the_others_alone() -> None:
     settings = [SETTINGS["plain"], SETTINGS["rank"]]
     with branches("llama", settings) as objective, branches("llama", settings[:1]) as alone:

@@ -76,6 +76,7 @@ def naive_kl(model: Any, rows: Tensor) -> Tensor:
 @pytest.mark.parametrize("layers", [(2, 3), (0, 1, 2, 3)])
 @pytest.mark.parametrize("loss", ["token_mean", "sequence_sum"])
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
+# SPEC 3.2
 def test_steps_equal_plain_steps(name: str, layers: tuple[int, ...], loss: str) -> None:
     ours, theirs = adapted(name, layers), adapted(name, layers)
     outs = trained(ours, loss=loss)
@@ -96,6 +97,7 @@ def test_steps_equal_plain_steps(name: str, layers: tuple[int, ...], loss: str) 
         torch.testing.assert_close(found[parameter_name], expected, rtol=1e-6, atol=1e-9)
 
 
+# SPEC 3.2
 def test_sequence_sum_is_token_mean_times_the_context() -> None:
     norms = {loss: trained(adapted(), loss=loss)[0]["grad_norm"] for loss in ("token_mean", "sequence_sum")}
     context = batches()[0].shape[1]
@@ -103,6 +105,7 @@ def test_sequence_sum_is_token_mean_times_the_context() -> None:
 
 
 @pytest.mark.parametrize("layers", [(2, 3), (0, 1, 2, 3)])
+# SPEC 3.3
 def test_only_the_adapter_changes(layers: tuple[int, ...]) -> None:
     model, sae = adapted(layers=layers), TinySAE(D_MODEL)
     before = {name: p.detach().clone() for name, p in [*model.named_parameters(), *sae.named_parameters()]}
@@ -125,12 +128,14 @@ def test_dropout_acts_on_the_student() -> None:
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])  # GPT-2 has dropout of its own, 0.1 in its configuration
+# SPEC 3.5
 def test_without_adapter_dropout_nothing_is_random(name: str) -> None:
     with distill(adapted(name, moved=True)) as objective:
         rows = batches()[0]
         assert objective.loss(rows) == objective.loss(rows)
 
 
+# SPEC 3.5
 def test_dropout_does_not_reach_the_teacher() -> None:
     """With B zero an adapter gives zero, dropped out or not, so only the teacher's own dropout could change KL."""
     with distill(adapted("gpt2", dropout=0.5)) as dropped, distill(adapted("gpt2")) as plain:
@@ -164,6 +169,7 @@ def test_state_restores_bit_for_bit() -> None:
 
 
 @pytest.mark.parametrize("weights", ["lora_A", "lora_B"])
+# SPEC 12.7
 def test_non_finite_loss_changes_nothing(weights: str) -> None:
     model = adapted()
     name = next(name for name, _ in model.named_parameters() if weights in name)

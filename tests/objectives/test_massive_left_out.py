@@ -48,6 +48,7 @@ def trained(kind: type, model: Any, mask: TokenMask, **options: Any) -> tuple[di
     ("kind", "options"), [(SAEObjective, {}), (EndToEnd, {}), (EndToEnd, {"downstream": 1.0})],
     ids=["local", "e2e", "e2e+downstream"],
 )  # fmt: skip
+# SPEC 5.4
 def test_training_an_sae_sees_none_of_them(model: Any, kind: type, options: dict[str, Any]) -> None:
     figures, weights = trained(kind, model, BY_NORM, **options)
     expected_figures, expected = trained(kind, model, BY_ID, **options)
@@ -73,6 +74,7 @@ def test_finetuning_an_sae_sees_none_of_them(model: Any, objective: str) -> None
     assert not equal(found["norm"][1], found["nobody"][1])
 
 
+# SPEC 5.4
 def test_the_saes_own_figures_are_of_the_others_and_predictions_are_the_same(model: Any) -> None:
     rows, sae, model = tokens(3), made("standard", d_in=D_MODEL), copy.deepcopy(model).double()
     found, by_id, nobody = (evaluate_loss(model, {HERE: sae}, mask, rows) for mask in (BY_NORM, BY_ID, NOBODY))

@@ -145,6 +145,7 @@ def naive_recon(sae: Any, x: Tensor) -> Tensor:
 
 
 @pytest.mark.parametrize("name", METHODS)
+# SPEC 3.6
 def test_steps_equal_plain_steps(name: str) -> None:
     method = METHODS[name]
     recipe = DistillRecipe(**{**RECIPE, **method.recipe})
@@ -182,6 +183,7 @@ def test_steps_equal_plain_steps(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
+# SPEC 3.3
 def test_what_does_not_train_stays_as_it_is(name: str) -> None:
     with objective([METHODS[name]]) as distill:
         modules = [distill.model, *distill.runs[0].branch.spliced.saes.values()]
@@ -194,6 +196,7 @@ def test_what_does_not_train_stays_as_it_is(name: str) -> None:
 
 
 @pytest.mark.parametrize("at_once", [None, 1, 3])
+# SPEC 11.1
 def test_methods_side_by_side_end_as_each_alone_bit_for_bit(at_once: int | None) -> None:
     methods = list(METHODS.values())
     with objective(methods, at_once=at_once) as together:

@@ -122,6 +122,7 @@ def test_layers_above_the_hookpoint_are_not_run(model):
     assert set(runs) == {0, 1}
 
 
+# SPEC 5.4
 def test_bos_activations_never_enter(model):
     def poison(module, args, output):
         output = output.clone()
@@ -173,6 +174,7 @@ VARIANTS = {
 }
 
 
+# SPEC 11.1
 def test_variants_in_one_pass_equal_separate_runs_bitwise(model):
     together = objective(model, [MIDDLE, FIRST], recipes={name: recipe(**given) for name, given in VARIANTS.items()})
     metrics = train(together, range(3))[-1]

@@ -118,6 +118,7 @@ def test_spliced_plain_model_equals_transformer_lens_centred_model(name: str, si
     assert (uncentred - theirs).abs().max() > (0.01 if site != "attn_z" else -1)
 
 
+# SPEC 5.1
 def test_observers_and_figures_see_the_centred_activation() -> None:
     model, hookpoint, calls = with_mean("gpt2"), Hookpoint(1), []
     sae = sae_of(D_MODEL, hookpoint)

@@ -212,6 +212,7 @@ FORMATS = ["saelens", "gemma_scope", "llama_scope", "sparsify", "dictionary_lear
 
 
 @pytest.mark.parametrize("format", FORMATS)
+# SPEC 12.4
 def test_every_format_names_a_tensor_that_is_left_over(tmp_path: Path, format: str) -> None:
     folder, path, _ = _folders(tmp_path)[format]
     assert load_sae(str(folder)).format == format
@@ -224,6 +225,7 @@ def test_every_format_names_a_tensor_that_is_left_over(tmp_path: Path, format: s
 
 
 @pytest.mark.parametrize("format", FORMATS)
+# SPEC 12.4
 def test_every_format_names_each_tensor_that_is_missing(tmp_path: Path, format: str) -> None:
     folder, path, _ = _folders(tmp_path)[format]
     whole = torch.load(path) if path.suffix == ".pt" else load_file(path)
@@ -236,6 +238,7 @@ def test_every_format_names_each_tensor_that_is_missing(tmp_path: Path, format: 
 
 
 @pytest.mark.parametrize("format", FORMATS)
+# SPEC 12.4
 def test_every_format_names_an_entry_that_it_does_not_know(tmp_path: Path, format: str) -> None:
     folder, _, path = _folders(tmp_path)[format]
     cfg = json.loads(path.read_text())

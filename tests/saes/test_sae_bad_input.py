@@ -80,6 +80,7 @@ def test_damaged_weights_name_the_file(tmp_path: Path, kind: str, damage: str) -
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+# SPEC 12.4
 def test_nan_or_inf_weights_are_counted_and_named(tmp_path: Path, bad: float) -> None:
     w = weights()
     w["b_enc"][:3] = bad
@@ -182,6 +183,7 @@ class Payload:
         return Path.touch, (self.mark,)
 
 
+# SPEC 12.8
 def test_pickled_code_in_ae_pt_is_refused_and_never_run(tmp_path: Path) -> None:
     mark = tmp_path / "ran"
     state = {**files.linear_names(weights(), "bias"), "extra": Payload(mark)}

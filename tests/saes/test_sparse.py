@@ -60,6 +60,7 @@ def assert_equal(sae: Any, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("apply_b_dec_to_input", [True, False])
 @pytest.mark.parametrize("shape", [(2, 7), (9,), (), (0,)])
+# SPEC 11.4
 def test_reconstruct_equals_decode_of_encode(kind: str, apply_b_dec_to_input: bool, shape: tuple[int, ...]) -> None:
     assert_equal(make(kind, apply_b_dec_to_input=apply_b_dec_to_input), inputs(*shape))
 
@@ -177,6 +178,7 @@ def test_the_wrapped_sae_is_seen_through() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+# SPEC 11.8
 def test_spliced_model_is_the_same_with_and_without_an_observer(kind: str) -> None:
     model, ids = families.tiny("llama"), torch.randint(3, families.VOCAB, (2, 8))
     calls: list[Any] = []
