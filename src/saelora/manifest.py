@@ -42,11 +42,12 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: no such file, or it is damaged.
     """
     try:
-        return json.loads(path.read_text())
+        read: dict[str, Any] = json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path} is missing: is {path.parent} the output folder of a finished saelora run?") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
+    return read
 
 
 def describe(assembled: "Assembled") -> dict[str, Any]:
@@ -104,7 +105,7 @@ def source_commit() -> str | None:
     if recorded := metadata.distribution("saelora").read_text("direct_url.json"):
         commit = json.loads(recorded).get("vcs_info", {}).get("commit_id")
         if commit:
-            return commit
+            return str(commit)
     here = Path(__file__).parent
     if not (here.parents[1] / ".git").exists():
         return None

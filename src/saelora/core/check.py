@@ -245,7 +245,8 @@ def _counting(splices: Sequence[Splice]) -> Iterator[dict[Any, int]]:
 
         def replace_and_count(hookpoint: Hookpoint, x: Tensor) -> Tensor:
             seen[spliced, hookpoint] = seen.get((spliced, hookpoint), 0) + 1
-            return replace(hookpoint, x)
+            replaced: Tensor = replace(hookpoint, x)
+            return replaced
 
         return replace_and_count
 

@@ -81,4 +81,5 @@ def _columns(model: nn.Module, module: nn.Module, d_model: int) -> Iterator[Tens
 
 def _answers(model: nn.Module, module: nn.Module, hidden_CD: Tensor) -> Tensor:
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
-    return module(hidden_CD.to(device_of(model), dtype)).detach()
+    logits: Tensor = module(hidden_CD.to(device_of(model), dtype))
+    return logits.detach()

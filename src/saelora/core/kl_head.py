@@ -8,6 +8,7 @@ Shapes: N tokens, D d_model, V d_vocab, C tokens of a chunk.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -56,7 +57,7 @@ def kl_heads(
     weight_N = torch.ones(len(teacher_ND), device=teacher_ND.device) if weight_N is None else weight_N
     chunk = chunk or chunk_size(head.weight.shape[0], head.weight.device.type)
     heads = [head] * len(students_ND) if student_heads is None else list(student_heads)
-    flat = _ChunkedKL.apply(teacher_ND.detach(), head, heads, weight_N, labels_N, chunk, *students_ND)
+    flat = _ChunkedKL.apply(teacher_ND.detach(), head, heads, weight_N, labels_N, chunk, *students_ND)  # type: ignore[no-untyped-call]
     groups = [flat[i : i + 5] for i in range(0, len(flat), 5)]
     if labels_N is None:
         return [KLHead(kl, kl_N, None, None, None) for kl, kl_N, *_ in groups]
@@ -77,7 +78,17 @@ def kl_head(
 
 class _ChunkedKL(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, teacher_ND, head, heads, weight_N, labels_N, chunk, *students_ND):
+    def forward(
+        ctx: Any,
+        teacher_ND: Tensor,
+        head: Head,
+        heads: Sequence[Head],
+        weight_N: Tensor,
+        labels_N: Tensor | None,
+        chunk: int,
+        *students_ND: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """Of each student: weighted sum, KL of each token, both cross entropies, agreement; see ``KLHead``."""
         acc = torch.promote_types(teacher_ND.dtype, torch.float32)
         needs_grad = ctx.needs_input_grad[6:]
         grads_ND = [torch.empty_like(h) if need else None for h, need in zip(students_ND, needs_grad, strict=True)]
@@ -120,7 +131,7 @@ class _ChunkedKL(torch.autograd.Function):
         return tuple(out)
 
     @staticmethod
-    def backward(ctx, *upstream):
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor | None, ...]:
         grads = [
             None if grad_ND is None else grad_ND * upstream[5 * i].to(grad_ND.dtype)
             for i, grad_ND in enumerate(ctx.saved_tensors)

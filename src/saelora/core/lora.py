@@ -1,7 +1,7 @@
 """Placement rules -> PEFT configuration, and the switch between teacher and student."""
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -178,14 +178,15 @@ def fuse(model: nn.Module) -> None:
 def _fused_forward(module: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     adapter = module.active_adapters[0] if len(module.active_adapters) == 1 else None
     plain = not module._disable_adapters and not module.merged_adapters and not args and not kwargs
+    as_peft: Callable[..., Tensor] = type(module).forward
     if not plain or adapter not in module.lora_A or adapter in module.lora_variant:
-        return type(module).forward(module, x, *args, **kwargs)
+        return as_peft(module, x, *args, **kwargs)
     low, up = module.lora_A[adapter], module.lora_B[adapter]
     if up.bias is not None or low.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
-        return type(module).forward(module, x, *args, **kwargs)
-    out = module.base_layer(x)
+        return as_peft(module, x, *args, **kwargs)
+    out: Tensor = module.base_layer(x)
     if out.dtype != x.dtype or not out.is_contiguous():
-        return type(module).forward(module, x, *args, **kwargs)
+        return as_peft(module, x, *args, **kwargs)
     scaled = low(module.lora_dropout[adapter](x)) * module.scaling[adapter]
     return out.view(-1, out.shape[-1]).addmm_(scaled.flatten(0, -2), up.weight.T).view(out.shape)
 

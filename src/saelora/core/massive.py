@@ -81,4 +81,5 @@ class Massive:
 
 def norms(x: Tensor) -> Tensor:
     """[..., d] -> [...], in float32 or wider: squares overflow half precision."""
-    return torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
+    length: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
+    return length

@@ -53,7 +53,8 @@ class _Enter(_StandIn):
             object.__setattr__(self, hooks, getattr(layer, hooks))
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return object.__getattribute__(self, "_stored")
+        stored: Tensor = object.__getattribute__(self, "_stored")
+        return stored
 
 
 def runs(anatomy: Anatomy, hookpoint: Hookpoint) -> bool:
@@ -210,4 +211,6 @@ def activations(
 
 def _run(anatomy: Anatomy, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
     with hooks_obeyed(anatomy.body):
-        return anatomy.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).last_hidden_state
+        out = anatomy.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    hidden: Tensor = out.last_hidden_state
+    return hidden

@@ -74,7 +74,8 @@ class Anatomy:
 
     @property
     def layers(self) -> nn.ModuleList:
-        return getattr(self.stack, self.layers_name)
+        layers: nn.ModuleList = getattr(self.stack, self.layers_name)
+        return layers
 
     @property
     def n_layers(self) -> int:

@@ -12,7 +12,7 @@ _MOST_PADDING = 0.1  # of an embedding's rows: tables are rounded up to a multip
 def n_embedded(model: Any) -> int:
     """Ids that the model has a row for, going in and coming out: 0 to n - 1."""
     tables = (model.get_input_embeddings(), model.get_output_embeddings())
-    return min(table.weight.shape[0] for table in tables if table is not None)
+    return min(int(table.weight.shape[0]) for table in tables if table is not None)
 
 
 def check_tokenizer(tokenizer: Any, model: Any, ref: str) -> None:

@@ -239,10 +239,12 @@ class _InTraining(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """Not used while there is ``reconstruct``; for whoever observes the splice."""
-        return self.sae.encode(x * self.trainer.scale)
+        latents: Tensor = self.sae.encode(x * self.trainer.scale)
+        return latents
 
     def decode(self, feature_acts: Tensor) -> Tensor:
-        return self.sae.decode(feature_acts) / self.trainer.scale
+        recon: Tensor = self.sae.decode(feature_acts) / self.trainer.scale
+        return recon
 
     def take(self) -> "TrainStepOutput":
         """What the last forward pass gave, once."""

@@ -20,19 +20,19 @@ from torch import Tensor
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta", category=UserWarning)
 
 
-class SparseTopKTrainingSAE(TopKTrainingSAE):
+class SparseTopKTrainingSAE(TopKTrainingSAE):  # type: ignore[misc]  # SAELens shows mypy no types
     """SAELens' TopKTrainingSAE with an equal but cheaper training step.
 
     Differs in two fields of the step's output: `feature_acts` is a sparse COO tensor without gradient,
     and `hidden_pre` carries no gradient. Needs apply_b_dec_to_input and no run-time normalisation.
     """
 
-    @torch.autocast("cpu", enabled=False)  # the products of sparse tensors exist in full precision only
+    @torch.autocast("cpu", enabled=False)  # type: ignore[untyped-decorator]  # sparse products know fp32 only
     def training_forward_pass(self, step_input: TrainStepInput) -> TrainStepOutput:
         """One forward pass; `loss.backward()` gives the gradients of SAELens' dense step."""
         x_BD = step_input.sae_in.to(self.dtype)
         norm_S = self.W_dec.detach().norm(dim=-1) if self.cfg.rescale_acts_by_decoder_norm else None
-        recon_BD, acts_BK, latents_BK, pre_BS = _TopKReconstruct.apply(
+        recon_BD, acts_BK, latents_BK, pre_BS = _TopKReconstruct.apply(  # type: ignore[no-untyped-call]
             x_BD, self.W_enc, self.b_enc, self.W_dec, self.b_dec, norm_S, self.cfg.k
         )
         mse = self.mse_loss_fn(recon_BD, x_BD).sum(dim=-1).mean()
@@ -62,7 +62,8 @@ class SparseTopKTrainingSAE(TopKTrainingSAE):
             kept = ranked.topk(k_aux, sorted=False).indices
             acts = acts * torch.zeros_like(ranked).scatter_(1, kept, 1.0)
         recon_error = acts @ self.W_dec[dead] - (x_BD - recon_BD).detach()
-        return self.cfg.aux_loss_coefficient * scale * recon_error.pow(2).sum(dim=-1).mean()
+        loss: Tensor = self.cfg.aux_loss_coefficient * scale * recon_error.pow(2).sum(dim=-1).mean()
+        return loss
 
 
 class _TopKReconstruct(torch.autograd.Function):

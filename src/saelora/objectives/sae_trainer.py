@@ -174,4 +174,5 @@ class SAETrainer:
 
 def token_errors(output: TrainStepOutput) -> Tensor:
     """Squared error [n_tokens] of what a training pass reconstructed, in scaled units, without gradient."""
-    return (output.sae_out.detach() - output.sae_in.detach()).float().pow(2).sum(dim=-1)
+    errors: Tensor = (output.sae_out.detach() - output.sae_in.detach()).float()
+    return errors.pow(2).sum(dim=-1)

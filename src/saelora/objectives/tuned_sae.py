@@ -61,7 +61,8 @@ class TunedSAE(nn.Module):
 
     def encode(self, x: Tensor) -> Tensor:
         """[..., d_in] -> latents [..., d_sae]"""
-        return self.sae.encode(x)
+        latents: Tensor = self.sae.encode(x)
+        return latents
 
     def decode(self, feature_acts: Tensor) -> Tensor:
         """[..., d_sae] -> reconstruction [..., d_in]"""

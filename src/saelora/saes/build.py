@@ -33,7 +33,7 @@ def build_sae(parts: Parts, folder: Path, name: str, dtype: torch.dtype, scale: 
     weights = {key: tensor.to(dtype, copy=True).contiguous() for key, tensor in parts.weights.items()}
     cfg = {**parts.cfg, "dtype": str(dtype).removeprefix("torch."), "device": "cpu"}
     try:
-        sae = SAE.load_from_disk(folder, converter=lambda path, device, cfg_overrides: (cfg, weights))
+        sae: nn.Module = SAE.load_from_disk(folder, converter=lambda path, device, cfg_overrides: (cfg, weights))
     except _UNUSABLE as error:
         raise InputError(f"{name}: weights and configuration do not make an SAE ({one_line(error)})") from error
     _fold_normalisation(sae, folder, name, scale)
@@ -125,7 +125,8 @@ def freeze(sae: Any, device: str | torch.device, dtype: torch.dtype) -> nn.Modul
     if hasattr(sae, "turn_off_forward_pass_hook_z_reshaping"):
         sae.turn_off_forward_pass_hook_z_reshaping()
     try:
-        return sae.to(device=torch.device(device), dtype=dtype).eval().requires_grad_(False)
+        frozen: nn.Module = sae.to(device=torch.device(device), dtype=dtype).eval().requires_grad_(False)
+        return frozen
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"the SAE cannot be put on device {device!s}: {one_line(error)}") from error
 

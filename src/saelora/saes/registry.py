@@ -172,7 +172,8 @@ def load(entry: Entry, ref: str, dtype: torch.dtype) -> nn.Module:
             f"{ref} is a temporal SAE: its latents depend on other positions, and a splice hands it each by itself"
         )
     _account(entry, ref)
-    return sae
+    loaded: nn.Module = sae
+    return loaded
 
 
 def _account(entry: Entry, ref: str) -> None:
@@ -194,4 +195,5 @@ def _releases() -> dict[str, dict[str, Any]]:
         raise InputError("SAELens is not installed: pip install sae-lens")
     path = Path(spec.submodule_search_locations[0]) / "pretrained_saes.yaml"
     with path.open(encoding="utf-8") as file:
-        return yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        releases: dict[str, dict[str, Any]] = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return releases

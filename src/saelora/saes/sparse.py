@@ -38,7 +38,7 @@ def worthwhile(sae: Any, device_type: str) -> bool:
     if kind is None or device_type not in _CROSSOVER:
         return False
     active = sae.cfg.k if kind == "topk" else 100
-    return sae.cfg.d_sae >= _CROSSOVER[device_type] * active
+    return bool(sae.cfg.d_sae >= _CROSSOVER[device_type] * active)
 
 
 class SparseSAE(nn.Module):
@@ -58,13 +58,16 @@ class SparseSAE(nn.Module):
             return getattr(self.sae, name)
 
     def encode(self, x: Tensor) -> Tensor:
-        return self.sae.encode(x)
+        latents: Tensor = self.sae.encode(x)
+        return latents
 
     def decode(self, feature_acts: Tensor) -> Tensor:
-        return self.sae.decode(feature_acts)
+        recon: Tensor = self.sae.decode(feature_acts)
+        return recon
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.sae(x)
+        recon: Tensor = self.sae(x)
+        return recon
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """[..., d_in] -> decode(encode(x)), up to the order of summation; gradients reach x alone.
@@ -73,16 +76,17 @@ class SparseSAE(nn.Module):
         """
         sae = self.sae
         if _kind(sae) is None or any(p.requires_grad for p in sae.parameters()) or _hooked(sae):
-            return sae.decode(sae.encode(x))
+            return self.decode(self.encode(x))
         x_ND = x.to(sae.dtype).reshape(-1, x.shape[-1])
         if sae.cfg.apply_b_dec_to_input:
             x_ND = x_ND - sae.b_dec
         rows_SD = self._encoder_rows() if torch.is_grad_enabled() and x_ND.requires_grad else None
-        active = _Active(*_Encode.apply(x_ND, sae, rows_SD))
+        active = _Active(*_Encode.apply(x_ND, sae, rows_SD))  # type: ignore[no-untyped-call]
         recon_ND = F.embedding_bag(
             active.index_A, sae.W_dec, active.offset_N, per_sample_weights=active.weight_A, mode="sum"
         )
-        return (recon_ND + sae.b_dec).view(x.shape)
+        recon: Tensor = (recon_ND + sae.b_dec).view(x.shape)
+        return recon
 
     def _encoder_rows(self) -> Tensor:
         """W_enc transposed [S, D], copied when a gradient first needs it and again only after the weight changed."""
@@ -103,7 +107,7 @@ class _Active(NamedTuple):
 
 class _Encode(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x_ND, sae, rows_SD):
+    def forward(ctx: Any, x_ND: Tensor, sae: Any, rows_SD: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         chunk = max(_MIN_CHUNK, CHUNK_BYTES.get(x_ND.device.type, CHUNK_BYTES["cuda"]) // (sae.cfg.d_sae * 4))
         select = _topk if _kind(sae) == "topk" else _jumprelu
         parts = [select(sae, x_CD @ sae.W_enc + sae.b_enc) for x_CD in x_ND.split(chunk)]
@@ -114,9 +118,9 @@ class _Encode(torch.autograd.Function):
         return weight_A.to(sae.W_dec.dtype), index_A, offset_N
 
     @staticmethod
-    def backward(ctx, grad_A, _index, _offset):
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         slope_A, index_A, offset_N, rows_SD = ctx.saved_tensors
-        pull_A = (grad_A * slope_A).to(rows_SD.dtype)
+        pull_A = (grads[0] * slope_A).to(rows_SD.dtype)
         return F.embedding_bag(index_A, rows_SD, offset_N, per_sample_weights=pull_A, mode="sum"), None, None
 
 

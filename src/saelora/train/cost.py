@@ -86,7 +86,7 @@ class _Allocated(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self._alive: dict[int, weakref.ref[UntypedStorage]] = {}
 

@@ -127,7 +127,8 @@ class Group:
         dist.broadcast_object_list(found, src=rank)
         if found[1] is not None:
             raise found[1]
-        return found[0]
+        done: T = found[0]
+        return done
 
     def gather(self, value: T) -> list[T]:
         """Every process's value, by rank; picklable, and on the CPU."""
@@ -202,11 +203,11 @@ def first_to_report() -> bool:
     """Whether no other process has asked this before: an error that several meet is to be printed once."""
     if int(os.environ.get("WORLD_SIZE", 1)) == 1:
         return True
-    import torch.distributed as dist
+    from torch._C._distributed_c10d import TCPStore  # torch.distributed's, which has it but does not export it
 
     try:
         address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-        store = dist.TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
+        store = TCPStore(address, port, is_master=False, timeout=timedelta(seconds=10))
         return store.add(f"saelora/reported/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", 1) == 1
     except (KeyError, ValueError, RuntimeError):
         return True  # nobody to ask: twice is better than not at all

@@ -114,7 +114,7 @@ def saved_bytes(run: Callable[[], Any], weights: Iterable[Tensor]) -> int:
 
 
 def _address(tensor: Tensor) -> int:
-    return _own(tensor).untyped_storage()._cdata
+    return int(_own(tensor).untyped_storage()._cdata)
 
 
 def _own(tensor: Tensor) -> Tensor:

@@ -109,7 +109,7 @@ def _where(config: dict[str, Any], name: str) -> str | None:
     try:
         hook_name = parse_hookpoint(given).tl_name
     except InputError:
-        return given  # refused later, unless a hookpoint is given
+        return str(given)  # refused later, unless a hookpoint is given
     if from_folders not in (None, hook_name):
         raise InputError(f"{name} is a folder of {from_folders}, its configuration says {given}: expected one place")
     return hook_name
