@@ -24,7 +24,6 @@ from saelora.options import SplicedConfig
 from saelora.saes.sparse import sparse, worthwhile
 
 
-@dataclass(kw_only=True)
 class _Options(SplicedConfig):
     """Options of a benchmark"""
 

@@ -85,7 +85,7 @@ def test_out_of_memory_is_answered_with_options_that_the_command_has(
     assert main([command]) == 2
     said = capsys.readouterr().err
     named = {word.removeprefix("--").replace("-", "_") for word in re.findall(r"--[a-z-]+", said)}
-    assert named <= module.Config.__dataclass_fields__.keys()
+    assert named <= module.Config.model_fields.keys()
     assert said.startswith("saelora: memory ran out (MemoryError): ")
     assert "free some" in said
 

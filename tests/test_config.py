@@ -3,12 +3,12 @@
 import argparse
 import copy
 import pickle
-from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from saelora.config import (
     Configuration,
@@ -28,13 +28,12 @@ from saelora.limits import OneOf, Within
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
 
 
-@dataclass(kw_only=True)
 class Options(Configuration):
     """Some options"""
 
     name: str | None = option(None, "who", positional=True)
     rank: int = option(4, "LoRA rank")
-    tokens: Count = option(Count(15_000), "tokens")
+    tokens: Count = option(15_000, "tokens")
     share: float = option(0.5, "share of 100 %")
     kind: Literal["a", "b"] = option("a", "which")
     sae: list[str] = option([], "SAEs")
@@ -121,13 +120,22 @@ def test_what_is_given_is_no_option_and_none_gives_nothing() -> None:
     options = build(Options, {"rank": 4, "name": None})
     assert options.given == {"rank"}
     assert Options().given == frozenset()
-    assert set(to_dict(options)) == set(vars(options)) == {field.name for field in fields(Options)}
+    assert set(to_dict(options)) == set(vars(options)) == set(Options.model_fields)
     assert copy.copy(options).given == pickle.loads(pickle.dumps(options)).given == {"rank"}
 
 
 def test_a_copy_with_other_values_is_given_what_was_given_before() -> None:
     other = updated(Options(rank=4), {"tokens": "2k", "share": 0.5})
     assert (other.rank, other.tokens, other.given) == (4, 2000, {"rank"})
+
+
+def test_a_configuration_is_checked_where_it_is_made_and_cannot_be_changed() -> None:
+    with pytest.raises(InputError, match="unknown key 'rnak' in options; did you mean 'rank'"):
+        Options(rnak=8)  # type: ignore[call-arg]
+    with pytest.raises(InputError, match="tokens: got 'many', expected a count"):
+        Options(tokens="many")  # type: ignore[arg-type]
+    with pytest.raises(ValidationError, match="frozen"):
+        Options().rank = 8  # type: ignore[misc]
 
 
 def test_a_job_takes_a_configuration_or_keywords_and_checks_either() -> None:
@@ -143,7 +151,7 @@ def test_a_job_takes_a_configuration_or_keywords_and_checks_either() -> None:
 def test_flags_take_every_kind() -> None:
     words = "me --rank 8 --tokens 2k --kind b --sae x --sae y --betas 0.1 0.2 --quiet --long-name 3 --share 1e-2"
     assert parse(*words.split()) == Options(
-        name="me", rank=8, tokens=Count(2000), kind="b", sae=["x", "y"], betas=(0.1, 0.2), quiet=True, long_name=3,
+        name="me", rank=8, tokens=2000, kind="b", sae=["x", "y"], betas=(0.1, 0.2), quiet=True, long_name=3,
         share=0.01,
     )  # fmt: skip
     assert parse("--no-quiet").quiet is False
@@ -151,8 +159,7 @@ def test_flags_take_every_kind() -> None:
 
 
 def test_a_positional_list_takes_any_number_of_words() -> None:
-    @dataclass(kw_only=True)
-    class Folders:
+    class Folders(Configuration):
         dirs: list[str] = option([], "folders", positional=True)
         quiet: bool = option(False, "say nothing")
 
@@ -227,7 +234,6 @@ def test_what_no_option_can_mean_is_refused(hint: Any, value: Any) -> None:
 
 
 def test_a_value_outside_its_limit_is_refused_whichever_way_it_comes() -> None:
-    @dataclass(kw_only=True)
     class Limited(Configuration):
         share: float = option(0.5, "a share", limit=Within(least=0, below=1))
         names: list[str] = option(["a"], "names", limit=OneOf(("a", "b")))

@@ -1,6 +1,5 @@
 """Inputs that are wrong: each case is drawn from the grammar, run in a fork, and has to be refused in one line."""
 
-import dataclasses
 import importlib
 import os
 import random
@@ -94,7 +93,7 @@ class Inputs:
     def _options(self) -> tuple[Words, bool]:
         command = self.draw.choice(["adapt", "adapt", "adapt", "finetune-sae", "train-sae", "train-sae", "evaluate"])
         module = importlib.import_module(f"saelora.jobs.{command.replace('-', '_')}")
-        known = {field.name for field in dataclasses.fields(module.Config)}
+        known = {*module.Config.model_fields}
         words = self._good(command)
         if self.draw.random() < 0.2:
             flag = grammar.misspelt(self.draw, known | {"config", "json"})
@@ -146,7 +145,7 @@ class Inputs:
         loaded = yaml.safe_load(path.read_text())
         target = loaded if command == "adapt" else loaded["base"]
         if self.draw.random() < 0.3:
-            known = {f.name for f in dataclasses.fields(importlib.import_module("saelora.jobs.adapt").Config)}
+            known = {*importlib.import_module("saelora.jobs.adapt").Config.model_fields}
             target[grammar.misspelt(self.draw, known).strip("-")] = 1
         else:
             name = self.draw.choice(["context", "batch_rows", "validation_fraction", "device", "exempt", "dtype"])

@@ -1,7 +1,6 @@
 """The command line: subcommands -> jobs. Parsing only."""
 
 import argparse
-import dataclasses
 import difflib
 import errno
 import importlib
@@ -115,9 +114,9 @@ def _run(argv: list[str], complain: Callable[[str], None]) -> int:
         return InputError.exit_code
 
 
-def _less_memory(kind: type) -> str:
+def _less_memory(kind: type[Configuration]) -> str:
     """What to do where memory ran out, with the options that the command has."""
-    there = getattr(kind, "__dataclass_fields__", {})
+    there = kind.model_fields
     flags = ["--" + name.replace("_", "-") for name in ("batch_rows", "context", "eval_context") if name in there]
     where = ", ".join(flags) or ("batch_rows or context in the recipe" if "recipe" in there else "")
     lower = f"lower {where}, or " if where else ""
@@ -132,7 +131,7 @@ def _print(result: Any, module: Any, as_json: bool) -> None:
         print(module.render(result))
 
 
-def _recorded(files: list[str], kind: type) -> dict[str, Any]:
+def _recorded(files: list[str], kind: type[Configuration]) -> dict[str, Any]:
     """The options of the YAML file that --config names, if it does; checked, since what is wrong is in that file."""
     if len(files) > 1:
         raise InputError(f"--config is given {len(files)} times: give one file; flags override it")
@@ -145,8 +144,8 @@ def _complain(text: str) -> None:
     print(f"saelora: {text}", file=sys.stderr)
 
 
-def _unrecognised(word: str, command: str, kind: type) -> str:
-    known = ["--" + field.name.replace("_", "-") for field in dataclasses.fields(kind)]
+def _unrecognised(word: str, command: str, kind: type[Configuration]) -> str:
+    known = ["--" + name.replace("_", "-") for name in kind.model_fields]
     near = difflib.get_close_matches(word.split("=")[0], known, n=1) if word.startswith("-") else []
     hint = f"did you mean {near[0]}? " if near else ""
     return f"unrecognised argument {word!r}; {hint}see saelora {command} --help"

@@ -1,12 +1,14 @@
-"""Dataclasses <-> YAML <-> flags. One declaration of an option serves the command line, the file and Python.
+"""Pydantic models <-> YAML <-> flags. One declaration of an option serves the command line, the file and Python.
 
-A job's configuration is a dataclass under ``Configuration`` whose fields are made by ``option``. Flags override the
-YAML file, the file overrides defaults, and an unknown key is an error that names the nearest known one. A configuration
-knows which of its options were given, so that one given as what happens to be its default is not taken for left out.
+A job's configuration is a ``Configuration`` whose fields are made by ``option``. Flags override the YAML file, the file
+overrides defaults, and an unknown key is an error that names the nearest known one. A configuration knows which of its
+options were given, so that one given as what happens to be its default is not taken for left out.
+
+pydantic keeps the fields; what a text from YAML or a flag means is read here, since it takes 25k for a number and says
+in one line what it expected.
 """
 
 import argparse
-import dataclasses
 import difflib
 import inspect
 import math
@@ -14,38 +16,49 @@ import types
 import typing
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
+from pydantic.fields import FieldInfo
 
 from saelora.errors import InputError
 from saelora.limits import Limit
 
-T = TypeVar("T")
 C = TypeVar("C", bound="Configuration")
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
 _LARGEST = 10**15  # a count; far beyond any run, and exact in a float
+Count = Annotated[int, "a whole number that may be written 25k, 15M, 2B or 1e6"]
 
 
-class Count(int):
-    """A whole number that may be written 25k, 15M, 2B or 1e6."""
+class Configuration(BaseModel):
+    """Base of every configuration: frozen, each option checked when it is made; it knows which ones were given.
 
+    Raises:
+        InputError: an unknown key (the nearest known one is named), a value of the wrong kind or outside its limit.
+    """
 
-class Configuration:
-    """Base of every configuration: it remembers which options it was made with."""
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)  # built when used: --help never does
 
-    __slots__ = ("_given",)  # beside the fields, not among them: vars(), == and config.yaml know options alone
-    _given: frozenset[str]
-
-    def __new__(cls, **values: Any) -> Self:
-        made = super().__new__(cls)
-        made._given = frozenset(name for name, value in values.items() if value is not None)
+    @model_validator(mode="before")
+    @classmethod
+    def _read(cls, values: Mapping[str, Any], info: ValidationInfo) -> dict[str, Any]:
+        """The values as their fields' types; InputError, unlike ValueError, leaves pydantic as it is."""
+        hints, limits = hints_of(cls), limits_of(cls)
+        for key in values:
+            if key not in hints:
+                near = difflib.get_close_matches(key.replace("-", "_"), hints, n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(sorted(hints))}"
+                raise InputError(f"unknown key {key!r} in {(info.context or {}).get('source', 'options')}{hint}")
+        made = {key: coerce(hints[key], value, key) for key, value in values.items()}
+        for key, value in made.items():
+            check_limit(limits.get(key), value, key)
         return made
 
     @property
     def given(self) -> frozenset[str]:
         """The options that were given by flag, file or keyword, defaults among them; None gives none."""
-        return self._given
+        return frozenset(name for name in self.model_fields_set if getattr(self, name) is not None)
 
 
 def option(default: Any, help: str, *, positional: bool = False, limit: Limit | None = None) -> Any:
@@ -53,35 +66,24 @@ def option(default: Any, help: str, *, positional: bool = False, limit: Limit | 
 
     ``limit`` holds for the value, or each one of a list; None is always within it.
     """
-    metadata = {"help": help, "positional": positional, "limit": limit}
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=lambda: list(default), metadata=metadata)
-    return dataclasses.field(default=default, metadata=metadata)
+    declared: dict[str, Any] = {"positional": positional, "limit": limit}
+    return Field(default, description=help, json_schema_extra=declared)
 
 
-def build(kind: type[T], values: Mapping[str, Any], source: str = "options") -> T:
-    """Make a configuration from plain values, checked key by key.
+def build(kind: type[C], values: Mapping[str, Any], source: str = "options") -> C:
+    """Make a configuration from plain values, checked key by key; ``source`` is where they stand, for messages.
 
     Raises:
-        InputError: an unknown key (the nearest known one is named), a value of the wrong kind or outside its limit.
+        InputError: as ``Configuration`` does.
     """
-    hints, limits = hints_of(kind), limits_of(kind)
-    for key in values:
-        if key not in hints:
-            near = difflib.get_close_matches(key.replace("-", "_"), hints, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(sorted(hints))}"
-            raise InputError(f"unknown key {key!r} in {source}{hint}")
-    made = {key: coerce(hints[key], value, key) for key, value in values.items()}
-    for key, value in made.items():
-        check_limit(limits.get(key), value, key)
-    return kind(**made)
+    return kind.model_validate(dict(values), context={"source": source})
 
 
 def configured(kind: type[C], config: C | None, values: Mapping[str, Any]) -> C:
     """What a job was called with, checked: a configuration made before, or options by keyword.
 
     Raises:
-        InputError: both, a configuration of another job, or as ``build`` does.
+        InputError: both, a configuration of another job, or as ``Configuration`` does.
     """
     job = kind.__module__.rpartition(".")[2]
     if config is None:
@@ -93,19 +95,26 @@ def configured(kind: type[C], config: C | None, values: Mapping[str, Any]) -> C:
         )
     if values:
         raise InputError(f"{job} got a Config and {', '.join(values)} beside it: put everything into one of them")
-    return updated(config, {})
+    return config
 
 
-def hints_of(kind: type) -> dict[str, Any]:
+def hints_of(kind: type[Configuration]) -> dict[str, Any]:
     """The options of a configuration, and the type that each declares."""
-    hints = typing.get_type_hints(kind)
-    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+    return {
+        name: Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+        for name, field in kind.model_fields.items()
+    }
 
 
-def limits_of(kind: type) -> dict[str, Limit]:
+def limits_of(kind: type[Configuration]) -> dict[str, Limit]:
     """The limits of a configuration's options, where they have one."""
-    found = {field.name: field.metadata.get("limit") for field in dataclasses.fields(kind)}
+    found = {name: _declared(field, "limit") for name, field in kind.model_fields.items()}
     return {name: limit for name, limit in found.items() if limit is not None}
+
+
+def _declared(field: FieldInfo, name: str) -> Any:
+    """What ``option`` was told of a field."""
+    return field.json_schema_extra.get(name) if isinstance(field.json_schema_extra, dict) else None
 
 
 def check_limit(limit: Limit | None, value: Any, key: str) -> None:
@@ -121,11 +130,10 @@ def updated(config: C, values: Mapping[str, Any], source: str = "options") -> C:
     """A copy with other values, checked; given is what was given before.
 
     Raises:
-        InputError: as ``build`` does.
+        InputError: as ``Configuration`` does.
     """
     made = build(type(config), {**vars(config), **values}, source)
-    made._given = config.given
-    return made
+    return made.model_construct({*config.given}, **vars(made))
 
 
 def coerce(hint: Any, value: Any, key: str) -> Any:
@@ -150,13 +158,13 @@ def coerce(hint: Any, value: Any, key: str) -> Any:
 
 
 _KIND_NAMES = {Count: "a count such as 25000, 25k or 15M", int: "a whole number", float: "a number"}
-_KIND_NAMES |= {str: "text that is not empty", bool: "true or false", Path: "a path"}
+_KIND_NAMES |= {str: "text that is not empty", bool: "true or false"}
 
 
 def _plain(hint: Any, value: Any) -> Any:
     if not isinstance(value, str | int | float) or (isinstance(value, bool) and hint is not bool):
         raise TypeError
-    if hint is Count:
+    if hint == Count:
         return _count(value)
     if hint is bool:
         if str(value).lower() not in ("true", "false"):
@@ -237,56 +245,47 @@ class _Once(yaml.SafeLoader):
 
 def to_dict(config: Configuration) -> dict[str, Any]:
     """Plain, JSON-able values of every field."""
-    return {key: _as_plain(value) for key, value in vars(config).items()}
+    return config.model_dump(mode="json")
 
 
-def _as_plain(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return [_as_plain(item) for item in value]
-    if isinstance(value, Count):
-        return int(value)
-    return str(value) if isinstance(value, Path) else value
-
-
-def add_options(parser: argparse.ArgumentParser, kind: type) -> None:
-    """One flag a field, grouped by the dataclass that declares it; unset flags stay out of the result."""
+def add_options(parser: argparse.ArgumentParser, kind: type[Configuration]) -> None:
+    """One flag a field, grouped by the class that declares it; unset flags stay out of the result."""
     hints = hints_of(kind)
-    fields = {f.name: f for f in dataclasses.fields(kind)}
     shown: set[str] = set()  # a default that a job overrides stays in the group that declares the option
     for owner in (*kind.__mro__[1:], kind):
-        names = [name for name in inspect.get_annotations(owner) if name in fields and name not in shown]
+        names = [name for name in inspect.get_annotations(owner) if name in hints and name not in shown]
         shown.update(names)
         if names:
             title = (owner.__doc__ or owner.__name__).strip().splitlines()[0].rstrip(".")
             group = parser.add_argument_group(title.lower())
             for name in names:
-                _add_option(group, fields[name], hints[name])
+                _add_option(group, name, kind.model_fields[name], hints[name])
 
 
-def _add_option(group: Any, field: Any, hint: Any) -> None:
-    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
-    if default is None or default in ([], ()) or field.metadata.get("positional"):
+def _add_option(group: Any, name: str, field: FieldInfo, hint: Any) -> None:
+    default, positional = field.default, _declared(field, "positional")
+    if default is None or default in ([], ()) or positional:
         shown = ""
     else:
         shown = f" (default: {' '.join(map(str, default)) if isinstance(default, list | tuple) else default})"
-    text = (field.metadata.get("help", "") + shown).replace("%", "%%")
-    if field.metadata.get("positional"):
+    text = ((field.description or "") + shown).replace("%", "%%")
+    if positional:
         several = "*" if typing.get_origin(hint) is list else "?"
-        group.add_argument(field.name, nargs=several, default=argparse.SUPPRESS, metavar=field.name.upper(), help=text)
+        group.add_argument(name, nargs=several, default=argparse.SUPPRESS, metavar=name.upper(), help=text)
         return
     arms = [a for a in typing.get_args(hint) if a is not types.NoneType] if _is_union(hint) else [hint]
-    flag, common = "--" + field.name.replace("_", "-"), {"dest": field.name, "default": argparse.SUPPRESS, "help": text}
+    flag, common = "--" + name.replace("_", "-"), {"dest": name, "default": argparse.SUPPRESS, "help": text}
     if arms[0] is bool:
         group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
     elif typing.get_origin(arms[0]) is list:
-        group.add_argument(flag, action="append", metavar=field.name.upper(), **common)
+        group.add_argument(flag, action="append", metavar=name.upper(), **common)
     elif typing.get_origin(arms[0]) is tuple:
-        group.add_argument(flag, nargs="+", metavar=field.name.upper(), **common)
+        group.add_argument(flag, nargs="+", metavar=name.upper(), **common)
     elif typing.get_origin(arms[0]) is Literal:
         choices = "|".join(map(str, typing.get_args(arms[0])))
         group.add_argument(flag, metavar=choices, **common)
     else:
-        group.add_argument(flag, metavar=field.name.upper(), **common)
+        group.add_argument(flag, metavar=name.upper(), **common)
 
 
 def _is_union(hint: Any) -> bool:

@@ -1,6 +1,5 @@
 """Options that several commands share: model, SAEs, data. Importing this needs no library that takes seconds."""
 
-from dataclasses import dataclass, fields
 from typing import Literal
 
 from saelora.config import Configuration, Count, option
@@ -18,7 +17,6 @@ def hookpoint(text: str) -> str | None:
     return None
 
 
-@dataclass(kw_only=True)
 class ModelConfig(Configuration):
     """Model"""
 
@@ -37,7 +35,6 @@ class ModelConfig(Configuration):
     quiet: bool = option(False, "show no progress")
 
 
-@dataclass(kw_only=True)
 class SAEConfig(Configuration):
     """SAEs"""
 
@@ -62,7 +59,6 @@ class SAEConfig(Configuration):
     )
 
 
-@dataclass(kw_only=True)
 class DataConfig(Configuration):
     """Data"""
 
@@ -77,16 +73,14 @@ class DataConfig(Configuration):
     validation_fraction: float = option(
         0.05, "share of documents held out, chosen by a hash of their text", limit=Within(above=0, below=1)
     )
-    eval_tokens: Count = option(Count(100_000), "tokens of held-out text to evaluate on", limit=POSITIVE)
+    eval_tokens: Count = option(100_000, "tokens of held-out text to evaluate on", limit=POSITIVE)
     batch_rows: int = option(1, "rows per step", limit=POSITIVE)
 
 
-@dataclass(kw_only=True)
 class SourceConfig(ModelConfig, DataConfig):
     """A model and the text that it reads"""
 
 
-@dataclass(kw_only=True)
 class SplicedConfig(SourceConfig, ModelConfig, SAEConfig, DataConfig):
     """A model, the SAEs that are spliced into it, and the text that it reads"""
 
@@ -107,7 +101,7 @@ def check_rows(config: DataConfig, name: str, context: int, flag: str) -> None:
 
     Its default is not meant that exactly: with very long rows it stands for one row. 0 stands for nothing.
     """
-    default = next((field.default for field in fields(config) if field.name == name), None)
+    default = field.default if (field := type(config).model_fields.get(name)) else None
     least = 2 * context if name == "ablation_tokens" else context  # ablation sets rows against one another
     if 0 < getattr(config, name, 0) < least and getattr(config, name) != default:
         rows = "two rows have" if least > context else "one row has"

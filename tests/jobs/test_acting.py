@@ -1,7 +1,6 @@
 """An option that would do nothing beside what else was chosen is refused by name, and where it acts it is not."""
 
 import typing
-from dataclasses import MISSING, fields
 from importlib import import_module
 from typing import Any
 
@@ -23,8 +22,7 @@ def kind_of(command: str) -> Any:
 
 def other_value(kind: Any, name: str) -> Any:
     """A value within the option's limits that is not its default."""
-    field = next(f for f in fields(kind) if f.name == name)
-    default = field.default if field.default is not MISSING else field.default_factory()
+    default = kind.model_fields[name].default
     if name in OTHER:
         return OTHER[name]
     if isinstance(default, bool):

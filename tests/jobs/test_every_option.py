@@ -2,7 +2,6 @@
 
 import typing
 from collections.abc import Iterator
-from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
 from types import NoneType
@@ -49,7 +48,7 @@ def bad_values(command: str) -> Iterator[tuple[str, str]]:
         yield from ((name, word) for word in WORDS.get(value, []))
         if limit is not None and value is not str:
             make = float if value is float else int
-            tried = [number for number in NUMBERS if not (value is Count and number == "-1")]
+            tried = [number for number in NUMBERS if not (value == Count and number == "-1")]
             yield from ((name, number) for number in tried if limit(make(number)))
         if limit is not None and value is str:
             yield from ((name, text) for text in TEXTS if refuses(limit, text))
@@ -78,7 +77,7 @@ def words_for(command: str, name: str, value: str, out: Path) -> list[str]:
     if command == "report":
         given["dirs"] = str(out)
     given[name] = value
-    positional = [f.name for f in fields(kind) if f.metadata["positional"]]
+    positional = [name for name, field in kind.model_fields.items() if field.json_schema_extra["positional"]]
     flags = [f"--{key.replace('_', '-')}={text}" for key, text in given.items() if key not in positional]
     words = [given[key] for key in positional if key in given]
     return [command, *flags, *(["--", *words] if words else [])]

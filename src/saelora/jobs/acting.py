@@ -6,7 +6,7 @@ comparisons are not looked at: their base options are for all methods of a grid,
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from saelora.config import Configuration
@@ -42,11 +42,7 @@ RULES: dict[str, tuple[Acts, ...]] = {
     ),
     "evaluate": (
         Acts(("other_weights",), "adapter", "given"),
-        *(
-            Acts(tuple(f.name for f in fields(e.options.Options)), "parts", (e.name,))
-            for e in EVALUATIONS.values()
-            if e.options
-        ),
+        *(Acts(tuple(e.options.Options.model_fields), "parts", (e.name,)) for e in EVALUATIONS.values() if e.options),
         Acts(("steering_n", "steering_rates"), "steering_latents", "left out"),
         Acts(_SAEBENCH_SIZES, "saebench_small", "left out"),
     ),

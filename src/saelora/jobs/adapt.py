@@ -1,6 +1,5 @@
 """saelora adapt: low-rank adapt a model around its SAEs, or what else makes it work through them."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from saelora.config import configured
@@ -11,7 +10,6 @@ from saelora.options import SplicedConfig
 from saelora.report.text import loss_table
 
 
-@dataclass(kw_only=True)
 class Config(SplicedConfig, AdapterConfig, TrainConfig, RunConfig):
     """Options of adapt"""
 

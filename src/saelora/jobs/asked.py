@@ -1,11 +1,10 @@
 """The parts that are asked for: which are there already and answer what is asked, which fail, which are to be done."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from saelora.config import to_dict
+from saelora.config import Configuration, to_dict
 from saelora.console import Console
 from saelora.errors import InputError, SomeFailed
 from saelora.evals.registry import EVALUATIONS, on_rows
@@ -106,7 +105,7 @@ def read_kept(folder: Path, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def other_options(path: Path, file: dict[str, Any], kind: type | None, config: Any) -> None:
+def other_options(path: Path, file: dict[str, Any], kind: type[Configuration] | None, config: Any) -> None:
     """Raise InputError where a part's file is no answer by its options alone, or cannot be read.
 
     Args:
@@ -114,9 +113,9 @@ def other_options(path: Path, file: dict[str, Any], kind: type | None, config: A
     """
     if "unreadable" in file:
         raise InputError(f"{file['unreadable']}: {_REMEDY}")
-    names = [] if kind is None else [f.name for f in fields(kind) if f.name not in _HOW]
+    names = [] if kind is None else [name for name in kind.model_fields if name not in _HOW]
     if not (file.get("about") or {}).get("heldout"):  # from before rows had a fingerprint
-        names += [f.name for f in fields(DataConfig) if f.name not in _HOW]
+        names += [name for name in DataConfig.model_fields if name not in _HOW]
     then, now, fresh = file.get("options") or {}, to_dict(config), to_dict(type(config)())
     for name in names:
         before = then.get(name, fresh[name])  # an option that was not there yet had its default

@@ -2,7 +2,6 @@
 
 import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from saelora.report import compare as tables
 from saelora.shapes import check_file
 
 
-@dataclass(kw_only=True)
 class Config(Configuration):
     """Comparison"""
 

@@ -1,6 +1,5 @@
 """saelora demo: the whole job on a real model and real text, in minutes, without account or GPU."""
 
-from dataclasses import dataclass
 from typing import Any
 
 from saelora.config import Configuration, Count, configured, option
@@ -12,19 +11,16 @@ from saelora.limits import SEED, Within, device
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
 from saelora.report.text import loss_table, samples_text
 
-PAGE_TOKENS = Count(6144)  # of held-out text, for what the page shows beside the losses
+PAGE_TOKENS = 6144  # of held-out text, for what the page shows beside the losses
 _CONTEXT, _EVAL_CONTEXT = 256, 512  # tokens per row
 
 
-@dataclass(kw_only=True)
 class Config(Configuration):
     """Demo"""
 
     out: str = option("saelora-demo", "folder for all results; never overwritten silently")
-    tokens: Count = option(Count(25_600), "tokens to adapt on", limit=Within(least=_CONTEXT))
-    eval_tokens: Count = option(
-        Count(21_504), "tokens of held-out text to evaluate on", limit=Within(least=_EVAL_CONTEXT)
-    )
+    tokens: Count = option(25_600, "tokens to adapt on", limit=Within(least=_CONTEXT))
+    eval_tokens: Count = option(21_504, "tokens of held-out text to evaluate on", limit=Within(least=_EVAL_CONTEXT))
     seed: int = option(0, "of rows and initial weights", limit=SEED)
     resume: bool = option(False, "go on with an interrupted demo in --out")
     overwrite: bool = option(False, "delete what is in --out and start anew")
@@ -51,7 +47,7 @@ def demo(config: Config | None = None, **options: Any) -> dict[str, Any]:
         context=_CONTEXT,
         eval_context=_EVAL_CONTEXT,
         history_points=4,
-        history_tokens=Count(2048),
+        history_tokens=2048,
         **vars(config),
     )
     results = adapt_job.adapt(adapt_config)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass, fields
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -40,7 +39,6 @@ else:
 ALL = ("loss", *(each.name for each in EVALUATIONS.values() if each.in_all))
 
 
-@dataclass(kw_only=True)
 class EvaluateConfig(Configuration):
     """Evaluation"""
 
@@ -60,7 +58,6 @@ class EvaluateConfig(Configuration):
     )
 
 
-@dataclass(kw_only=True)
 class Config(
     SplicedConfig,
     EvaluateConfig,
@@ -69,7 +66,7 @@ class Config(
     """Options of evaluate"""
 
 
-_OWN = {f.name for f in fields(EvaluateConfig)} | {"quiet", "device", "dtype", "shard", "compile"}
+_OWN = {*EvaluateConfig.model_fields} | {"quiet", "device", "dtype", "shard", "compile"}
 
 
 def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:

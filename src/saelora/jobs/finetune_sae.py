@@ -1,6 +1,5 @@
 """saelora finetune-sae: train SAEs further, inside the frozen model, so that it predicts what it did without them."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from saelora.config import Count, configured, option
@@ -12,7 +11,6 @@ from saelora.options import SplicedConfig
 from saelora.report.text import loss_table
 
 
-@dataclass(kw_only=True)
 class Config(SplicedConfig, TrainConfig, RunConfig):
     """Finetuning"""
 
@@ -22,7 +20,7 @@ class Config(SplicedConfig, TrainConfig, RunConfig):
     objective: Literal["kl", "kl+mse"] = option(
         "kl+mse", "half of KL and half of the SAE's own error, kept in balance; or KL alone"
     )
-    tokens: Count = option(Count(1_000_000), "tokens to train on; fewer where the data holds fewer", limit=POSITIVE)
+    tokens: Count = option(1_000_000, "tokens to train on; fewer where the data holds fewer", limit=POSITIVE)
     lr: float = option(
         3e-4, "peak learning rate of AdamW; for a small model and short runs, others want less", limit=LEARNING_RATE
     )

@@ -1,6 +1,5 @@
 """saelora report: one self-contained HTML page of one run, of several side by side, of a sweep or of a comparison."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ from saelora.manifest import check_writable
 from saelora.report.page import MARKER, Collection, collection_page, page, read_collection, read_runs
 
 
-@dataclass(kw_only=True)
 class Config(Configuration):
     """Report"""
 

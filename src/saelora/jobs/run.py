@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -27,7 +26,6 @@ RECORDED, CHECKPOINTS = "config.yaml", "checkpoints"
 NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "shard", "compile", "track", "checkpoint_seconds")
 
 
-@dataclass(kw_only=True)
 class RunConfig(Configuration):
     """Run"""
 

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from saelora.train.distributed import Group
 MEMORY_SHARE = 0.4  # of what is free, for all processes together: they may share a machine
 
 
-@dataclass(kw_only=True)
 class Config(Configuration):
     """Sweep"""
 

@@ -3,7 +3,7 @@
 import itertools
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -157,7 +157,7 @@ def _train_sae(value: Any, path: Path) -> dict[str, Any] | None:
         raise InputError(f"train_sae of {path}: expected a YAML file beside it, or options of saelora train-sae")
     values = with_underscores(value)
     build(train_sae.Config, values, f"train_sae of {path}")
-    own = [f.name for f in fields(train_sae.Config) if f.name in NOT_COMPARED and f.name in values]
+    own = [name for name in train_sae.Config.model_fields if name in NOT_COMPARED and name in values]
     if own:
         raise InputError(f"train_sae of {path} sets {own[0]}, which the sweep sets itself: leave it out")
     return values

@@ -1,7 +1,6 @@
 """saelora train-sae: train SAEs on a model's activations, saved in SAELens's native format."""
 
 from contextlib import ExitStack
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from saelora.config import Configuration, Count, configured, hints_of, limits_of, option
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 Objective = Literal["local", "e2e", "e2e+downstream"]
 
 
-@dataclass(kw_only=True)
 class SAETrainConfig(Configuration):
     """SAE and its training"""
 
@@ -39,7 +37,7 @@ class SAETrainConfig(Configuration):
         "hookpoint in the same pass",
     )
     tokens: Count = option(
-        Count(2_000_000), "tokens to train on; more than the data holds means several epochs", limit=POSITIVE
+        2_000_000, "tokens to train on; more than the data holds means several epochs", limit=POSITIVE
     )
     objective: Objective = option(
         "local",
@@ -70,9 +68,7 @@ class SAETrainConfig(Configuration):
     passes: int = option(
         SAERecipe.passes, "times each chunk of activations is used; end to end always once", limit=POSITIVE
     )
-    dead_after_tokens: Count = option(
-        Count(SAERecipe.dead_after_tokens), "a latent silent for longer is dead", limit=POSITIVE
-    )
+    dead_after_tokens: Count = option(SAERecipe.dead_after_tokens, "a latent silent for longer is dead", limit=POSITIVE)
     aux_coefficient: float = option(
         SAERecipe.aux_coefficient, "weight of the dead latents' auxiliary loss (topk)", limit=NOT_NEGATIVE
     )
@@ -89,13 +85,12 @@ class SAETrainConfig(Configuration):
     )
 
 
-@dataclass(kw_only=True)
 class Config(SourceConfig, SAETrainConfig, RunConfig):
     """Options of train-sae"""
 
     context: int = option(512, "tokens per packed row, BOS included", limit=ROW)
     batch_rows: int = option(32, "rows per chunk: activations are shuffled within a chunk", limit=POSITIVE)
-    eval_tokens: Count = option(Count(25_000), "tokens of held-out text for the card's figures", limit=POSITIVE)
+    eval_tokens: Count = option(25_000, "tokens of held-out text for the card's figures", limit=POSITIVE)
 
 
 def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """How adapt and finetune-sae train: options, and the recipe that they make."""
 
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from saelora.config import Configuration, Count, option
@@ -17,11 +16,10 @@ Method = Literal["lora", "linear", "lora+sae", "sae"]
 ADAPTED: tuple[Method, ...] = ("lora", "lora+sae")  # methods with a PEFT adapter
 
 
-@dataclass(kw_only=True)
 class TrainConfig(Configuration):
     """Training"""
 
-    tokens: Count = option(Count(15_000_000), "tokens to adapt on; fewer where the data holds fewer", limit=POSITIVE)
+    tokens: Count = option(15_000_000, "tokens to adapt on; fewer where the data holds fewer", limit=POSITIVE)
     lr: float = option(DistillRecipe.lr, "peak learning rate of AdamW", limit=LEARNING_RATE)
     schedule: Schedule = option(DistillRecipe.schedule, "after the warm-up: linear or cosine to zero, or constant")
     warmup: float = option(DistillRecipe.warmup, "share of the run over which lr rises from 0", limit=SHARE)
@@ -36,11 +34,10 @@ class TrainConfig(Configuration):
         "KL alone, or half of KL and half of the SAE's own error, kept in balance; the latter where the SAE trains",
     )
     history_points: int = option(6, "evaluations along the way, for the learning curve", limit=NOT_NEGATIVE)
-    history_tokens: Count = option(Count(4096), "held-out tokens of each of them", limit=POSITIVE)
+    history_tokens: Count = option(4096, "held-out tokens of each of them", limit=POSITIVE)
     samples: int = option(0, "sample continuations to write: original, spliced, adapted", limit=NOT_NEGATIVE)
 
 
-@dataclass(kw_only=True)
 class AdapterConfig(Configuration):
     """Adapter"""
 

@@ -1,13 +1,10 @@
 """Options of --parts capabilities."""
 
-from dataclasses import dataclass
-
 from saelora.config import Configuration, option
 from saelora.evals.capabilities import tasks as lm_tasks
 from saelora.limits import NOT_NEGATIVE, POSITIVE
 
 
-@dataclass(kw_only=True)
 class Options(Configuration):
     """Capabilities (lm-evaluation-harness)"""
 

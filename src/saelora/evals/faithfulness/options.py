@@ -1,14 +1,11 @@
 """Options of --parts faithfulness."""
 
-from dataclasses import dataclass
-
 from saelora.config import Configuration, Count, option
 from saelora.limits import POSITIVE, Within
 
 _MANY_DRAWS = 100  # each is ten passes through the layers above the SAE
 
 
-@dataclass(kw_only=True)
 class Options(Configuration):
     """Faithfulness"""
 
@@ -19,7 +16,7 @@ class Options(Configuration):
         3, "draws of random latents to ablate, for each number of latents", limit=Within(least=1, most=_MANY_DRAWS)
     )
     ablation_tokens: Count = option(
-        Count(8192),
+        8192,
         "tokens of the held-out text on which latents are ablated, the costliest of these measurements",
         limit=POSITIVE,
     )

@@ -1,6 +1,5 @@
 """Options of --parts saebench."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +14,6 @@ Eval = Literal["core", "sparse_probing", "scr", "tpp", "absorption"]
 SMALL = {"train": 160, "test": 80, "context": 64, "batch": 16, "core_batches": 8, "core_variance_batches": 8}
 
 
-@dataclass(kw_only=True)
 class Options(Configuration):
     """SAEBench (runs in an environment of its own, made on first use)"""
 
@@ -26,16 +24,12 @@ class Options(Configuration):
     saebench_python: str | None = option(None, "python of an environment that has SAEBench 0.6; default: one is made")
     saebench_work: str | None = option(None, "folder for logs and SAEBench's own files; default: one in the cache")
     saebench_small: bool = option(False, f"a quick try: {', '.join(f'{k} {v}' for k, v in SMALL.items())}")
-    saebench_train: Count = option(
-        Count(4000), "texts to train a probe on, labels together (SAEBench: 4000)", limit=POSITIVE
-    )
-    saebench_test: Count = option(
-        Count(1000), "texts to test a probe on, labels together (SAEBench: 1000)", limit=POSITIVE
-    )
+    saebench_train: Count = option(4000, "texts to train a probe on, labels together (SAEBench: 4000)", limit=POSITIVE)
+    saebench_test: Count = option(1000, "texts to test a probe on, labels together (SAEBench: 1000)", limit=POSITIVE)
     saebench_context: int = option(128, "tokens of a text (SAEBench: 128)", limit=POSITIVE)
     saebench_batch: int = option(32, "texts in one forward pass, and in one pass through the SAE", limit=POSITIVE)
     saebench_core_tokens: Count = option(
-        Count(400_000), "tokens for core's losses, and for its figures of the SAE", limit=POSITIVE
+        400_000, "tokens for core's losses, and for its figures of the SAE", limit=POSITIVE
     )
     saebench_twice: bool = option(
         False, "also measure on the adapted model what an adapter above the SAE cannot change"

@@ -1,6 +1,5 @@
 """Options of --parts steering."""
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from saelora.config import Configuration, Count, option
@@ -10,7 +9,6 @@ from saelora.limits import NOT_NEGATIVE, POSITIVE, SHARE, Within, not_zero
 from saelora.options import hookpoint
 
 
-@dataclass(kw_only=True)
 class Options(Configuration):
     """Steering"""
 
@@ -50,7 +48,7 @@ class Options(Configuration):
         "them harms all texts alike (measured on the default model), so it is off",
     )
     steering_tokens: Count = option(
-        Count(60_000), "tokens of held-out text to look for latents and passages in", limit=Within(least=100)
+        60_000, "tokens of held-out text to look for latents and passages in", limit=Within(least=100)
     )
     steering_window: int = option(32, "tokens of a passage", limit=Within(least=8))
     steering_tuning_texts: int = option(

@@ -1,12 +1,9 @@
 """Options of --parts tokens."""
 
-from dataclasses import dataclass
-
 from saelora.config import Configuration, Count, option
 from saelora.limits import NOT_NEGATIVE
 
 
-@dataclass(kw_only=True)
 class Options(Configuration):
     """Tokens"""
 
@@ -15,7 +12,7 @@ class Options(Configuration):
         10, "passages that the tokens part shows of those the adapter helps most, and hurts most", limit=NOT_NEGATIVE
     )
     frequency_tokens: Count = option(
-        Count(500_000),
+        500_000,
         "tokens of training text that the tokens part counts token frequencies on; 0: no frequencies",
         limit=NOT_NEGATIVE,
     )
