@@ -14,6 +14,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from saelora.config import Configuration
 from saelora.evals.capabilities import options as capabilities
 from saelora.evals.faithfulness import options as faithfulness
 from saelora.evals.saebench import options as saebench
@@ -43,7 +44,7 @@ class Evaluation:
     on_rows: bool = True
     in_all: bool = True
 
-    def run(self, subject: "Subject", config: Any) -> dict[str, Any]:
+    def run(self, subject: "Subject", config: Configuration) -> dict[str, Any]:
         """Measure; returns what its file holds."""
         return self._module("measure").run(subject, config)
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from saelora.data.corpus import Corpus
     from saelora.models.hookpoints import Hookpoint
     from saelora.models.loading import LoadedModel
+    from saelora.options import DataConfig
     from saelora.saes.loading import LoadedSAE
 
 
@@ -28,7 +29,8 @@ class Subject:
         loaded: the model as it was loaded, with its tokenizer.
         saes: as they were loaded, by hookpoint.
         autocast: half precision to run in; None where the model is in float32.
-        corpus: opens the data of the run.
+        data: the options of what text is read, and how.
+        corpus: opens it.
         training_rows: rows [n_rows, context] of the data's training part, of about so many tokens.
         adapter: the folder of the adapter's run.
         adapted: the adapted model's own open splice, where its SAEs were trained.
@@ -41,6 +43,7 @@ class Subject:
     token_mask: TokenMask
     rows: Tensor
     autocast: torch.dtype | None
+    data: DataConfig
     corpus: Callable[[], Corpus]
     training_rows: Callable[[int], Tensor]
     console: Console

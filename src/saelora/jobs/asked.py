@@ -33,7 +33,7 @@ class Asked:
         self.results: dict[str, Any] = {}
         self._done: set[str] = set()
 
-    def check(self, config: Any) -> None:
+    def check(self, config: Configuration) -> None:
         """All that can be checked without a model.
 
         Raises:
@@ -105,7 +105,7 @@ def read_kept(folder: Path, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
     return found
 
 
-def other_options(path: Path, file: dict[str, Any], kind: type[Configuration] | None, config: Any) -> None:
+def other_options(path: Path, file: dict[str, Any], kind: type[Configuration] | None, config: Configuration) -> None:
     """Raise InputError where a part's file is no answer by its options alone, or cannot be read.
 
     Args:

@@ -135,6 +135,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
                 assembled.token_mask,
                 rows,
                 autocast_dtype(assembled.loaded),
+                config,
                 lambda: open_data(config),
                 lambda n: read_rows(config, assembled.loaded, n, "train", VALIDATION_SEED).input_ids,
                 console,

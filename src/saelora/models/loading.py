@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers import __version__ as transformers_version
 from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
 from transformers.utils import logging as hf_logging
@@ -199,7 +206,7 @@ def _only_gguf(folder: Path, ref: str) -> Path:
     raise InputError(f"model folder {ref} holds {what}{adapter}: give a model folder or one .gguf file")
 
 
-def _check_config(config: Any, ref: str) -> None:
+def _check_config(config: PretrainedConfig, ref: str) -> None:
     architectures = getattr(config, "architectures", None) or []
     encoder = getattr(config, "is_decoder", None) is False and not any(
         name.endswith(_DECODER_ARCHITECTURES) for name in architectures

@@ -3,11 +3,12 @@
 from typing import Any
 
 from saelora.evals.capabilities import tasks as lm_tasks
+from saelora.evals.capabilities.options import Options
 from saelora.evals.capabilities.scores import ARMS, evaluate_tasks, same_draws
 from saelora.evals.subject import Subject
 
 
-def run(subject: Subject, config: Any) -> dict[str, Any]:
+def run(subject: Subject, config: Options) -> dict[str, Any]:
     """Scores of the four variants on every task, and what they differ by, document by document."""
     from lm_eval import __version__ as version
 

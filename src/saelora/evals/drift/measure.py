@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saelora.config import Configuration
 from saelora.core.replay import activations
 from saelora.core.splice import Splice, TokenMask
 from saelora.errors import InputError
@@ -188,7 +189,7 @@ def distances(x_BSD: Tensor, base_BSD: Tensor) -> dict[str, Tensor]:
     return {"l2": l2, "relative_l2": l2 / norm.clamp(min=1e-30), "cosine_distance": apart.square().sum(-1) / 2}
 
 
-def run(subject: Subject, config: Any) -> dict[str, Any]:
+def run(subject: Subject, config: Configuration) -> dict[str, Any]:
     """Distances of every layer's output from the original's, and whether the latents fire as before."""
     with subject.console.progress("drift", subject.rows.numel()) as bar:
         found = measure_drift(

@@ -5,20 +5,20 @@ from typing import Any
 from saelora.core.splice import SAE
 from saelora.errors import InputError
 from saelora.evals.faithfulness.interventions import faithfulness, n_tokens_run
+from saelora.evals.faithfulness.options import Options
 from saelora.evals.subject import Subject
-from saelora.models.anatomy import anatomy_of
+from saelora.models.anatomy import anatomy_of, device_of
 from saelora.models.hookpoints import Hookpoint
-from saelora.models.loading import pick_device
 from saelora.saes.loading import check_fits, load_sae
 
 
-def run(subject: Subject, config: Any) -> dict[str, Any]:
+def run(subject: Subject, config: Options) -> dict[str, Any]:
     """``saelora.evals.faithfulness`` on the subject.
 
     Raises:
         InputError: other_sae sits elsewhere than the adapter's SAEs, or is for another model.
     """
-    other = _other(subject, config) if config.other_sae else None
+    other = _other(subject, config.other_sae) if config.other_sae else None
     rows, context = subject.rows, subject.rows.shape[1]
     ablation_rows = max(2, config.ablation_tokens // context)
     with subject.console.progress("faithfulness", n_tokens_run(rows, ablation_rows)) as bar:
@@ -38,13 +38,11 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
     return found
 
 
-def _other(subject: Subject, config: Any) -> tuple[Hookpoint, SAE]:
-    loaded = load_sae(config.other_sae, device=pick_device(config.device))
+def _other(subject: Subject, ref: str) -> tuple[Hookpoint, SAE]:
+    loaded = load_sae(ref, device=device_of(subject.model))
     own = subject.spliced.saes
     if loaded.hookpoint not in own:
         where = " and ".join(map(str, own))
-        raise InputError(
-            f"other_sae {config.other_sae} sits at {loaded.hookpoint}, the adapter's at {where}: give one from there"
-        )
+        raise InputError(f"other_sae {ref} sits at {loaded.hookpoint}, the adapter's at {where}: give one from there")
     check_fits(loaded, anatomy_of(subject.model).width(loaded.hookpoint))
     return loaded.hookpoint, loaded.sae  # type: ignore[return-value]

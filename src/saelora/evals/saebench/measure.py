@@ -15,7 +15,7 @@ from saelora.evals.subject import Subject
 from saelora.models.assets import cache_dir
 
 
-def run(subject: Subject, config: Any) -> dict[str, Any]:
+def run(subject: Subject, config: Options) -> dict[str, Any]:
     """SAEBench's metrics of the original and the adapted model, and which of them cannot differ."""
     work = _work_folder(subject, config)
     if config.saebench_python:
@@ -41,7 +41,7 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
     }
 
 
-def command(adapter: str, config: Any) -> str:
+def command(adapter: str, config: Options) -> str:
     """The command that runs this again."""
     words = ["saelora", "evaluate", "--adapter", adapter, "--parts", "saebench"]
     for name, default in vars(Options()).items():
@@ -53,7 +53,7 @@ def command(adapter: str, config: Any) -> str:
     return shlex.join(words)
 
 
-def _plan(subject: Subject, config: Any) -> Plan:
+def _plan(subject: Subject, config: Options) -> Plan:
     context = min(config.saebench_context, subject.rows.shape[1]) if config.saebench_data else config.saebench_context
     sizes = {"train": config.saebench_train, "test": config.saebench_test, "batch": config.saebench_batch}
     sizes = {name: int(value) for name, value in sizes.items()} | {"context": context}
@@ -80,7 +80,7 @@ def _device(device: torch.device) -> str:
     return device.type if device.index in (None, 0) else str(device)
 
 
-def _work_folder(subject: Subject, config: Any) -> Path:
+def _work_folder(subject: Subject, config: Options) -> Path:
     """An empty folder for everything that is written on the way."""
     if config.saebench_work:
         folder = Path(config.saebench_work)

@@ -11,7 +11,7 @@ from saelora.evals.steering import effects as steering
 from saelora.evals.steering import latents as find
 from saelora.evals.steering.given import Given
 from saelora.evals.steering.interventions import direction
-from saelora.evals.steering.options import given_texts
+from saelora.evals.steering.options import Options, given_texts
 from saelora.evals.steering.texts import CHARS_PER_TOKEN, SHARES, Text, apart, tokenised
 from saelora.evals.subject import Subject
 from saelora.models.anatomy import anatomy_of
@@ -22,7 +22,7 @@ _LEAST = {"tuning": 1, "test": steering.LEAST_TEST}  # texts a side, for latents
 _ENOUGH = {"tuning": 4, "test": 8}  # for latents to be chosen, where as many are taken
 
 
-def run(subject: Subject, config: Any) -> dict[str, Any]:
+def run(subject: Subject, config: Options) -> dict[str, Any]:
     """Steer latents of one SAE in the original and in the adapted model.
 
     Raises:
@@ -59,7 +59,7 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
         measured = steering.measure(bench, cases, alphas)
         if len(prompts):
             steering.samples(bench, subject.tokenizer, prompts, cases, measured["latents"], NEW_TOKENS)
-    corpora = _corpora(config, texts, divided)
+    corpora = _corpora(subject, config, texts, divided)
     if not wanted:  # a chosen latent that lacks texts has given way to the next
         corpora["n_latents_passed_over"], skipped = len(skipped), []
     return {"hookpoint": str(hookpoint), "bos": config.steering_bos, "corpora": corpora, "skipped": skipped, **measured}
@@ -70,10 +70,10 @@ def _check_embedded(sets: Iterable[list[Text]], subject: Subject) -> None:
     check_embedded(ids, subject.tokenizer, subject.loaded.n_embedded)
 
 
-def _corpora(config: Any, texts: dict[str, list[Text]], divided: str) -> dict[str, Any]:
+def _corpora(subject: Subject, config: Options, texts: dict[str, list[Text]], divided: str) -> dict[str, Any]:
     """Where the texts come from and how many there are."""
     return {
-        "source": config.data,
+        "source": subject.data.data,
         "divided_by": divided,
         "window_tokens": config.steering_window,
         "passages": {name: len(own) for name, own in texts.items()},
@@ -83,7 +83,7 @@ def _corpora(config: Any, texts: dict[str, list[Text]], divided: str) -> dict[st
     }
 
 
-def _hookpoint(config: Any, subject: Subject) -> Hookpoint:
+def _hookpoint(config: Options, subject: Subject) -> Hookpoint:
     there = list(subject.saes)
     if not config.steering_hookpoint:
         return min(there)
@@ -93,7 +93,7 @@ def _hookpoint(config: Any, subject: Subject) -> Hookpoint:
     return hookpoint
 
 
-def _wanted(config: Any, d_sae: int) -> list[int]:
+def _wanted(config: Options, d_sae: int) -> list[int]:
     """The latents that are asked for, by option or by texts that are for one latent each; empty: choose."""
     given = [text for texts in given_texts(config).values() for text in texts or []]
     named = [text.latent for text in given if text.latent is not None]
@@ -104,14 +104,14 @@ def _wanted(config: Any, d_sae: int) -> list[int]:
     return wanted
 
 
-def _held_out(config: Any, subject: Subject) -> tuple[dict[str, list[Text]], str]:
+def _held_out(config: Options, subject: Subject) -> tuple[dict[str, list[Text]], str]:
     """Passages of documents that training leaves out, in three sets, and what was divided between these."""
     enough = 20 * config.steering_tokens * CHARS_PER_TOKEN  # far more than is used, so that all parts of it have a say
     held_out: list[str] = []
     n_chars = n_read = 0
     for document in subject.corpus().documents():
         n_read += len(document.text)
-        if in_validation(document.text, config.validation_fraction):
+        if in_validation(document.text, subject.data.validation_fraction):
             held_out.append(document.text)
             n_chars += len(document.text)
         if n_chars >= enough or n_read >= WINDOW_CHARS:
@@ -125,8 +125,8 @@ def _held_out(config: Any, subject: Subject) -> tuple[dict[str, list[Text]], str
     }
     if not all(texts.values()):
         raise InputError(
-            f"steering needs held-out text for three sets, {config.data} has {n_chars} characters of it: give more "
-            f"documents or a larger --validation-fraction (of the run that made the adapter)"
+            f"steering needs held-out text for three sets, {subject.data.data} has {n_chars} characters of it: give "
+            f"more documents or a larger --validation-fraction (of the run that made the adapter)"
         )
     return texts, divided
 
@@ -136,7 +136,7 @@ def _n_tokens(*sets: Sequence[Text]) -> int:
 
 
 def _cases(
-    config: Any, subject: Subject, reader: find.Reader, fired: dict[str, find.Firing], wanted: list[int]
+    config: Options, subject: Subject, reader: find.Reader, fired: dict[str, find.Firing], wanted: list[int]
 ) -> tuple[list[steering.Case], list[dict[str, Any]]]:
     """The latents that there are texts for, and those that there are not, with the reason."""
     rates, selectivity = fired["selection"].rates(), fired["selection"].selectivity()
@@ -147,9 +147,7 @@ def _cases(
         if not wanted and len(cases) == config.steering_n:
             break
         peak = float(fired["selection"].peaks(latent).max())
-        sets = {
-            name: _sides(config, subject.tokenizer, given, fired[name], latent, name) for name in ("tuning", "test")
-        }
+        sets = {name: _sides(config, subject, given, fired[name], latent, name) for name in ("tuning", "test")}
         for set_ in sets.values():
             _check_embedded(set_.values(), subject)
         own = wanted or any(texts is not None for texts in given.values())
@@ -174,7 +172,7 @@ def _cases(
 
 
 def _sides(
-    config: Any, tokenizer: Any, given: dict[str, list[Given] | None], fired: find.Firing, latent: int, name: str
+    config: Options, subject: Subject, given: dict[str, list[Given] | None], fired: find.Firing, latent: int, name: str
 ) -> dict[str, list[Text]]:
     """A latent's positives and negatives of one set: the user's own, or those that are found."""
     most = _most(config)[name]
@@ -182,13 +180,14 @@ def _sides(
     for side, texts in given.items():
         if texts is not None:
             mine = [g.text for g in texts if g.set == name and g.latent in (None, latent)]
-            own[side] = tokenised(mine, tokenizer, config.context - 1, least=1 + (tokenizer.bos_token_id is None))
+            least = 1 + (subject.tokenizer.bos_token_id is None)
+            own[side] = tokenised(mine, subject.tokenizer, subject.data.context - 1, least=least)
     positives = own.get("positives", find.positives(fired, latent, most))
     lengths = [len(text.ids) for text in positives][:most]
     return {"positives": positives, "negatives": own.get("negatives", find.negatives(fired, latent, lengths))}
 
 
-def _most(config: Any) -> dict[str, int]:
+def _most(config: Options) -> dict[str, int]:
     """How many positives a set has at most."""
     return {"tuning": config.steering_tuning_texts, "test": config.steering_test_texts}
 

@@ -5,12 +5,13 @@ from typing import Any
 import numpy as np
 
 from saelora.evals.subject import Subject
+from saelora.evals.tokens.options import Options
 from saelora.evals.tokens.passages import extreme, show, vocabulary, whole_rows
 from saelora.evals.tokens.per_token import lowest, per_token, summarise
 from saelora.models.anatomy import anatomy_of
 
 
-def run(subject: Subject, config: Any) -> dict[str, Any]:
+def run(subject: Subject, config: Options) -> dict[str, Any]:
     """Losses of every held-out prediction, their distribution, and passages; see saelora.evals.tokens, .passages."""
     count_V, counted_on = _frequencies(subject, config)
     with subject.console.progress("tokens", subject.rows.numel()) as bar:
@@ -50,10 +51,10 @@ def run(subject: Subject, config: Any) -> dict[str, Any]:
     }
 
 
-def _frequencies(subject: Subject, config: Any) -> tuple[np.ndarray | None, str]:
+def _frequencies(subject: Subject, config: Options) -> tuple[np.ndarray | None, str]:
     """How often each token id occurs in training text [d_vocab], and what it was counted on."""
     if config.frequency_tokens == 0:
         return None, "nothing"
     rows = subject.training_rows(config.frequency_tokens)
     count_V = np.bincount(rows.flatten().numpy(), minlength=anatomy_of(subject.model).d_vocab)
-    return count_V, f"{rows.numel():,} tokens of the training part of {config.data}"
+    return count_V, f"{rows.numel():,} tokens of the training part of {subject.data.data}"
