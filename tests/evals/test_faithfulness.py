@@ -171,7 +171,7 @@ def plain(sae, without=()):
 
 @pytest.mark.parametrize("layers", [(2, 3), (0, 1, 3)], ids=["adapter above", "adapter around"])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "gpt2"])
-# SPEC 8.1
+# SPEC 8.1, 8.5
 def test_every_number_equals_plain_forwards(fresh, family, layers):
     """Two SAEs at once: both are ablated, zeroed and shuffled; another takes the place of one."""
     base = fresh(family)
