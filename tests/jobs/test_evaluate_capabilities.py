@@ -6,17 +6,17 @@ from pathlib import Path
 
 import pytest
 
+from jobs.workspace import short_tasks
 from saelora.cli import main
 
 pytest.importorskip("lm_eval", reason="the extra capabilities is not installed")
-TASKS = Path(__file__).parents[2] / "examples" / "tasks"
 
 
 def test_the_example_tasks_run_offline_and_tell_clean_from_spliced(
     adapted: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run = shutil.copytree(adapted, tmp_path / "run")
-    tasks = _short_tasks(tmp_path / "tasks")
+    tasks = short_tasks(tmp_path / "tasks")
     flags = ["--task-folder", str(tasks), "--tasks", "sotu_last_word", "--limit", "3"]
     given = ["evaluate", "--adapter", str(run), "--parts", "capabilities", *flags, "--eval-tokens", "64", "--json"]
     assert main(given) == 0
@@ -27,17 +27,6 @@ def test_the_example_tasks_run_offline_and_tell_clean_from_spliced(
     perplexity = next(row for row in found["tasks"] if row["metric"] == "perplexity")["scores"]
     assert perplexity["base"]["value"] != perplexity["sae"]["value"]
     assert perplexity["sae"]["value"] != perplexity["adapted"]["value"]
-
-
-def _short_tasks(folder: Path) -> Path:
-    """The example tasks with passages that fit the tiny model's 64 positions."""
-    shutil.copytree(TASKS, folder)
-    rows = [json.loads(line) for line in (folder / "sotu.jsonl").read_text().splitlines()][:5]
-    for row in rows:
-        row["passage"] = " ".join(row["passage"].split()[:3])
-        row["choices"] = [" ".join(choice.split()[:3]) for choice in row["choices"]]
-    (folder / "sotu.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
 
 
 @pytest.mark.parametrize(

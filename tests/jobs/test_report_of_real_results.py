@@ -15,12 +15,27 @@ import pytest
 import yaml
 
 from jobs.test_compare import recipe_of
-from jobs.workspace import ADAPT, CONTEXT, Workspace, as_flags
+from jobs.workspace import ADAPT, CONTEXT, Workspace, as_flags, short_tasks
 from report.page_runs import write_run
 from saelora.cli import main
 from saelora.report.page import page, read_runs
 
-MEASURED = ("results", "tokens", "text", "drift", "faithfulness", "steering", "samples", "provenance")
+# section -> the figures that the page of a run with every part has there. Capabilities are measured where lm-eval is
+# installed. SAEBench needs an environment of its own and downloads, so that its section is seen with made-up results
+# (tests/report) and its reader with files that SAEBench wrote (tests/evals/test_saebench.py).
+FIGURES = {
+    "results": {"gap", "learning-curve"},
+    "tokens": {"token-histogram", "by-position", "by-frequency", "by-recon-error"},
+    "text": set(),
+    "drift": {"relative-l2", "cosine-distance"},
+    "faithfulness": {"ablation-random", "ablation-top", "attention"},
+    "steering": {"steering-scale", "steering-add"},
+    "capabilities": {"capability-differences"},
+    "saebench": set(),
+    "samples": set(),
+    "provenance": set(),
+}
+MEASURED = [name for name in FIGURES if name not in ("capabilities", "saebench")]
 # tables that hang on the run: another SAE was not given, nothing was measured again, environments are the same
 CONDITIONAL = ("Another SAE", "Measured again", "Part ", "differ")
 # columns that a run of one SAE on this text leaves empty
@@ -65,6 +80,41 @@ def html(evaluated: Path) -> str:
 @pytest.fixture(scope="module")
 def made_up(tmp_path_factory: pytest.TempPathFactory) -> str:
     return page(read_runs([write_run(tmp_path_factory.mktemp("made-up") / "run")]))
+
+
+def test_the_page_has_every_section_and_each_its_figures(html: str) -> None:
+    assert re.findall(r'<section id="([^"]+)"', html) == list(FIGURES)
+    assert {name: figures(section(html, name)) for name in MEASURED} == {name: FIGURES[name] for name in MEASURED}
+
+
+def test_the_reader_has_every_number_of_every_counted_token(html: str) -> None:
+    """Losses of three variants, divergences of two, the SAE's error, and what was likeliest to come next."""
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, flags=re.DOTALL)
+    (run,) = json.loads(data)["runs"]
+    assert {passage["group"] for passage in run["passages"]} == {"most_helped", "most_hurt"}
+    for passage in run["passages"]:
+        for at in (i for i, counted in enumerate(passage["counted"]) if counted):
+            numbers = [row[at] for row in (*passage["ce"], *passage["kl"], passage["error"])]
+            assert len(numbers) == 6
+            assert None not in numbers
+            assert len(passage["top"][at]) == 3
+
+
+def test_the_samples_are_continued_by_every_variant(html: str) -> None:
+    assert re.findall(r"<dt>(.*?)</dt>", section(html, "samples")) == ["original", "spliced", "adapted"]
+
+
+def test_capabilities_of_a_real_run_have_their_figure_and_table(evaluated: Path, tmp_path: Path) -> None:
+    pytest.importorskip("lm_eval", reason="the extra capabilities is not installed")
+    run = Path(shutil.copytree(evaluated, tmp_path / "run"))
+    asked = ["--tasks", "sotu_last_word", "--task-folder", str(short_tasks(tmp_path / "tasks")), "--limit", "3"]
+    assert main(["evaluate", "--adapter", str(run), "--parts", "capabilities", *asked, "--quiet"]) == 0
+    found = section(page(read_runs([run])), "capabilities")
+    assert figures(found) == FIGURES["capabilities"]
+    assert 'class="missing"' not in found
+    measured = json.loads((run / "evals" / "capabilities.json").read_text())["result"]["tasks"]
+    (rows,) = (rows[1:] for name, rows in tables(found).items() if name == "capabilities-1")
+    assert len(rows) == len(measured)
 
 
 @pytest.mark.parametrize("name", MEASURED)

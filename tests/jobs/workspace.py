@@ -2,6 +2,7 @@
 
 import json
 import random
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,17 @@ def save_sae(folder: Path, encoder: torch.Tensor, decoder: torch.Tensor, k: int,
         sae.b_enc.zero_()
         sae.b_dec.zero_()
     sae.save_model(folder)
+    return folder
+
+
+def short_tasks(folder: Path) -> Path:
+    """The tasks of examples/ with passages that fit the tiny model's 64 positions."""
+    shutil.copytree(Path(__file__).parents[2] / "examples" / "tasks", folder)
+    rows = [json.loads(line) for line in (folder / "sotu.jsonl").read_text().splitlines()][:5]
+    for row in rows:
+        row["passage"] = " ".join(row["passage"].split()[:3])
+        row["choices"] = [" ".join(choice.split()[:3]) for choice in row["choices"]]
+    (folder / "sotu.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder
 
 
