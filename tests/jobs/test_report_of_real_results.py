@@ -91,7 +91,7 @@ def test_the_reader_has_every_number_of_every_counted_token(html: str) -> None:
     """Losses of three variants, divergences of two, the SAE's error, and what was likeliest to come next."""
     (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, flags=re.DOTALL)
     (run,) = json.loads(data)["runs"]
-    assert {passage["group"] for passage in run["passages"]} == {"most_helped", "most_hurt"}
+    assert {passage["group"] for passage in run["passages"]} == {"most_helped", "most_hurt", "text"}
     for passage in run["passages"]:
         for at in (i for i, counted in enumerate(passage["counted"]) if counted):
             numbers = [row[at] for row in (*passage["ce"], *passage["kl"], passage["error"])]

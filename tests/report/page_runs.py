@@ -221,8 +221,8 @@ def tokens(draw: random.Random, rows: int, context: int, hostile: bool = False) 
         "passages": {
             "most_helped": [passage(i, 100 + 7 * i, 48, 24) for i in range(5)],
             "most_hurt": [passage(i, 200 + 9 * i, 48, 24) for i in range(5)],
-            "text": [passage(i, 0, context, None) for i in range(rows)],
         },
+        "text": [passage(i, 0, context, None) for i in range(rows)],
     }
 
 

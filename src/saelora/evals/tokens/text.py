@@ -20,10 +20,11 @@ def payload(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def _run(run: Run, result: dict[str, Any], n_rows: int) -> dict[str, Any]:
+    shown = {**result["passages"], "text": result.get("text")}
     passages = [
         _passage(passage, group)
         for group in _GROUPS
-        for passage in (result["passages"].get(group) or [])[: n_rows if group == "text" else None]
+        for passage in (shown.get(group) or [])[: n_rows if group == "text" else None]
     ]
     used = {i for p in passages for i in p["ids"]}
     used |= {i for p in passages for top in p["top"] if top for arm in top for i in (arm or [])[::2]}
