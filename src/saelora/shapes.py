@@ -21,7 +21,15 @@ class Either:
 
 Shape = Any  # a type, a tuple of types, [shape] of a list's items, {"key": shape} ("key?" may be absent, "*" any key)
 NUMBER, MAYBE_NUMBER, MAYBE_TEXT = (int, float), (int, float, type(None)), (str, type(None))
-_NAMES = {str: "text", int: "a whole number", float: "a number", dict: "an object", list: "a list", type(None): "null"}
+_NAMES = {
+    bool: "true or false",
+    str: "text",
+    int: "a whole number",
+    float: "a number",
+    dict: "an object",
+    list: "a list",
+    type(None): "null",
+}
 _FIGURE = re.compile(r"(ce|kl|top1|loss_recovered)(_|$)|gap_closed$|n_tokens|seconds|tokens_per_second$")
 _TOGETHER: list[tuple[str, ...]] = [("relative_error", "relative_error_q10", "relative_error_q90")]
 _TOGETHER += [("n_massive", "n_positions", "massive_limit")]
@@ -116,22 +124,21 @@ def _wrong(value: Any, shape: Shape, where: str) -> str | None:
         return _wrong_entries(value, shape, where)
     if isinstance(shape, list):
         if not isinstance(value, list):
-            return f"{where} is {_kind(value)}, expected a list"
+            return f"{where} is {kind_of(value)}, expected a list"
         return next(filter(None, (_wrong(item, shape[0], f"{where}[{i}]") for i, item in enumerate(value))), None)
     if shape == "pair":
         if not isinstance(value, list) or len(value) != 2 or any(_wrong(each, NUMBER, "") for each in value):
-            return f"{where} is {_kind(value)}, expected a list of two numbers"
+            return f"{where} is {kind_of(value)}, expected a list of two numbers"
         return None
     kinds = shape if isinstance(shape, tuple) else (shape,)
     if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
         return None
-    names = dict.fromkeys("a number" if kind is int and float in kinds else _NAMES[kind] for kind in kinds)
-    return f"{where} is {_kind(value)}, expected {' or '.join(names)}"
+    return f"{where} is {kind_of(value)}, expected {names_of(kinds)}"
 
 
 def _wrong_entries(value: Any, shape: Mapping[str, Shape], where: str) -> str | None:
     if not isinstance(value, dict):
-        return f"{where or 'it'} is {_kind(value)}, expected an object"
+        return f"{where or 'it'} is {kind_of(value)}, expected an object"
     named = {key.removesuffix("?"): below for key, below in shape.items()}
     for key in shape:
         if not key.endswith(("?", "*")) and key not in value:
@@ -164,7 +171,13 @@ def _wrong_figures(found: Any, kind: Shape) -> str | None:
     return None
 
 
-def _kind(value: Any) -> str:
+def names_of(kinds: tuple[type, ...]) -> str:
+    """Kinds of entries in words."""
+    return " or ".join(dict.fromkeys("a number" if kind is int and float in kinds else _NAMES[kind] for kind in kinds))
+
+
+def kind_of(value: Any) -> str:
+    """What a value is, in words, with itself where it is short."""
     name = "true or false" if isinstance(value, bool) else _NAMES.get(type(value), type(value).__name__)
     shown = repr(value)
     return f"{name} ({shown})" if len(shown) < 40 and not isinstance(value, dict | list | type(None)) else name

@@ -11,6 +11,7 @@ from families import BOS, D_MODEL, EOS, N_LAYERS, PAD
 from saelora.core.lora import lora_config, only
 from saelora.core.splice import TokenMask, splice
 from saelora.evals.faithfulness.attention import NoWeightsError, attention_to_exempt
+from saelora.evals.result_json import to_json
 from saelora.models.anatomy import anatomy_of, unwrap
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in
@@ -44,7 +45,7 @@ def test_shares_equal_those_of_weights_that_transformers_returns(fresh, family):
     model, rows = with_adapter(fresh(family)), rows_of(family)
     before = implementations(model)
     with splice(model, {HOOKPOINT: TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
-        found = attention_to_exempt(model, spliced, SPARE_SPECIAL, rows)
+        found = to_json(attention_to_exempt(model, spliced, SPARE_SPECIAL, rows))
         assert implementations(model) == before
         assert spliced.enabled
         if family != "gemma2":  # whose own is eager already, with a mask that float64 allows

@@ -15,15 +15,23 @@ from families import BOS
 from saelora.core.lora import lora_config
 from saelora.core.splice import splice
 from saelora.errors import InputError
-from saelora.evals.arms import arm
 from saelora.evals.bos import with_bos
 from saelora.evals.capabilities import tasks as lm_tasks
-from saelora.evals.capabilities.scores import ARMS, evaluate_tasks
+from saelora.evals.capabilities.scores import ARMS
+from saelora.evals.capabilities.scores import evaluate_tasks as scored
+from saelora.evals.result_json import to_json
+from saelora.evals.switching import as_variant
+from saelora.evals.variant import Variant
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, saes_at
 
 pytest.importorskip("lm_eval", reason="the extra capabilities is not installed")
+
+
+def evaluate_tasks(*args, **options):
+    return to_json(scored(*args, **options))
+
 
 TASK = """\
 task: {name}
@@ -43,6 +51,10 @@ metadata:
 LOADER = """\
 import json
 from pathlib import Path
+
+def evaluate_tasks(*args, **options):
+    return to_json(scored(*args, **options))
+
 
 def load(**options):
     from datasets import Dataset
@@ -124,7 +136,7 @@ def test_accuracy_is_that_of_plain_forwards_in_every_arm(adapted, tokenizer, fol
         rows = evaluate_tasks(adapted, spliced, tokenizer, loaded(folder, "tiny_choice"), batch_size=4)
         right = {}
         for name in ARMS:
-            with arm(adapted, spliced, name):
+            with as_variant(adapted, spliced, name):
                 scores = [[log_likelihood(adapted, tokenizer, d["text"], c) for c in d["choices"]] for d in docs]
             best = [max(range(3), key=row.__getitem__) for row in scores]
             right[name] = [float(b == d["answer"]) for b, d in zip(best, docs, strict=True)]
@@ -144,7 +156,7 @@ def test_a_score_that_is_no_mean_differs_between_clean_and_spliced_but_has_no_in
     docs = json.loads((folder / "docs.json").read_text())
     with spliced_in(adapted) as spliced:
         [row] = evaluate_tasks(adapted, spliced, tokenizer, loaded(folder, "tiny_last"), batch_size=4)
-        with arm(adapted, spliced, "sae"):
+        with as_variant(adapted, spliced, Variant.SPLICED):
             mean = sum(log_likelihood(adapted, tokenizer, d["text"], d["choices"][0]) for d in docs) / len(docs)
     assert row["scores"]["sae"]["value"] == pytest.approx(float(torch.tensor(-mean).exp()), rel=1e-5)
     assert row["scores"]["base"]["value"] != pytest.approx(row["scores"]["sae"]["value"], rel=1e-2)
@@ -163,15 +175,19 @@ def test_tasks_on_one_text_score_together_as_they_do_alone(adapted, tokenizer, f
     end = end.replace('"{{text}}"', "\"{{text}} {{choices[0].split()[:-1] | join(' ')}}\"")
     (folder / "end.yaml").write_text(end)
     with spliced_in(adapted) as spliced:
-        [alone] = evaluate_tasks(adapted, spliced, tokenizer, loaded(folder, "tiny_end"), arms=["base"])
-        both = evaluate_tasks(adapted, spliced, tokenizer, loaded(folder, "tiny_choice", "tiny_end"), arms=["base"])
+        [alone] = evaluate_tasks(adapted, spliced, tokenizer, loaded(folder, "tiny_end"), arms=[Variant.BASE])
+        both = evaluate_tasks(
+            adapted, spliced, tokenizer, loaded(folder, "tiny_choice", "tiny_end"), arms=[Variant.BASE]
+        )
     together = next(row for row in both if row["task"] == "tiny_end")
     assert together["scores"]["base"]["value"] == pytest.approx(alone["scores"]["base"]["value"], rel=1e-9)
 
 
 def test_a_group_comes_before_its_tasks_with_its_own_score(adapted, tokenizer, folder) -> None:
     with spliced_in(adapted) as spliced:
-        rows = evaluate_tasks(adapted, spliced, tokenizer, loaded(folder, "tiny_group"), arms=("base", "sae"))
+        rows = evaluate_tasks(
+            adapted, spliced, tokenizer, loaded(folder, "tiny_group"), arms=(Variant.BASE, Variant.SPLICED)
+        )
     assert [(row["task"], row["group"]) for row in rows] == [("tiny_group", None), ("tiny_choice", "tiny_group")]
     assert rows[0]["subtasks"] == ["tiny_choice"]
     assert rows[0]["differences"] == rows[1]["differences"]
@@ -181,7 +197,9 @@ def test_a_group_comes_before_its_tasks_with_its_own_score(adapted, tokenizer, f
 def test_limit_and_progress_count_what_is_asked(adapted, tokenizer, folder) -> None:
     tasks, asked = loaded(folder, "tiny_choice"), []
     with spliced_in(adapted) as spliced:
-        rows = evaluate_tasks(adapted, spliced, tokenizer, tasks, limit=5, progress=asked.append, arms=("base", "sae"))
+        rows = evaluate_tasks(
+            adapted, spliced, tokenizer, tasks, limit=5, progress=asked.append, arms=(Variant.BASE, Variant.SPLICED)
+        )
     assert rows[0]["n"] == 5
     assert sum(asked) == 2 * tasks.n_requests(5) == 2 * 5 * 3
 
@@ -193,7 +211,7 @@ def test_nothing_is_printed_and_random_states_and_modes_stay(adapted, tokenizer,
     torch.manual_seed(5)
     expected = (random.Random(5).random(), torch.rand(1, generator=torch.Generator().manual_seed(5)).item())
     with spliced_in(adapted) as spliced:
-        evaluate_tasks(adapted, spliced, tokenizer, tasks, limit=2, arms=("sae",))
+        evaluate_tasks(adapted, spliced, tokenizer, tasks, limit=2, arms=(Variant.SPLICED,))
     assert capfd.readouterr().out == ""
     assert (random.random(), torch.rand(1).item()) == expected
     assert adapted.training

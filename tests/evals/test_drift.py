@@ -14,6 +14,7 @@ from saelora.core.spread import FIGURES
 from saelora.errors import InputError
 from saelora.evals.drift.measure import distances, measure_drift
 from saelora.evals.firing import Firing, correlation
+from saelora.evals.result_json import to_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from spread_reference import plain_figures
@@ -26,7 +27,7 @@ CLOSE = {"rel": 1e-6, "abs": 1e-9}
 
 def measured(model, saes, rows, **options):
     with splice(model, saes, SPARE_SPECIAL) as spliced:
-        return measure_drift(model, spliced, SPARE_SPECIAL, rows, **options)
+        return to_json(measure_drift(model, spliced, SPARE_SPECIAL, rows, **options))
 
 
 @pytest.mark.parametrize("layers", [[2, 3], [0, 3]], ids=["adapter above the SAE", "adapter around the SAE"])
@@ -166,7 +167,7 @@ def test_what_happens_at_exempt_positions_does_not_count():
         firing.update(0, mask, *seen)
         away = distances(seen[1][0], seen[0][0])
         assert all(torch.isfinite(value[mask]).all() for value in away.values())
-        found.append(firing.compute())
+        found.append(to_json(firing.compute()))
     assert found[0] == found[1]
     assert np.isfinite(found[0]["fvu"]["adapted"]["value"])
 

@@ -22,7 +22,9 @@ from saelora.core.splice import TokenMask, splice
 from saelora.core.spread import FIGURES
 from saelora.errors import InputError
 from saelora.evals.faithfulness.interventions import faithfulness, n_tokens_run, spaced
-from saelora.evals.faithfulness.verdict import READS, ROUND, UNCLEAR, judge
+from saelora.evals.faithfulness.result import Verdict
+from saelora.evals.faithfulness.verdict import judge
+from saelora.evals.result_json import to_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in
@@ -93,15 +95,15 @@ def measured(forget: float, noise: float = 0.0) -> dict:
     rows = rows_for(base)
     model = adapted(base, forget, noise)
     with splice(model, {MLP: HalfSAE()}, SPARE_SPECIAL) as spliced:
-        return faithfulness(model, spliced, SPARE_SPECIAL, rows, batch_rows=8)
+        return to_json(faithfulness(model, spliced, SPARE_SPECIAL, rows, batch_rows=8))
 
 
 # SPEC 8.4
 def test_an_adapter_that_goes_round_its_sae_is_told_from_one_that_reads_it():
     for noise in (0.0, 0.05):
         reading, round_it = measured(0.0, noise), measured(1.0, noise)
-        assert reading["verdict"] == READS
-        assert round_it["verdict"] == ROUND
+        assert reading["verdict"] == Verdict.READS_SAE
+        assert round_it["verdict"] == Verdict.BYPASSES_SAE
         assert reading["shuffled"]["rise_sae"]["value"] > 0.1  # the SAE is read by the spliced model
         assert round_it["shuffled"]["rise_sae"] == reading["shuffled"]["rise_sae"]
         assert abs(round_it["shuffled"]["reliance"]["value"]) < 1e-3
@@ -181,7 +183,7 @@ def test_every_number_equals_plain_forwards(fresh, family, layers):
     other = TinySAE(D_MODEL, seed=7)
     hooks = hooks_in(model)
     with splice(model, saes, SPARE_SPECIAL) as spliced:
-        found = faithfulness(model, spliced, SPARE_SPECIAL, rows, other=(SITES[1], other), draws=1)
+        found = to_json(faithfulness(model, spliced, SPARE_SPECIAL, rows, other=(SITES[1], other), draws=1))
     assert hooks_in(model) == hooks
 
     counted = torch.tensor([[token not in (PAD, BOS, EOS) for token in row] for row in rows.tolist()])
@@ -247,7 +249,7 @@ def test_the_adapter_s_own_sae_in_its_place_changes_nothing(fresh):
     base = fresh("llama")
     rows, sae = rows_for(base, n_rows=4), TinySAE(D_MODEL)
     with splice(model := noisy(base), {Hookpoint(1): sae}, SPARE_SPECIAL) as spliced:
-        found = faithfulness(model, spliced, SPARE_SPECIAL, rows, other=(Hookpoint(1), sae), draws=1)
+        found = to_json(faithfulness(model, spliced, SPARE_SPECIAL, rows, other=(Hookpoint(1), sae), draws=1))
     other = found["other_sae"]
     for figure in ("fvu", *FIGURES):
         assert other[figure] == pytest.approx(other[f"own_{figure}"]), figure
@@ -259,7 +261,7 @@ def test_a_policy_that_exempts_nothing_has_no_exempt_figures(fresh):
     base = fresh("llama")
     rows = rows_for(base, n_rows=4)
     with splice(model := noisy(base), {Hookpoint(1): TinySAE(D_MODEL)}, TokenMask()) as spliced:
-        found = faithfulness(model, spliced, TokenMask(), rows, draws=1)["exempt"]
+        found = to_json(faithfulness(model, spliced, TokenMask(), rows, draws=1))["exempt"]
     assert found["n_positions"] == 0
     assert found["spliced_too"] is found["after_first"] is found["attention"] is None
     assert found["attention_missing"] == "no position is exempt"
@@ -269,7 +271,7 @@ def test_positions_that_begin_rows_leave_nothing_after_the_first(fresh):
     base = fresh("llama")
     rows = rows_for(base, n_rows=4)[1:]
     with splice(model := noisy(base), {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
-        found = faithfulness(model, spliced, SPARE_SPECIAL, rows, draws=1)["exempt"]
+        found = to_json(faithfulness(model, spliced, SPARE_SPECIAL, rows, draws=1))["exempt"]
     assert found["n_positions"] == 3
     assert found["spliced_too"] is not None
     assert found["after_first"] is None
@@ -280,8 +282,8 @@ def test_more_draws_pool_more_latents_and_fewer_rows_ablate_less(fresh):
     rows = rows_for(base, n_rows=8)
     told = []
     with splice(model := noisy(base), {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
-        few = faithfulness(model, spliced, SPARE_SPECIAL, rows, draws=1, ablation_rows=3, progress=told.append)
-        many = faithfulness(model, spliced, SPARE_SPECIAL, rows, draws=4)
+        few = to_json(faithfulness(model, spliced, SPARE_SPECIAL, rows, draws=1, ablation_rows=3, progress=told.append))
+        many = to_json(faithfulness(model, spliced, SPARE_SPECIAL, rows, draws=4))
     assert sum(told) == n_tokens_run(rows, 3)
     assert few["ablation"]["n_predictions"] < few["n_predictions"] == many["ablation"]["n_predictions"]
     assert few["shuffled"] == many["shuffled"]  # drawn before, whatever is ablated
@@ -334,38 +336,32 @@ def around(value: float | None, half: float = 0.02) -> dict:
     }  # fmt: skip
 
 
-def result(reliance: float | None, top: float | None, excess: float | None = None, gain: float = 0.1) -> dict:
-    after = None if excess is None else {"excess": around(excess)}
-    return {
-        "shuffled": {"reliance": around(reliance)},
-        "ablation": {"top_pooled": around(top)},
-        "exempt": {"after_first": after},
-        "gain": around(gain),
-    }
+def result(reliance: float | None, top: float | None, excess: float | None = None, gain: float = 0.1) -> tuple:
+    return around(reliance), around(top), around(gain), None if excess is None else around(excess)
 
 
 @pytest.mark.parametrize(
     ("found", "verdict"),
     [
-        (result(0.95, 0.9), READS),
-        (result(1.2, 1.1), READS),
-        (result(0.95, None), READS),
-        (result(0.81, 0.9), UNCLEAR),  # its interval reaches below the threshold
-        (result(0.65, 0.65), UNCLEAR),
-        (result(0.2, 0.3), ROUND),
-        (result(-0.1, None), ROUND),
-        (result(0.49, 0.3), UNCLEAR),
-        (result(0.95, 0.4), UNCLEAR),  # the two do not agree
-        (result(0.2, 0.9), UNCLEAR),
-        (result(None, 0.9), UNCLEAR),
-        (result(0.95, 0.9, excess=0.03), READS),
-        (result(0.95, 0.9, excess=0.08), UNCLEAR),  # more than half the gain hangs on exempt positions
-        (result(0.95, 0.9, excess=0.08, gain=-0.1), READS),  # no gain that could hang on anything
+        (result(0.95, 0.9), Verdict.READS_SAE),
+        (result(1.2, 1.1), Verdict.READS_SAE),
+        (result(0.95, None), Verdict.READS_SAE),
+        (result(0.81, 0.9), Verdict.UNCLEAR),  # its interval reaches below the threshold
+        (result(0.65, 0.65), Verdict.UNCLEAR),
+        (result(0.2, 0.3), Verdict.BYPASSES_SAE),
+        (result(-0.1, None), Verdict.BYPASSES_SAE),
+        (result(0.49, 0.3), Verdict.UNCLEAR),
+        (result(0.95, 0.4), Verdict.UNCLEAR),  # the two do not agree
+        (result(0.2, 0.9), Verdict.UNCLEAR),
+        (result(None, 0.9), Verdict.UNCLEAR),
+        (result(0.95, 0.9, excess=0.03), Verdict.READS_SAE),
+        (result(0.95, 0.9, excess=0.08), Verdict.UNCLEAR),  # more than half the gain hangs on exempt positions
+        (result(0.95, 0.9, excess=0.08, gain=-0.1), Verdict.READS_SAE),  # no gain that could hang on anything
     ],
 )
 # SPEC 8.4
 def test_verdict_follows_the_stated_rule(found, verdict):
-    told, why = judge(found)
+    told, why = judge(*found)
     assert told == verdict
-    value = found["shuffled"]["reliance"]["value"]
+    value = found[0]["value"]
     assert (f"{value:.2f}" if value is not None else "nothing") in why

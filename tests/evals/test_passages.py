@@ -8,6 +8,7 @@ from variants import plain_runs, rows_of, with_adapter
 import families
 from families import BOS, D_MODEL
 from saelora.core.splice import splice
+from saelora.evals.result_json import to_json
 from saelora.evals.tokens import passages
 from saelora.evals.tokens.passages import extreme, show, token_text, vocabulary, whole_rows
 from saelora.evals.tokens.per_token import PerToken, per_token
@@ -82,7 +83,7 @@ def test_each_entry_is_of_the_token_in_its_place(fresh, family, chunk, monkeypat
         found = per_token(model, spliced, SPARE_SPECIAL, rows)
         places = {"one": [(4, 2, 9, 6)], "rows": [(1, 0, 11, None), (4, 0, 11, None)]}
         told = []
-        shown = show(model, spliced, found, places, progress=told.append)
+        shown = to_json(show(model, spliced, found, places, progress=told.append))
     assert told == [1, 1]  # each row is run once
     runs = plain_runs(model, {Hookpoint(1): sae}, rows)
     log_p = {arm: runs[arm]["logits"].double().log_softmax(-1) for arm in ARMS}
@@ -150,7 +151,7 @@ def test_bos_is_shown_with_what_was_expected_in_its_place(fresh):
     model = with_adapter(fresh("llama"), [2])
     with splice(model, {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
         found = per_token(model, spliced, SPARE_SPECIAL, rows)
-        (passage,) = show(model, spliced, found, {"text": [(4, 0, 11, None)]})["text"]
+        (passage,) = to_json(show(model, spliced, found, {"text": [(4, 0, 11, None)]}))["text"]
     assert passage["ids"][5] == BOS
     assert passage["counted"][5]
     assert not passage["counted"][6]

@@ -15,7 +15,7 @@ import families
 from saelora.core import lora
 from saelora.core.splice import splice
 from saelora.errors import InputError
-from saelora.evals.saebench import environment, results, runner
+from saelora.evals.saebench import environment, metrics, runner
 from saelora.evals.saebench.export import export_model, export_sae
 from saelora.evals.saebench.local import local_data
 from saelora.models.anatomy import anatomy_of
@@ -116,15 +116,15 @@ def test_a_python_without_saebench_is_refused_with_the_command_that_installs_it(
     ],
 )
 def test_adapters_reach_a_hookpoint_only_from_below(hookpoint, layers, expected) -> None:
-    assert results.reaches(hookpoint, layers) is expected
+    assert metrics.reaches(hookpoint, layers) is expected
 
 
 def test_only_core_can_change_with_adapters_above_every_sae() -> None:
-    assert results.cannot_change([Hookpoint(1), Hookpoint(2)], [3], results.EVALS) == list(results.EVALS[1:])
-    assert results.cannot_change([Hookpoint(1), Hookpoint(4)], [3], results.EVALS) == []
-    assert results.can_change("core", "model_performance_preservation", reached=False)
-    assert not results.can_change("core", "sparsity", reached=False)
-    assert results.can_change("core", "sparsity", reached=True)
+    assert metrics.cannot_change([Hookpoint(1), Hookpoint(2)], [3], metrics.EVALS) == list(metrics.EVALS[1:])
+    assert metrics.cannot_change([Hookpoint(1), Hookpoint(4)], [3], metrics.EVALS) == []
+    assert metrics.can_change("core", "model_performance_preservation", reached=False)
+    assert not metrics.can_change("core", "sparsity", reached=False)
+    assert metrics.can_change("core", "sparsity", reached=True)
 
 
 def write(folder: Path, name: str, metrics: dict) -> None:
@@ -144,8 +144,8 @@ def test_results_are_read_into_one_table_base_beside_adapted(tmp_path) -> None:
     write(tmp_path / "base", "core", core(3.5))
     write(tmp_path / "adapted", "core", core(3.2))
     write(tmp_path / "base", "sparse_probing", {"sae": {"sae_top_1_test_accuracy": 0.75, "sae_top_50_test": None}})
-    rows = results.table(tmp_path / "base", tmp_path / "adapted", [HERE], results.EVALS, [2, 3])
-    found = {row["metric"]: (row["base"], row["adapted"], row["can_change"], row["measured_once"]) for row in rows}
+    rows = metrics.table(tmp_path / "base", tmp_path / "adapted", [HERE], metrics.EVALS, [2, 3])
+    found = {row.metric: (row.base, row.adapted, row.can_change, row.measured_once) for row in rows}
     assert found == {
         "ce_loss_with_sae": (3.5, 3.2, True, False),
         "ce_loss_without_sae": (3.0, 3.0, True, False),
@@ -156,14 +156,14 @@ def test_results_are_read_into_one_table_base_beside_adapted(tmp_path) -> None:
 
 def test_an_evaluation_that_could_change_but_was_not_measured_has_no_adapted_value(tmp_path) -> None:
     write(tmp_path / "base", "scr", {"scr_metrics": {"scr_dir1_threshold_2": 0.1}})
-    [row] = results.table(tmp_path / "base", tmp_path / "adapted", [HERE], ["scr"], [1])
-    assert (row["base"], row["adapted"], row["can_change"]) == (0.1, None, True)
+    [row] = metrics.table(tmp_path / "base", tmp_path / "adapted", [HERE], ["scr"], [1])
+    assert (row.base, row.adapted, row.can_change) == (0.1, None, True)
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path) -> None:
     (tmp_path / "x_eval_results.json").write_text("{}")
     with pytest.raises(InputError, match="no eval_result_metrics"):
-        results.read_metrics(tmp_path)
+        metrics.read_metrics(tmp_path)
 
 
 def test_local_data_are_found_by_name_and_checked(tmp_path) -> None:
@@ -230,14 +230,14 @@ def test_saebench_runs_on_exported_models(fresh, tmp_path) -> None:
     found = run_saebench(
         model, {HERE: sae}, _words(), rows, plan, Path(os.environ["SAEBENCH_PYTHON"]), _made(tmp_path / "work")
     )
-    assert found["skipped"] == []
-    assert {row["eval"] for row in found["metrics"]} == set(evals)
-    values = {row["metric"]: (row["base"], row["adapted"]) for row in found["metrics"]}
+    assert found.skipped == []
+    assert {row.eval for row in found.metrics} == set(evals)
+    values = {row.metric: (row.base, row.adapted) for row in found.metrics}
     assert values["l0"] == pytest.approx((4.0, 4.0))
     assert values["ce_loss_with_sae"][0] != values["ce_loss_with_sae"][1]
-    for row in found["metrics"]:  # all were measured on both models: what is said to be fixed must be equal
-        if not row["can_change"]:
-            assert row["base"] == pytest.approx(row["adapted"], abs=1e-6), row
+    for row in found.metrics:  # all were measured on both models: what is said to be fixed must be equal
+        if not row.can_change:
+            assert row.base == pytest.approx(row.adapted, abs=1e-6), row
     assert not list((tmp_path / "work").glob("model-*/*.safetensors"))
 
 

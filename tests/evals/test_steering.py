@@ -12,6 +12,7 @@ import families
 from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.lora import lora_config
 from saelora.core.splice import splice
+from saelora.evals.result_json import to_json
 from saelora.evals.steering import effects as steering
 from saelora.evals.steering.interventions import direction
 from saelora.evals.steering.texts import Text
@@ -37,7 +38,7 @@ def case_of(sae, latent=3, test_seed=20):
     d, norm = direction(sae, latent, Hookpoint(1))
     tuning = {"positives": texts(1, 4), "negatives": texts(2, 3)}
     test = {"positives": texts(test_seed, 5), "negatives": texts(test_seed + 1, 4)}
-    return steering.Case(latent, d, 6.0 * norm, tuning, test, {"how": "given"})
+    return steering.Case(latent, d, 6.0 * norm, tuning, test)
 
 
 @pytest.fixture
@@ -78,6 +79,20 @@ def by_hand(bench, case, method, alpha, adapted, text):
     return before, after
 
 
+def tuned_by(*args):
+    return to_json(steering.tune(*args))
+
+
+def paired(*args):
+    return to_json(steering.paired(*args))
+
+
+def measured(bench, cases, alphas):
+    effects = steering.measure(bench, cases, alphas)
+    latents = [{"latent": case.latent, "methods": each} for case, each in zip(cases, effects, strict=True)]
+    return to_json({"latents": latents, "pooled": steering.pool(effects)})
+
+
 def close(estimate, values):
     mean = sum(values) / len(values)
     low, high = stats.t.interval(0.9, len(values) - 1, loc=mean, scale=stats.sem(values))
@@ -89,7 +104,7 @@ def close(estimate, values):
 # SPEC 10.2
 def test_tuning_takes_the_alpha_with_the_best_gain_less_loss_of_the_original_model(bench):
     case = case_of(TinySAE(D_MODEL))
-    tuned = steering.tune(bench, case, ALPHAS)
+    tuned = tuned_by(bench, case, ALPHAS)
     for method, grid in ALPHAS.items():
         scores = []
         for alpha in grid:
@@ -105,12 +120,12 @@ def test_tuning_takes_the_alpha_with_the_best_gain_less_loss_of_the_original_mod
 
 def test_tuning_looks_neither_at_test_texts_nor_at_the_adapter(bench):
     sae = TinySAE(D_MODEL)
-    before = steering.measure(bench, [case_of(sae)], ALPHAS)["latents"][0]["methods"]
-    other = steering.measure(bench, [case_of(sae, test_seed=50)], ALPHAS)["latents"][0]["methods"]
+    before = measured(bench, [case_of(sae)], ALPHAS)["latents"][0]["methods"]
+    other = measured(bench, [case_of(sae, test_seed=50)], ALPHAS)["latents"][0]["methods"]
     for name, parameter in bench.model.named_parameters():
         if "lora_B" in name:
             parameter.data *= -2
-    turned = steering.measure(bench, [case_of(sae)], ALPHAS)["latents"][0]["methods"]
+    turned = measured(bench, [case_of(sae)], ALPHAS)["latents"][0]["methods"]
     for method in ALPHAS:
         tuned = [(found[method]["alpha"], found[method]["tuning"]) for found in (before, other, turned)]
         assert tuned[0] == tuned[1] == tuned[2]
@@ -122,8 +137,8 @@ def test_tuning_looks_neither_at_test_texts_nor_at_the_adapter(bench):
 # SPEC 6.3
 def test_comparison_is_paired_by_text_and_has_students_interval(bench):
     case = case_of(TinySAE(D_MODEL))
-    found = steering.measure(bench, [case], ALPHAS)
-    assert found["level"] == 0.9
+    found = measured(bench, [case], ALPHAS)
+    assert steering.LEVEL == 0.9
     for method in ALPHAS:
         entry = found["latents"][0]["methods"][method]
         for side in steering.SIDES:
@@ -146,7 +161,7 @@ def test_comparison_is_paired_by_text_and_has_students_interval(bench):
 def test_normalised_values_are_those_of_the_papers_formula():
     before, after = torch.tensor([-4.0, -2.0, -3.0]), torch.tensor([-3.0, -2.5, -3.0])
     other, moved = torch.tensor([-1.0, -5.0, -2.0]), torch.tensor([0.0, -5.0, -2.0])
-    found = steering.paired((before, after), (other, moved))
+    found = paired((before, after), (other, moved))
     scale = [100 * (x + 4) / 2 for x in (-4.0, -2.0, -3.0, -3.0, -2.5, -3.0)]
     scale_other = [100 * (x + 5) / 4 for x in (-1.0, -5.0, -2.0, 0.0, -5.0, -2.0)]
     differences = [(scale_other[i + 3] - scale_other[i]) - (scale[i + 3] - scale[i]) for i in range(3)]
@@ -155,25 +170,25 @@ def test_normalised_values_are_those_of_the_papers_formula():
 
 def test_texts_that_are_all_alike_have_no_normalised_difference():
     same = torch.full((3,), -2.0)
-    found = steering.paired((same, same + 1), (same, same + 2))
+    found = paired((same, same + 1), (same, same + 2))
     assert found["difference_normalised"] == {"value": None, "low": None, "high": None}
     assert found["difference_raw"]["value"] == pytest.approx(1.0)
 
 
 def test_a_model_that_steering_destroys_gives_none_and_its_alpha_is_not_chosen(bench):
     case = case_of(TinySAE(D_MODEL))
-    tuned = steering.tune(bench, case, {"add": (math.inf, 0.3)})
+    tuned = tuned_by(bench, case, {"add": (math.inf, 0.3)})
     assert tuned["add"]["alpha"] == 0.3
     assert tuned["add"]["tuning"][0]["score"] is None
     nothing = torch.full((3,), math.nan)
-    assert steering.paired((nothing, nothing), (nothing, nothing))["base"]["value"] is None
+    assert paired((nothing, nothing), (nothing, nothing))["base"]["value"] is None
 
 
 # SPEC 6.3
 def test_pooling_takes_each_latents_mean_as_one_observation(bench):
     sae = TinySAE(D_MODEL)
     cases = [case_of(sae, latent, 20 + 2 * latent) for latent in (0, 3, 7)]
-    found = steering.measure(bench, cases, ALPHAS)
+    found = measured(bench, cases, ALPHAS)
     assert [latent["latent"] for latent in found["latents"]] == [0, 3, 7]
     for method in ALPHAS:
         for side in steering.SIDES:
@@ -186,7 +201,7 @@ def test_an_adapter_that_does_nothing_makes_no_difference(bench):
     for name, parameter in bench.model.named_parameters():
         if "lora_B" in name:
             parameter.data *= 0
-    found = steering.measure(bench, [case_of(TinySAE(D_MODEL))], ALPHAS)
+    found = measured(bench, [case_of(TinySAE(D_MODEL))], ALPHAS)
     difference = found["pooled"]["scale"]["positives"]["difference_raw"]["value"]
     assert difference == pytest.approx(0.0, abs=1e-9)
     assert abs(found["pooled"]["scale"]["positives"]["base"]["value"]) > 1e-4
@@ -196,7 +211,7 @@ def test_progress_adds_up_to_what_was_announced(bench):
     case, seen = case_of(TinySAE(D_MODEL)), []
     counting = copy.copy(bench)
     object.__setattr__(counting, "progress", seen.append)
-    steering.measure(counting, [case], ALPHAS)
+    measured(counting, [case], ALPHAS)
     assert sum(seen) == case.n_tokens(5, 2)
 
 
@@ -204,8 +219,7 @@ def test_samples_are_greedy_continuations_of_each_model(bench):
     case = case_of(TinySAE(D_MODEL))
     found = steering.measure(bench, [case], {"add": (4.0,)})
     prompts = torch.tensor([[BOS, 44, 8, 21, 3], [BOS, 5, 9, 33, 12]])
-    steering.samples(bench, Numbers(), prompts, [case], found["latents"], 6)
-    samples = found["latents"][0]["samples"]
+    (samples,) = to_json(steering.samples(bench, Numbers(), prompts, [case], found, 6))
     assert [sample["prompt"] for sample in samples] == ["44 8 21 3", "5 9 33 12"]
     assert all(sample["method"] == "add" and sample["alpha"] == 4.0 for sample in samples)
 

@@ -8,6 +8,7 @@ from scipy.sparse import csc_array
 import families
 from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.splice import splice
+from saelora.evals.result_json import to_json
 from saelora.evals.steering.latents import Firing, Reader, choose, firing, negatives, passages, positives
 from saelora.evals.steering.texts import Text
 from saelora.models.anatomy import anatomy_of
@@ -98,7 +99,7 @@ def test_positives_fire_most_and_negatives_never_with_matching_lengths():
 def test_passages_show_each_token_with_its_activation(reader):
     found = firing(reader, some_texts())
     latent = int(found.rates().argmax())
-    shown = passages(reader, found, latent, Numbers(), 3)
+    shown = to_json(passages(reader, found, latent, Numbers(), 3))
     reader.spliced.enabled = False
     for passage, text in zip(shown, positives(found, latent, 3), strict=True):
         rows = latents_by_hand(reader.model, reader.sae, text)

@@ -11,6 +11,7 @@ from families import BOS, D_MODEL, EOS
 from saelora.core.splice import splice
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
+from saelora.evals.result_json import to_json
 from saelora.evals.tokens.bins import frequency_bins, position_bins, recon_error_bins
 from saelora.evals.tokens.per_token import PerToken, lowest, per_token, summarise
 from saelora.models.anatomy import anatomy_of
@@ -21,6 +22,10 @@ ONE = [Hookpoint(1)]
 IN_ORDER = ("resid_pre", "attn_z", "attn_module_out", "attn_out", "mlp_module_out", "mlp_out", "resid_post")
 SEVERAL = [Hookpoint(2), Hookpoint(1, "mlp_out"), Hookpoint(1, "attn_out")]
 CLOSE = {"rel": 1e-5, "abs": 1e-6}
+
+
+def summarised(*args):
+    return to_json(summarise(*args))
 
 
 def measured(model, saes, rows, **options) -> PerToken:
@@ -62,7 +67,7 @@ def test_means_agree_with_the_loss_part(fresh, family):
     model, saes = with_adapter(fresh(family), [2, 3]), {Hookpoint(1): TinySAE(D_MODEL)}
     expected = evaluate_loss(model, saes, SPARE_SPECIAL, rows)
     found = measured(model, saes, rows)
-    result = summarise(found)
+    result = summarised(found)
     assert result["n_predictions"] == expected["n_tokens_evaluated"]
     for name in ("ce_base", "ce_sae", "ce_adapted", "kl_sae", "kl_adapted"):
         assert found.values[name][found.counted].mean() == pytest.approx(expected[name], rel=1e-9)
@@ -92,7 +97,7 @@ def test_an_adapter_of_zeros_changes_no_prediction_by_one_bit(fresh, layers):
     rows = rows_of(families.tiny("llama"))
     found = measured(with_adapter(fresh("llama"), layers, size=0.0), {Hookpoint(1): TwoWays(D_MODEL)}, rows)
     assert (found.change == 0).all()
-    result = summarise(found)
+    result = summarised(found)
     assert result["share_helped"]["value"] == result["share_hurt"]["value"] == 0
     assert result["change"]["mean_helped"]["value"] is None
     assert result["concentration"] == {"0.01": None, "0.1": None}
@@ -126,7 +131,7 @@ def test_rows_without_a_replaced_position_are_refused(fresh):
 
 def test_an_sae_that_reconstructs_perfectly_has_one_bin_and_no_gap(fresh):
     rows = rows_of(families.tiny("llama"))
-    result = summarise(measured(with_adapter(fresh("llama"), [2]), {Hookpoint(1): Identity()}, rows))
+    result = summarised(measured(with_adapter(fresh("llama"), [2]), {Hookpoint(1): Identity()}, rows))
     (only,) = result["by_recon_error"]
     assert (only["low"], only["high"]) == (0, 0)
     assert only["n"] == result["n_predictions"]
@@ -161,7 +166,7 @@ def again(found: PerToken, times: int) -> PerToken:
 
 
 def test_shares_means_and_quantiles_are_of_counted_predictions():
-    found = summarise(by_hand())
+    found = summarised(by_hand())
     changes = [-1.5, 0.5, 0, -1e-6, 2e-6, -1, 11]
     assert found["n_predictions"] == 7
     assert found["share_helped"]["value"] == pytest.approx(3 / 7)
@@ -177,7 +182,7 @@ def test_shares_means_and_quantiles_are_of_counted_predictions():
 
 
 def test_histogram_holds_every_change_once():
-    found = summarise(by_hand())["histogram"]
+    found = summarised(by_hand())["histogram"]
     assert len(found["edges"]) == 51
     assert (found["edges"][0], found["edges"][-1]) == pytest.approx((1e-5, 10))
     for side, inside in (("helped", [1.5, 1.0]), ("hurt", [0.5])):
@@ -194,9 +199,9 @@ def test_positions_are_counted_from_the_tokens_before():
     bins = position_bins((2, 9))
     assert [each.label for each in bins] == ["1", "2–3", "4–7", "8–9"]
     assert [each.member_RP[0].nonzero()[0].tolist() for each in bins] == [[0], [1, 2], [3, 4, 5, 6], [7, 8]]
-    found = summarise(by_hand())["by_position"]
+    found = summarised(by_hand())["by_position"]
     assert [(each["label"], each["n"]) for each in found] == [("1", 1), ("2–3", 4), ("4", 2)]
-    of_second = summarise(again(by_hand(), 3))["by_position"][1]
+    of_second = summarised(again(by_hand(), 3))["by_position"][1]
     assert of_second["ce_base"]["value"] == pytest.approx(1)
     assert of_second["ce_sae"]["value"] == pytest.approx((3 + 3 + 2 + 2) / 4)
     assert of_second["change"]["value"] == pytest.approx((-1.5 + 0.5 + 2e-6 - 1) / 4)
@@ -207,7 +212,7 @@ def test_frequency_bins_are_of_the_predicted_token():
     count = np.zeros(30, int)
     count[10], count[11], count[12], count[2] = 50, 5, 2_000_000, 7
     count[3] = 10_000_000 - count.sum()
-    found = summarise(by_hand(), count)["by_frequency"]
+    found = summarised(by_hand(), count)["by_frequency"]
     # 10 is predicted at prediction 0 of rows 0 (not counted) and 1, and at 1 and 2 of row 1; 13 and 20 were never seen
     assert [(each["label"], each["n"]) for each in found] == [
         ("never seen", 2),
@@ -237,14 +242,14 @@ def test_recon_error_bins_hold_each_counted_prediction_once_and_evenly():
 def test_a_gap_that_cannot_be_told_from_zero_has_no_share_closed():
     found = again(by_hand(), 3)
     found.values["ce_sae"][::3] = -1
-    for each in summarise(found)["by_position"][1:]:
+    for each in summarised(found)["by_position"][1:]:
         assert each["ce_sae"]["low"] is not None
         assert each["gap_closed"] == {"value": None, "low": None, "high": None}
 
 
 def test_a_bin_of_a_few_rows_has_no_intervals():
     for few in (1, 2):
-        for each in summarise(again(by_hand(), few))["by_position"]:
+        for each in summarised(again(by_hand(), few))["by_position"]:
             assert each["change"]["value"] is not None
             assert each["change"]["low"] is each["change"]["high"] is each["gap_closed"]["value"] is None
 

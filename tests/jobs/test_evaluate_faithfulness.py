@@ -33,7 +33,7 @@ def test_the_part_is_written_and_told_in_words(
     written = json.loads((tmp_path / "evals" / "faithfulness.json").read_text())
     result = written["result"]
     assert result["why"] in said
-    assert result["verdict"] in ("reads its SAE", "goes round its SAE", "unclear")
+    assert result["verdict"] in ("reads_sae", "bypasses_sae", "unclear")
     assert result["other_sae"]["ref"] == str(other)
     assert result["ablation"]["n_predictions"] < result["n_predictions"] < 6 * ws.CONTEXT
     assert len(result["exempt"]["attention"]["layers"]) == ws.N_LAYERS

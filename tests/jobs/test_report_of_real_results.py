@@ -151,6 +151,12 @@ def test_every_number_of_the_losses_is_on_the_page(evaluated: Path, html: str) -
         assert str(results[key]) in shown, key
 
 
+def test_whole_rows_of_text_and_both_extremes_can_be_read(html: str) -> None:
+    (data,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', html, flags=re.DOTALL)
+    (run,) = json.loads(data)["runs"]
+    assert {passage["group"] for passage in run["passages"]} == {"most_helped", "most_hurt", "text"}
+
+
 @pytest.fixture(scope="module")
 def compared(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("compared")

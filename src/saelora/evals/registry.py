@@ -3,6 +3,7 @@
 A folder holds these modules, of which no more is imported than is asked for:
 
 - options: ``Options``, and ``check(config)`` of what can be wrong before anything is loaded; neither imports torch.
+- result: the frozen dataclass that the others share; its JSON is what files hold. No torch.
 - measure: ``run(subject, config)``, the measurement; it returns the result.
 - summary: ``lines(result)``, the finding in plain words.
 - section: ``sections(runs)``, its chapters of the page of ``saelora report``.
@@ -11,15 +12,23 @@ A folder holds these modules, of which no more is imported than is asked for:
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from saelora.config import Configuration
 from saelora.evals.capabilities import options as capabilities
+from saelora.evals.capabilities.result import Capabilities
+from saelora.evals.drift.result import Drift
 from saelora.evals.faithfulness import options as faithfulness
+from saelora.evals.faithfulness.result import Faithfulness
+from saelora.evals.result_json import from_json, to_json
 from saelora.evals.saebench import options as saebench
+from saelora.evals.saebench.result import SAEBench
 from saelora.evals.steering import options as steering
+from saelora.evals.steering.result import Steering
 from saelora.evals.tokens import options as tokens
+from saelora.evals.tokens.result import Tokens
 
 if TYPE_CHECKING:
     from saelora.evals.subject import Subject
@@ -32,6 +41,7 @@ class Evaluation:
     """One evaluation of an adapted model.
 
     Args:
+        result: the kind of its result.
         options: the module of its options, where it has some.
         of_trained_saes: it has something to say of a run that trained its SAE.
         on_rows: it is measured on the run's held-out rows; False: it brings texts of its own.
@@ -39,17 +49,26 @@ class Evaluation:
     """
 
     name: str
+    result: type[Any]
     options: ModuleType | None = None
     of_trained_saes: bool = False
     on_rows: bool = True
     in_all: bool = True
 
     def run(self, subject: "Subject", config: Configuration) -> dict[str, Any]:
-        """Measure; returns what its file holds."""
-        return self._module("measure").run(subject, config)
+        """Measure; returns what its file is to hold."""
+        return to_json(self._module("measure").run(subject, config))
 
-    def lines(self, result: dict[str, Any]) -> list[str]:
-        """The finding in plain words, from what its file holds."""
+    def read(self, found: dict[str, Any], path: str | Path) -> Any:
+        """The result that a file of this or an earlier version holds.
+
+        Raises:
+            InputError: an entry is missing or of another kind.
+        """
+        return from_json(self.result, found, path, f"measure it again with --parts {self.name} --overwrite")
+
+    def lines(self, result: Any) -> list[str]:
+        """The finding in plain words."""
         return self._module("summary").lines(result)
 
     def sections(self, runs: Sequence["Run"]) -> list["Section"]:
@@ -61,12 +80,12 @@ class Evaluation:
 
 
 _ALL = (  # in the order in which they are measured and shown
-    Evaluation("tokens", tokens, of_trained_saes=True),
-    Evaluation("drift", of_trained_saes=True),
-    Evaluation("faithfulness", faithfulness),
-    Evaluation("steering", steering),
-    Evaluation("capabilities", capabilities, of_trained_saes=True, on_rows=False, in_all=False),
-    Evaluation("saebench", saebench, on_rows=False, in_all=False),
+    Evaluation("tokens", Tokens, tokens, of_trained_saes=True),
+    Evaluation("drift", Drift, of_trained_saes=True),
+    Evaluation("faithfulness", Faithfulness, faithfulness),
+    Evaluation("steering", Steering, steering),
+    Evaluation("capabilities", Capabilities, capabilities, of_trained_saes=True, on_rows=False, in_all=False),
+    Evaluation("saebench", SAEBench, saebench, on_rows=False, in_all=False),
 )
 EVALUATIONS = {each.name: each for each in _ALL}
 

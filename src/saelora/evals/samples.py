@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from saelora.core import lora
 from saelora.core.splice import Splice
-from saelora.evals.arms import arm
+from saelora.evals.switching import as_variant
+from saelora.evals.variant import Variant
 from saelora.models.anatomy import device_of
 
 
@@ -36,13 +37,13 @@ def continuations(
     Returns:
         One dict a prompt: prompt, original, spliced, adapted (the last only where there is an adapted model).
     """
-    arms = {"original": "base", "spliced": "sae"}
+    variants = {"original": Variant.BASE, "spliced": Variant.SPLICED}
     if lora.adapter_name(model) or adapted is not None:
-        arms["adapted"] = "adapted"
+        variants["adapted"] = Variant.ADAPTED
     prompts = prompts.to(device_of(model))
     out = [{"prompt": text_of(tokenizer, row)} for row in prompts]
-    for name, variant in arms.items():
-        with arm(model, spliced, variant, adapted=adapted):
+    for name, variant in variants.items():
+        with as_variant(model, spliced, variant, adapted=adapted):
             ids = generate(model, tokenizer, prompts, n_new_tokens)
         for sample, row in zip(out, ids, strict=True):
             sample[name] = text_of(tokenizer, row[prompts.shape[1] :])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from saelora.evals.trained import ADAPTER, BOTH, TRAINED_SAE
+from saelora.evals.trained import Trained
 
 if TYPE_CHECKING:
     import torch
@@ -51,13 +51,13 @@ class Subject:
     adapted: Splice | None = None
 
     @property
-    def trained(self) -> str:
-        """What was trained, in words: whose doing it is that the adapted model differs."""
+    def trained(self) -> Trained:
+        """What was trained: whose doing it is that the adapted model differs."""
         from saelora.core import lora
 
         if self.adapted is None:
-            return ADAPTER
-        return BOTH if lora.adapter_name(self.model) else TRAINED_SAE
+            return Trained.ADAPTER
+        return Trained.BOTH if lora.adapter_name(self.model) else Trained.SAE
 
     @property
     def tokenizer(self) -> Any:

@@ -1,10 +1,28 @@
-"""What a run trained, as a sentence names it; a part's result holds it under "trained"."""
+"""Whose doing it is that an adapted model differs from the spliced one."""
 
-from typing import Any
-
-ADAPTER, TRAINED_SAE, BOTH = "the adapter", "the trained SAE", "the adapter with its trained SAE"
+from enum import StrEnum
 
 
-def trained(result: dict[str, Any]) -> str:
-    """Whose doing it is that the adapted model differs; results from before there was a choice are of adapters."""
-    return result.get("trained", ADAPTER)
+class Trained(StrEnum):
+    """What a run trained."""
+
+    ADAPTER = "adapter"
+    SAE = "sae"
+    BOTH = "adapter+sae"
+
+    @classmethod
+    def _missing_(cls, value: object) -> "Trained | None":
+        """Results up to version 0.1 hold the words."""
+        return next((each for each, words in _WORDS.items() if words == value), None)
+
+    @property
+    def words(self) -> str:
+        """As the subject or object of a sentence."""
+        return _WORDS[self]
+
+
+_WORDS = {
+    Trained.ADAPTER: "the adapter",
+    Trained.SAE: "the trained SAE",
+    Trained.BOTH: "the adapter with its trained SAE",
+}

@@ -99,6 +99,8 @@ def read_kept(folder: Path, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
                 file = read_json(path)
                 if not isinstance(file, dict) or not isinstance(file.get("result"), dict):
                     raise InputError(f"{path} holds no result of saelora evaluate")
+                if part in EVALUATIONS:
+                    EVALUATIONS[part].read(file["result"], path)
                 found[part] = file
             except InputError as error:
                 found[part] = {"unreadable": str(error)}

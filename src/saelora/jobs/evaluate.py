@@ -222,7 +222,7 @@ def render(results: dict[str, Any]) -> str:
     pages = [loss_table(results)] if "ce_base" in results else []
     for part, evaluation in EVALUATIONS.items():
         if part in results:
-            pages.append("\n".join([part.upper(), *evaluation.lines(results[part])]))
+            pages.append("\n".join([part.upper(), *evaluation.lines(evaluation.read(results[part], "the result"))]))
     return "\n\n".join(pages)
 
 

@@ -1,14 +1,13 @@
 """--parts capabilities."""
 
-from typing import Any
-
 from saelora.evals.capabilities import tasks as lm_tasks
 from saelora.evals.capabilities.options import Options
+from saelora.evals.capabilities.result import Capabilities
 from saelora.evals.capabilities.scores import ARMS, evaluate_tasks, same_draws
 from saelora.evals.subject import Subject
 
 
-def run(subject: Subject, config: Options) -> dict[str, Any]:
+def run(subject: Subject, config: Options) -> Capabilities:
     """Scores of the four variants on every task, and what they differ by, document by document."""
     from lm_eval import __version__ as version
 
@@ -29,11 +28,11 @@ def run(subject: Subject, config: Options) -> dict[str, Any]:
             progress=bar.advance,
             adapted=subject.adapted,
         )
-    return {
-        "arms": list(ARMS),
-        "tasks": rows,
-        "trained": subject.trained,
-        "limit": config.limit,
-        "bos": config.capability_bos,
-        "lm_eval": version,
-    }
+    return Capabilities(
+        arms=list(ARMS),
+        tasks=rows,
+        trained=subject.trained,
+        limit=config.limit,
+        bos=config.capability_bos,
+        lm_eval=version,
+    )

@@ -15,18 +15,20 @@ import torch
 from torch import nn
 
 from saelora.core.splice import Splice
-from saelora.evals.arms import arm
 from saelora.evals.bos import with_bos
+from saelora.evals.capabilities.result import Difference, Score, Task
 from saelora.evals.capabilities.tasks import Loaded, quietly
 from saelora.evals.intervals import UNDEFINED, Estimate, t_interval
+from saelora.evals.switching import as_variant
+from saelora.evals.variant import Variant
 
-ARMS = ("base", "sae", "adapted", "adapted_clean")
-DIFFERENCES = {
-    "adapted_minus_sae": ("adapted", "sae"),
-    "adapted_clean_minus_base": ("adapted_clean", "base"),
-    "sae_minus_base": ("sae", "base"),
+ARMS = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED, Variant.ADAPTED_CLEAN)
+DIFFERENCES: dict[Difference, tuple[Variant, Variant]] = {
+    "adapted_minus_sae": (Variant.ADAPTED, Variant.SPLICED),
+    "adapted_clean_minus_base": (Variant.ADAPTED_CLEAN, Variant.BASE),
+    "sae_minus_base": (Variant.SPLICED, Variant.BASE),
 }
-Samples = dict[tuple[str, Any], dict[str, float]]  # (task, document) -> arm -> value
+Samples = dict[tuple[str, Any], dict[Variant, float]]  # (task, document) -> variant -> value
 
 
 def evaluate_tasks(
@@ -35,15 +37,15 @@ def evaluate_tasks(
     tokenizer: Any,
     loaded: Loaded,
     *,
-    arms: Sequence[str] = ARMS,
+    arms: Sequence[Variant] = ARMS,
     limit: int | None = None,
     batch_size: int = 8,
     bos: bool = True,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n: None,
     adapted: Splice | None = None,
-) -> list[dict[str, Any]]:
-    """Scores of each arm on each task, metric by metric.
+) -> list[Task]:
+    """Scores of each variant on each task, metric by metric.
 
     Args:
         spliced: the model's open splice.
@@ -55,14 +57,13 @@ def evaluate_tasks(
         adapted: the adapted model's own open splice, where its SAEs were trained.
 
     Returns:
-        One dict a task and metric: task, metric, n, n_shot, scores, differences (mean over documents with a 95 %
-        t-interval; undefined where the score is no mean over documents), chance (of accuracies), group, subtasks.
+        One entry a task and metric, groups before their tasks; differences have 95 % t-intervals.
     """
-    raw = {}
+    raw: dict[Variant, dict[str, Any]] = {}
     with same_draws():
         tokenizer = with_bos(tokenizer) if bos else tokenizer
         for name in arms:
-            with arm(model, spliced, name, autocast, adapted=adapted), quietly():
+            with as_variant(model, spliced, name, autocast, adapted=adapted), quietly():
                 raw[name] = _ask(model, tokenizer, loaded, limit, batch_size, progress)
         return _rows(raw, loaded)
 
@@ -123,7 +124,7 @@ def same_draws() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _rows(raw: Mapping[str, dict[str, Any]], loaded: Loaded) -> list[dict[str, Any]]:
+def _rows(raw: Mapping[Variant, dict[str, Any]], loaded: Loaded) -> list[Task]:
     """lm-eval's results of every arm as one table, groups before their tasks."""
     first = next(iter(raw.values()))
     rows = []
@@ -135,27 +136,27 @@ def _rows(raw: Mapping[str, dict[str, Any]], loaded: Loaded) -> list[dict[str, A
                 continue
             samples = _samples(raw, loaded.leaves(name), metric, filter_name)
             scores = {a: _score(r["results"][name], metric, filter_name, samples, a) for a, r in raw.items()}
-            row = {
-                "task": name,
-                "metric": metric if filter_name == "none" else key,
-                "n": _count(first, loaded.leaves(name)),
-                "n_shot": _shots(first, name, loaded),
-                "scores": scores,
-                "differences": {
+            row = Task(
+                task=name,
+                metric=metric if filter_name == "none" else key,
+                n=_count(first, loaded.leaves(name)),
+                n_shot=_shots(first, name, loaded),
+                scores=scores,
+                differences={
                     label: _difference(samples, scores, pair)
                     for label, pair in DIFFERENCES.items()
                     if set(pair) <= raw.keys()
                 },
-                "chance": _chance(first, loaded.leaves(name), metric, samples),
-                "higher_is_better": first["higher_is_better"].get(name, {}).get(metric),
-                "group": loaded.group_of(name),
-                "subtasks": loaded.children(name),
-            }
+                chance=_chance(first, loaded.leaves(name), metric, samples),
+                higher_is_better=first["higher_is_better"].get(name, {}).get(metric),
+                group=loaded.group_of(name),
+                subtasks=loaded.children(name),
+            )
             rows.append(row)
     return rows
 
 
-def _samples(raw: Mapping[str, dict[str, Any]], leaves: Sequence[str], metric: str, filter_name: str) -> Samples:
+def _samples(raw: Mapping[Variant, dict[str, Any]], leaves: Sequence[str], metric: str, filter_name: str) -> Samples:
     """Every document's value in every arm; documents without a plain number are left out."""
     found: Samples = {}
     for name, results in raw.items():
@@ -167,7 +168,7 @@ def _samples(raw: Mapping[str, dict[str, Any]], leaves: Sequence[str], metric: s
     return {where: values for where, values in found.items() if len(values) == len(raw)}
 
 
-def _score(results: dict[str, Any], metric: str, filter_name: str, samples: Samples, name: str) -> dict[str, Any]:
+def _score(results: dict[str, Any], metric: str, filter_name: str, samples: Samples, name: Variant) -> Score:
     """A score with the standard error of its mean over documents, where it is one."""
     value = float(results[f"{metric},{filter_name}"])
     values = np.array([sample[name] for sample in samples.values()])
@@ -177,10 +178,10 @@ def _score(results: dict[str, Any], metric: str, filter_name: str, samples: Samp
     return {"value": value if math.isfinite(value) else None, "stderr": stderr}
 
 
-def _difference(samples: Samples, scores: Mapping[str, dict[str, Any]], pair: tuple[str, str]) -> Estimate:
-    """Mean over documents of one arm's value less another's: only where both scores are such means."""
+def _difference(samples: Samples, scores: Mapping[Variant, Score], pair: tuple[Variant, Variant]) -> Estimate:
+    """Mean over documents of one variant's value less another's: only where both scores are such means."""
     if any(scores[name]["stderr"] is None for name in pair):
-        return dict(UNDEFINED)
+        return UNDEFINED.copy()
     return t_interval([values[pair[0]] - values[pair[1]] for values in samples.values()], level=0.95)
 
 

@@ -6,8 +6,8 @@ Shapes: B rows of a batch, S tokens, D width, F latents; N replaced positions of
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -18,15 +18,16 @@ from saelora.config import Configuration
 from saelora.core.replay import activations
 from saelora.core.splice import Splice, TokenMask
 from saelora.errors import InputError
-from saelora.evals.arms import arm
+from saelora.evals.drift.result import AWAY, Drift, Layer
 from saelora.evals.firing import Firing
 from saelora.evals.intervals import ratios
 from saelora.evals.loss_sums import wide
 from saelora.evals.subject import Subject
+from saelora.evals.switching import as_variant
+from saelora.evals.variant import Variant
 from saelora.models.anatomy import Anatomy, anatomy_of, device_of
 from saelora.models.hookpoints import Hookpoint
 
-AWAY = ("sae", "adapted", "adapted_clean")
 MEASURES = ("l2", "relative_l2", "cosine_distance")
 
 
@@ -40,7 +41,7 @@ def measure_drift(
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
     adapted: Splice | None = None,
-) -> dict[str, Any]:
+) -> Drift:
     """Distances of every layer's output from the clean base's, and the latents' firing, on rows [n_rows, context].
 
     Args:
@@ -48,11 +49,7 @@ def measure_drift(
         adapted: the adapted model's own open splice, where its SAEs were trained; its latents are then set against
             those of the SAEs as they were.
 
-    Returns:
-        n_positions; layers, each with the mean over positions of l2 (of the difference; activation units),
-        relative_l2 (that over the base's norm) and cosine_distance (1 - cos) for sae, adapted and adapted_clean, and
-        the paired differences adapted - sae; latents by hookpoint (see ``saelora.evals.firing``). A layer's output is
-        what the next layer gets: after replacement, where an SAE sits at its resid_post.
+    A layer's output is what the next layer gets: after replacement, where an SAE sits at its resid_post.
 
     Raises:
         InputError: no position of the rows is replaced by the SAE.
@@ -69,27 +66,24 @@ def measure_drift(
         batch = rows[start : start + batch_rows].to(device)
         mask = token_mask(batch)
         base: dict[int, Tensor] = {}
-        with arm(model, spliced, "base", autocast, adapted=adapted):
+        with as_variant(model, spliced, Variant.BASE, autocast, adapted=adapted):
             with watching(anatomy, base.__setitem__):
                 _forward(anatomy, batch)
             clean = activations(model, batch, None, list(spliced.saes))
             before_mask = {h: token_mask.replaced(h, x, mask) for h, x in clean.items()}
             before = {h: clean_latents(spliced, h, x, before_mask[h]) for h, x in clean.items()}
         distances.begin(base, mask)
-        for name in AWAY:
-            # sae is observed too, though not looked at: an SAE may reconstruct by other steps where nobody watches
+        for variant in AWAY:
+            # spliced is observed too, though not looked at: an SAE may reconstruct by other steps where nobody watches
             after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]] = {}
-            variant = arm(model, spliced, name, autocast, adapted=adapted)
-            with variant as running, distances.of(anatomy, name), observed(running, after) as used:
+            opened = as_variant(model, spliced, variant, autocast, adapted=adapted)
+            with opened as running, distances.of(anatomy, variant), observed(running, after) as used:
                 _forward(anatomy, batch)
-            for hookpoint, seen in after.items() if name == "adapted" else ():
+            for hookpoint, seen in after.items() if variant is Variant.ADAPTED else ():
                 firing[hookpoint].update(start, before_mask[hookpoint] & used[hookpoint], before[hookpoint], seen)
         progress(batch.numel())
-    return {
-        "n_positions": int(sum(distances.n)),
-        "layers": distances.compute(),
-        "latents": {str(h): each.compute() for h, each in firing.items()},
-    }
+    latents = {str(h): each.compute() for h, each in firing.items()}
+    return Drift(int(sum(distances.n)), distances.compute(), latents)
 
 
 def _forward(anatomy: Anatomy, input_ids: Tensor) -> None:
@@ -141,7 +135,7 @@ class Distances:
 
     n_layers: int
     n: list[float] = field(default_factory=list)
-    sums: dict[tuple[int, str, str], list[float]] = field(default_factory=dict)
+    sums: dict[tuple[int, Variant, str], list[float]] = field(default_factory=dict)
     _base: dict[int, Tensor] = field(default_factory=dict)
     _mask: Tensor | None = None
 
@@ -150,32 +144,34 @@ class Distances:
         self._base, self._mask = base, mask
         self.n += mask.sum(1).tolist()
 
-    def of(self, anatomy: Anatomy, name: str) -> Any:
+    def of(self, anatomy: Anatomy, variant: Variant) -> AbstractContextManager[None]:
         """Add the distances of one variant's forward pass, run while this context is open."""
 
         def see(layer: int, output: Tensor) -> None:
             for measure, value_BS in distances(output, self._base[layer]).items():
                 kept = torch.where(self._mask.to(value_BS.device), value_BS, 0.0)  # type: ignore[union-attr]
-                self.sums.setdefault((layer, name, measure), []).extend(kept.sum(1).tolist())
+                self.sums.setdefault((layer, variant, measure), []).extend(kept.sum(1).tolist())
 
         return watching(anatomy, see)
 
-    def compute(self) -> list[dict[str, Any]]:
+    def compute(self) -> list[Layer]:
         """Means with intervals, layer by layer."""
         kept = np.array(self.n) > 0
         sums = {key: np.array(values)[kept] for key, values in self.sums.items()}
         for layer in range(self.n_layers):
-            for measure, name in (("l2", "l2_difference"), ("cosine_distance", "cosine_difference")):
-                sums[layer, "", name] = sums[layer, "adapted", measure] - sums[layer, "sae", measure]
+            for measure in ("l2", "cosine_distance"):
+                gained = sums[layer, Variant.ADAPTED, measure] - sums[layer, Variant.SPLICED, measure]
+                sums[layer, Variant.ADAPTED, f"{measure} gained"] = gained
         keys = list(sums)
         n_KR = np.broadcast_to(np.array(self.n)[kept], (len(keys), kept.sum()))
         found = dict(zip(keys, ratios(np.stack([sums[key] for key in keys]), n_KR), strict=True))
         return [
-            {
-                "layer": layer,
-                **{measure: {name: found[layer, name, measure] for name in AWAY} for measure in MEASURES},
-                **{name: found[layer, "", name] for name in ("l2_difference", "cosine_difference")},
-            }
+            Layer(
+                layer,
+                **{measure: {v: found[layer, v, measure] for v in AWAY} for measure in MEASURES},
+                l2_difference=found[layer, Variant.ADAPTED, "l2 gained"],
+                cosine_difference=found[layer, Variant.ADAPTED, "cosine_distance gained"],
+            )
             for layer in range(self.n_layers)
         ]
 
@@ -189,7 +185,7 @@ def distances(x_BSD: Tensor, base_BSD: Tensor) -> dict[str, Tensor]:
     return {"l2": l2, "relative_l2": l2 / norm.clamp(min=1e-30), "cosine_distance": apart.square().sum(-1) / 2}
 
 
-def run(subject: Subject, config: Configuration) -> dict[str, Any]:
+def run(subject: Subject, config: Configuration) -> Drift:
     """Distances of every layer's output from the original's, and whether the latents fire as before."""
     with subject.console.progress("drift", subject.rows.numel()) as bar:
         found = measure_drift(
@@ -201,4 +197,4 @@ def run(subject: Subject, config: Configuration) -> dict[str, Any]:
             progress=bar.advance,
             adapted=subject.adapted,
         )
-    return {**found, "trained": subject.trained}
+    return replace(found, trained=subject.trained)

@@ -136,7 +136,7 @@ class CrossEntropies:
     def share(self, part_R: np.ndarray, whole_R: np.ndarray) -> Estimate:
         """Sum of ``part`` / sum of ``whole``, paired by row; undefined unless the whole is clearly above 0."""
         low = self.mean(whole_R)["low"]
-        return ratio(part_R.tolist(), whole_R.tolist()) if low is not None and low > 0 else dict(UNDEFINED)
+        return ratio(part_R.tolist(), whole_R.tolist()) if low is not None and low > 0 else UNDEFINED.copy()
 
 
 def cross_entropies(

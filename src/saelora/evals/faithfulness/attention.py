@@ -1,6 +1,6 @@
 """How much attention a model pays to the positions that its SAE leaves alone."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -9,12 +9,14 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core.splice import Splice, TokenMask
-from saelora.evals.arms import arm
+from saelora.evals.faithfulness.result import Attention, AttentionLayer
 from saelora.evals.intervals import ratio
 from saelora.evals.loss_sums import wide
+from saelora.evals.switching import as_variant
+from saelora.evals.variant import Variant
 from saelora.models.anatomy import Anatomy, anatomy_of, device_of, unwrap
 
-ARMS = ("base", "sae", "adapted")
+VARIANTS = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED)
 
 
 class NoWeightsError(Exception):
@@ -27,38 +29,33 @@ def attention_to_exempt(
     token_mask: TokenMask,
     rows: Tensor,
     *,
-    arms: Sequence[str] = ARMS,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
-) -> dict[str, Any]:
+) -> Attention:
     """The share of attention that counted (replaced) positions pay to exempt ones, a mean over heads and positions.
 
     Rows [n_rows, context] run one at a time, and each layer's weights [n_heads, context, context] are reduced to a
     number before the next layer runs.
 
-    Returns:
-        layers: a dict for each layer, its index and an estimate for each arm; mean: over layers; change: adapted minus
-        sae in the mean over layers, paired by row; n_rows.
-
     Raises:
         NoWeightsError: the model's attention does not hand out its weights.
     """
     n_layers = anatomy_of(model).n_layers
-    sums = {name: np.zeros((len(rows), n_layers)) for name in arms}
+    sums = {name: np.zeros((len(rows), n_layers)) for name in VARIANTS}
     with _eager(model):
         for i, row in enumerate(rows):
             ids = row[None].to(device_of(model))
             mask_S = token_mask(ids)[0]
-            for name in arms:
-                with arm(model, spliced, name, autocast):
+            for name in VARIANTS:
+                with as_variant(model, spliced, name, autocast):
                     sums[name][i] = _exempt_sums(model, ids, mask_S)
             progress(ids.numel())
     n = [float(token_mask(row[None]).sum()) for row in rows]
-    layers = [{"layer": i, **{name: ratio(sums[name][:, i].tolist(), n) for name in arms}} for i in range(n_layers)]
-    over = {name: sums[name].mean(1) for name in arms}
-    change = {"change": ratio((over["adapted"] - over["sae"]).tolist(), n)} if {"adapted", "sae"} <= set(arms) else {}
-    mean = {name: ratio(over[name].tolist(), n) for name in arms}
-    return {"layers": layers, "mean": mean, **change, "n_rows": len(rows)}
+    by_layer = {name: [ratio(own_RL[:, i].tolist(), n) for i in range(n_layers)] for name, own_RL in sums.items()}
+    layers = [AttentionLayer(i, *(by_layer[name][i] for name in VARIANTS)) for i in range(n_layers)]
+    over = {name: own_RL.mean(1) for name, own_RL in sums.items()}
+    change = ratio((over[Variant.ADAPTED] - over[Variant.SPLICED]).tolist(), n)
+    return Attention(layers, {name: ratio(over[name].tolist(), n) for name in VARIANTS}, change, len(rows))
 
 
 def _exempt_sums(model: nn.Module, ids: Tensor, mask_S: Tensor) -> list[float]:

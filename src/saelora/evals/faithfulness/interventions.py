@@ -4,7 +4,7 @@ An adapter could win cross entropy back by taking less from the SAE and more fro
 residual stream beside an SAE at a sublayer's output, or the exempt positions, which attention can read. Then the
 adapted model says little about the SAE's latents. So the same harm is done to the latents in the spliced model and in
 the adapted one, and what it costs each is compared: ``rise`` is the cross entropy under the intervention minus that of
-the same arm without it, in nats per counted prediction. The ratio of the two rises, adapted / spliced, is 1 where the
+the same model without it, in nats per counted prediction. The ratio of the two rises, adapted / spliced, is 1 where the
 adapted model depends on the latents as the spliced one does, and 0 where it does not depend on them.
 """
 
@@ -22,6 +22,7 @@ from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
 from saelora.core.spread import FIGURES
 from saelora.core.students import Student
 from saelora.errors import InputError
+from saelora.evals.estimate import Estimate
 from saelora.evals.faithfulness.ablation import (
     Ablated,
     CrossEntropies,
@@ -33,12 +34,26 @@ from saelora.evals.faithfulness.ablation import (
     top_latents,
 )
 from saelora.evals.faithfulness.attention import NoWeightsError, attention_to_exempt
+from saelora.evals.faithfulness.result import (
+    Ablation,
+    Attention,
+    Exempt,
+    ExemptSpliced,
+    Faithfulness,
+    OtherSAE,
+    Reliance,
+    Rises,
+    Step,
+    TakenOut,
+)
 from saelora.evals.faithfulness.verdict import judge
-from saelora.evals.intervals import UNDEFINED, Estimate
+from saelora.evals.intervals import UNDEFINED
 from saelora.evals.loss_sums import SAESums
+from saelora.evals.variant import Variant
 from saelora.models.hookpoints import Hookpoint
 
 KS = (1, 4, 16, 64, 256)
+PAIR = (Variant.SPLICED, Variant.ADAPTED)
 Saes = Mapping[Hookpoint, SAE]
 
 
@@ -56,7 +71,7 @@ def faithfulness(
     seed: int = 0,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
-) -> dict[str, Any]:
+) -> Faithfulness:
     """Measure how an adapted model depends on its SAEs, on packed rows [n_rows, context].
 
     Several SAEs are ablated, shuffled and zeroed all at once, each by its own latents.
@@ -67,15 +82,11 @@ def faithfulness(
         draws: of random latents; their rises are pooled.
         ablation_rows, attention_rows: how many evenly spaced rows these two use; None is all.
         batch_rows: also the rows among which latents are shuffled.
-        seed: of shuffles and random latents, which are the same for both arms.
+        seed: of shuffles and random latents, which are the same for both models.
         progress: told of tokens, ``n_tokens_run`` in all.
 
     Returns:
-        Plain data; estimates with 95 % intervals by bootstrap over rows, paired. sae_taken_out; exempt: what splicing
-        the exempt positions too costs (all of them; those after a row's first), and the attention they get; ablation:
-        k latents of every SAE set to 0, random ones among those that fire, or those of most activation mass
-        (``LatentMass``; ``share`` is their part of it); shuffled: each counted position gets another's latents;
-        zeroed: zeros instead of reconstructions; other_sae; verdict and why, see ``judge``.
+        Estimates with 95 % intervals by bootstrap over rows, paired; the verdict is that of ``judge``.
 
     Raises:
         InputError: the model has no adapter, or no position of the rows is replaced.
@@ -88,19 +99,23 @@ def faithfulness(
     picks = spaced(len(rows), ablation_rows)
     ablation = _ablation(case, rows[picks], main.at(picks), seen.mass, draws, generator)
     attention = _attention(case, rows[spaced(len(rows), attention_rows)])
-    found = {
-        "n_predictions": int(sum(main.n)),
-        "ce": {arm: main.mean(main.row_sums(arm)) for arm in ("sae", "adapted")},
-        "gain": main.mean(main.row_sums("sae") - main.row_sums("adapted")),
-        "sae_taken_out": _taken_out(main),
-        "exempt": {**_exempt(main, token_mask, rows), **attention},
-        "ablation": ablation,
-        "shuffled": _relied(main, "shuffled"),
-        "zeroed": _relied(main, "zeroed"),
-        "other_sae": _other(main, other[0], seen) if other else None,
-    }
-    verdict, why = judge(found)
-    return {**found, "verdict": verdict, "why": why}
+    shuffled, exempt = _relied(main, "shuffled"), _exempt(main, token_mask, rows, *attention)
+    gain = main.mean(main.row_sums("sae") - main.row_sums("adapted"))
+    excess = None if exempt.after_first is None else exempt.after_first.excess
+    verdict, why = judge(shuffled.reliance, ablation.top_pooled, gain, excess)
+    return Faithfulness(
+        n_predictions=int(sum(main.n)),
+        ce={variant: main.mean(main.row_sums(variant)) for variant in PAIR},
+        gain=gain,
+        sae_taken_out=_taken_out(main),
+        exempt=exempt,
+        ablation=ablation,
+        shuffled=shuffled,
+        zeroed=_relied(main, "zeroed"),
+        other_sae=_other(main, other[0], seen) if other else None,
+        verdict=verdict,
+        why=why,
+    )
 
 
 def _adapter(model: nn.Module) -> str | tuple[str, ...]:
@@ -136,7 +151,7 @@ class _Case:
         )
 
     def both(self, name: str, saes: Saes, mask: TokenMask, stack: ExitStack) -> dict[str, Student]:
-        """An intervention's two arms, through a splice that stays open as long as ``stack``."""
+        """The spliced and the adapted model under an intervention, its splice open as long as ``stack``."""
         opened = stack.enter_context(splice(self.model, saes, mask))
         return {f"{name}.sae": Student(opened), f"{name}.adapted": Student(opened, self.adapter)}
 
@@ -177,7 +192,7 @@ def n_tokens_run(rows: Tensor, ablation_rows: int | None = None, attention_rows:
 def _main(
     case: _Case, rows: Tensor, other: tuple[Hookpoint, SAE] | None, generator: torch.Generator
 ) -> tuple[CrossEntropies, _Seen]:
-    """Everything but the ablations."""
+    """Every variant and intervention but the ablations, in one pass through the rows."""
     saes, policy, shuffle = case.spliced.saes, case.token_mask, Shuffle()
     plans: dict[str, tuple[Saes, TokenMask]] = {
         "shuffled": ({h: Shuffled(sae, shuffle) for h, sae in saes.items()}, policy),
@@ -208,7 +223,7 @@ def _main(
 
 def _ablation(
     case: _Case, rows: Tensor, whole: CrossEntropies, mass: LatentMass, draws: int, generator: torch.Generator
-) -> dict[str, Any]:
+) -> Ablation:
     """Rises where k latents are set to 0; ``whole`` holds the same rows' cross entropies with all latents."""
     orders = [{h: random_order(mass_S, generator) for h, mass_S in mass.sums.items()} for _ in range(draws)]
     n_alive = min(int((mass_S > 0).sum()) for mass_S in mass.sums.values())
@@ -225,13 +240,14 @@ def _ablation(
                 variants |= case.both(f"{kind}.{k}.{i}", put_in, case.token_mask, stack)
         found = case.run(rows, variants)
     found.ce |= {arm: whole.ce[arm] for arm in ("sae", "adapted")}
-    out: dict[str, Any] = {"n_predictions": int(sum(found.n)), "draws": draws, "n_alive": n_alive}
+    steps: dict[str, list[Step]] = {}
+    pooled: dict[str, Estimate] = {}
     for kind in ("random", "top"):
         names = {k: [f"{kind}.{k}.{i}" for i in range(len(chosen[kind, k]))] for k in ks}
-        out[kind] = [{"k": k, "share": _mass_share(chosen[kind, k], mass), **_rises(found, names[k])} for k in ks]
-        pooled = _rises(found, [name for k in ks for name in names[k]]) if ks else {"ratio": dict(UNDEFINED)}
-        out[f"{kind}_pooled"] = pooled["ratio"]
-    return out
+        steps[kind] = [Step(k, _mass_share(chosen[kind, k], mass), **vars(_rises(found, names[k]))) for k in ks]
+        pooled[kind] = _rises(found, [name for k in ks for name in names[k]]).ratio if ks else UNDEFINED.copy()
+    n = int(sum(found.n))
+    return Ablation(n, draws, n_alive, steps["random"], pooled["random"], steps["top"], pooled["top"])
 
 
 def _mass_share(sets: Sequence[Mapping[Hookpoint, Tensor]], mass: LatentMass) -> float:
@@ -242,70 +258,80 @@ def _mass_share(sets: Sequence[Mapping[Hookpoint, Tensor]], mass: LatentMass) ->
     return float(np.mean(shares))
 
 
-def _rises(ce: CrossEntropies, names: Sequence[str]) -> dict[str, Estimate]:
-    """Mean rises over interventions, in both arms, and their ratio."""
-    rise = {
-        arm: ce.row_sums(*(f"{name}.{arm}" for name in names)) - len(names) * ce.row_sums(arm)
-        for arm in ("sae", "adapted")
-    }
-    means = {f"rise_{arm}": ce.mean(rise[arm], len(names)) for arm in rise}
-    return {**means, "ratio": ce.share(rise["adapted"], rise["sae"])}
+def _rises(ce: CrossEntropies, names: Sequence[str]) -> Rises:
+    """Mean rises over interventions, in both models, and their ratio."""
+    spliced_R, adapted_R = (
+        ce.row_sums(*(f"{name}.{variant}" for name in names)) - len(names) * ce.row_sums(variant) for variant in PAIR
+    )
+    n = len(names)
+    return Rises(ce.mean(spliced_R, n), ce.mean(adapted_R, n), ce.share(adapted_R, spliced_R))
 
 
-def _relied(ce: CrossEntropies, name: str) -> dict[str, Estimate]:
-    """Cross entropies and rises under one intervention; ``reliance`` is the ratio of the rises."""
+def _relied(ce: CrossEntropies, name: str) -> Reliance:
+    """Cross entropies and rises under one intervention."""
     rises = _rises(ce, [name])
-    rises["reliance"] = rises.pop("ratio")
-    return {**{f"ce_{arm}": ce.mean(ce.row_sums(f"{name}.{arm}")) for arm in ("sae", "adapted")}, **rises}
+    spliced, adapted = (ce.mean(ce.row_sums(f"{name}.{variant}")) for variant in PAIR)
+    return Reliance(spliced, adapted, rises.rise_sae, rises.rise_adapted, rises.ratio)
 
 
-def _exempt(ce: CrossEntropies, token_mask: TokenMask, rows: Tensor) -> dict[str, Any]:
-    """What splicing exempt positions too costs; ``excess`` is what it costs the adapted model more than the spliced."""
-    out: dict[str, Any] = {
-        "ids": list(token_mask.exempt_ids),
-        "first": token_mask.exempt_first,
-        "n_positions": int((~token_mask(rows)).sum()),
-        "n_after_first": int((~token_mask(rows))[:, 1:].sum()),
-    }
+def _exempt(
+    ce: CrossEntropies, token_mask: TokenMask, rows: Tensor, attention: Attention | None, missing: str | None
+) -> Exempt:
+    """What splicing exempt positions too costs."""
+    spared_BS = ~token_mask(rows)
+    return Exempt(
+        list(token_mask.exempt_ids),
+        token_mask.exempt_first,
+        int(spared_BS.sum()),
+        int(spared_BS[:, 1:].sum()),
+        _spliced_too(ce, "exempt"),
+        _spliced_too(ce, "after_first"),
+        attention,
+        missing,
+    )
+
+
+def _spliced_too(ce: CrossEntropies, name: str) -> ExemptSpliced | None:
+    """What splicing some of the exempt positions costs; None where there are none."""
+    if f"{name}.sae" not in ce.ce:
+        return None
+    found = _relied(ce, name)
     plain = ce.row_sums("adapted") - ce.row_sums("sae")
-    for name, key in (("exempt", "spliced_too"), ("after_first", "after_first")):
-        out[key] = None
-        if f"{name}.sae" in ce.ce:
-            found = _relied(ce, name)
-            del found["reliance"]
-            apart = ce.row_sums(f"{name}.adapted") - ce.row_sums(f"{name}.sae")
-            out[key] = {**found, "excess": ce.mean(apart - plain)}
-    return out
+    apart = ce.row_sums(f"{name}.adapted") - ce.row_sums(f"{name}.sae")
+    return ExemptSpliced(found.ce_sae, found.ce_adapted, found.rise_sae, found.rise_adapted, ce.mean(apart - plain))
 
 
-def _taken_out(ce: CrossEntropies) -> dict[str, Estimate]:
+def _taken_out(ce: CrossEntropies) -> TakenOut:
     base, adapted = ce.row_sums("base"), ce.row_sums("adapted_clean")
-    return {"ce_base": ce.mean(base), "ce_adapted_clean": ce.mean(adapted), "harm": ce.mean(adapted - base)}
+    return TakenOut(ce.mean(base), ce.mean(adapted), ce.mean(adapted - base))
 
 
-def _attention(case: _Case, rows: Tensor) -> dict[str, Any]:
+def _attention(case: _Case, rows: Tensor) -> tuple[Attention | None, str | None]:
+    """Attention to exempt positions, or why it was not measured."""
     if case.token_mask(rows).all():
-        return {"attention": None, "attention_missing": "no position is exempt"}
+        return None, "no position is exempt"
     try:
         found = attention_to_exempt(
             case.model, case.spliced, case.token_mask, rows, autocast=case.autocast, progress=case.progress
         )
     except NoWeightsError as error:
-        return {"attention": None, "attention_missing": str(error)}
-    return {"attention": found, "attention_missing": None}
+        return None, str(error)
+    return found, None
 
 
-def _other(ce: CrossEntropies, hookpoint: Hookpoint, seen: _Seen) -> dict[str, Any]:
+def _other(ce: CrossEntropies, hookpoint: Hookpoint, seen: _Seen) -> OtherSAE:
     """Figures under another SAE, beside those under the adapter's own."""
     base, sae, adapted = (ce.row_sums(arm) for arm in ("base", "sae", "adapted"))
     other_sae, other_adapted = (ce.row_sums(f"other.{arm}") for arm in ("sae", "adapted"))
     others, own = (sums.compute()[str(hookpoint)] for sums in (seen.other, seen.own))
-    return {
-        "hookpoint": str(hookpoint),
-        **{name: others[name] for name in ("fvu", *FIGURES)},
-        **{f"own_{name}": own[name] for name in ("fvu", *FIGURES)},
-        "ce_sae": ce.mean(other_sae),
-        "ce_adapted": ce.mean(other_adapted),
-        "gap_closed": ce.share(other_sae - other_adapted, other_sae - base),
-        "own_gap_closed": ce.share(sae - adapted, sae - base),
-    }
+    figures: dict[str, Any] = {name: others[name] for name in FIGURES} | {f"own_{name}": own[name] for name in FIGURES}
+    return OtherSAE(
+        hookpoint=str(hookpoint),
+        fvu=others["fvu"],
+        own_fvu=own["fvu"],
+        **figures,
+        ce_sae=ce.mean(other_sae),
+        ce_adapted=ce.mean(other_adapted),
+        gap_closed=ce.share(other_sae - other_adapted, other_sae - base),
+        own_gap_closed=ce.share(sae - adapted, sae - base),
+    )

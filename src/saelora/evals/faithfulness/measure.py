@@ -1,18 +1,19 @@
 """--parts faithfulness: does the adapted model read its SAEs, or go round them?"""
 
-from typing import Any
+from dataclasses import replace
 
 from saelora.core.splice import SAE
 from saelora.errors import InputError
 from saelora.evals.faithfulness.interventions import faithfulness, n_tokens_run
 from saelora.evals.faithfulness.options import Options
+from saelora.evals.faithfulness.result import Faithfulness
 from saelora.evals.subject import Subject
 from saelora.models.anatomy import anatomy_of, device_of
 from saelora.models.hookpoints import Hookpoint
 from saelora.saes.loading import check_fits, load_sae
 
 
-def run(subject: Subject, config: Options) -> dict[str, Any]:
+def run(subject: Subject, config: Options) -> Faithfulness:
     """``saelora.evals.faithfulness`` on the subject.
 
     Raises:
@@ -33,9 +34,9 @@ def run(subject: Subject, config: Options) -> dict[str, Any]:
             autocast=subject.autocast,
             progress=bar.advance,
         )
-    if other is not None:
-        found["other_sae"] = {"ref": config.other_sae, **found["other_sae"]}
-    return found
+    if found.other_sae is None:
+        return found
+    return replace(found, other_sae=replace(found.other_sae, ref=config.other_sae))
 
 
 def _other(subject: Subject, ref: str) -> tuple[Hookpoint, SAE]:

@@ -1,8 +1,11 @@
 """Whether the adapted model reads its SAE: the section of --parts faithfulness."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Literal
 
+from saelora.evals.estimate import Estimate
+from saelora.evals.faithfulness.result import AttentionLayer, Faithfulness, Intervention, Reliance
+from saelora.evals.variant import Variant
 from saelora.report.page import charts
 from saelora.report.page.charts import Series, style
 from saelora.report.page.losses import SPREAD
@@ -10,13 +13,16 @@ from saelora.report.page.read import Run
 from saelora.report.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
 from saelora.report.text import ARM_NAMES
 
-_PAIR = (("rise_sae", "spliced"), ("rise_adapted", "adapted"))
-_ORDERS = {"random": "random ones among those that fire", "top": "those of most activation"}
+Found = Sequence[tuple[int, Run, Faithfulness]]
+Order = Literal["random", "top"]
+_ORDERS: dict[Order, str] = {"random": "random ones among those that fire", "top": "those of most activation"}
+
+_VARIANTS = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED)
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
     """Ablations, attention to positions that the SAE leaves alone, another SAE, and the SAE taken out."""
-    found = measured(runs, "faithfulness")
+    found = measured(runs, Faithfulness)
     drawn = (*(_ablation(runs, found, order) for order in _ORDERS), _attention(runs, found))
     tables = [table for table in (_checks(runs, found), _other(runs, found)) if table.rows]
     about = (
@@ -38,16 +44,17 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     ]
 
 
-def _ablation(runs: Sequence[Run], found: Sequence[tuple[int, Run, dict[str, Any]]], order: str) -> Figure | None:
+def _ablation(runs: Sequence[Run], found: Found, order: Order) -> Figure | None:
     series, rows = [], []
     for i, run, result in found:
-        steps = (result.get("ablation") or {}).get(order) or []
-        for j, (key, name) in enumerate(_PAIR):
+        steps = result.ablation.random if order == "random" else result.ablation.top
+        for j, (name, rises) in enumerate(
+            (("spliced", [step.rise_sae for step in steps]), ("adapted", [step.rise_adapted for step in steps]))
+        ):
             look = style(i, j) if len(runs) > 1 else style(1 - j)
-            values = estimates([step.get(key) for step in steps])
-            series.append(Series(named(runs, run, name), [step["k"] for step in steps], *values, style=look))
-        keys = ("k", "share", "rise_sae", "rise_adapted", "ratio")
-        rows += [row_of(runs, run, [step.get(key) for key in keys]) for step in steps]
+            k = [step.k for step in steps]
+            series.append(Series(named(runs, run, name), k, *estimates(rises), style=look))
+        rows += [row_of(runs, run, [s.k, s.share, s.rise_sae, s.rise_adapted, s.ratio]) for s in steps]
     if not rows:
         return None
     columns = [
@@ -63,52 +70,61 @@ def _ablation(runs: Sequence[Run], found: Sequence[tuple[int, Run, dict[str, Any
     return Figure(name, told, svg, Table(f"Ablation, {_ORDERS[order]}", by_run(runs, columns), rows))
 
 
-def _attention(runs: Sequence[Run], found: Sequence[tuple[int, Run, dict[str, Any]]]) -> Figure | None:
+def _attention(runs: Sequence[Run], found: Found) -> Figure | None:
     series, rows = [], []
-    arms = ("base", "sae", "adapted")
     for i, run, result in found:
-        attention = (result.get("exempt") or {}).get("attention") or {}
-        layers = attention.get("layers") or []
-        for j, arm in enumerate(arms):
+        if (attention := result.exempt.attention) is None:
+            continue
+        layers = attention.layers
+        for j, variant in enumerate(_VARIANTS):
             look = style(i, j) if len(runs) > 1 else style((2, 1, 0)[j])
-            values = estimates([layer.get(arm) for layer in layers])
-            name = named(runs, run, ARM_NAMES[arm])
-            series.append(
-                Series(name, [layer["layer"] for layer in layers], *values, style={**look, "markersize": 3.5})
-            )
-        rows += [row_of(runs, run, [layer["layer"], *(layer.get(arm) for arm in arms)]) for layer in layers]
-        if layers and attention.get("mean"):
-            rows.append(row_of(runs, run, ["all", *(attention["mean"].get(arm) for arm in arms)]))
+            values = estimates([_shares(layer)[j] for layer in layers])
+            name = named(runs, run, ARM_NAMES[variant])
+            series.append(Series(name, [layer.layer for layer in layers], *values, style={**look, "markersize": 3.5}))
+        rows += [row_of(runs, run, [layer.layer, *_shares(layer)]) for layer in layers]
+        if layers:
+            rows.append(row_of(runs, run, ["all", *(attention.mean[variant] for variant in _VARIANTS)]))
     if not rows:
         return None
-    columns = [("layer", "text"), *((ARM_NAMES[arm], "number") for arm in arms)]
+    columns = [("layer", "text"), *((ARM_NAMES[variant], "number") for variant in _VARIANTS)]
     told = "Attention that replaced positions pay to those which the SAE leaves alone: a way round it would raise this."
     svg = charts.lines(series, "attention", "layer", "share of attention")
     return Figure("attention", told, svg, Table("Attention to exempt positions", by_run(runs, columns), rows))
 
 
-def _checks(runs: Sequence[Run], found: Sequence[tuple[int, Run, dict[str, Any]]]) -> Table:
+def _shares(layer: AttentionLayer) -> tuple[Estimate, ...]:
+    """In the order of _VARIANTS."""
+    return layer.base, layer.sae, layer.adapted
+
+
+def _checks(runs: Sequence[Run], found: Found) -> Table:
     columns = [("intervention", "text"), ("CE spliced", "nats"), ("CE adapted", "nats")]
     columns += [("rise, spliced", "nats"), ("rise, adapted", "nats"), ("reliance", "number")]
-    keys = ("ce_sae", "ce_adapted", "rise_sae", "rise_adapted", "reliance")
     rows = []
     for _, run, result in found:
-        checks = {
-            "latents of other positions (shuffled)": result.get("shuffled"),
-            "no latents at all (zeroed)": result.get("zeroed"),
-            "exempt positions replaced too": (result.get("exempt") or {}).get("spliced_too"),
-            "of these, only those after a row's first": (result.get("exempt") or {}).get("after_first"),
+        checks: dict[str, Intervention | None] = {
+            "latents of other positions (shuffled)": result.shuffled,
+            "no latents at all (zeroed)": result.zeroed,
+            "exempt positions replaced too": result.exempt.spliced_too,
+            "of these, only those after a row's first": result.exempt.after_first,
         }
-        rows += [row_of(runs, run, [told, *(c.get(key) for key in keys)]) for told, c in checks.items() if c]
-        if out := result.get("sae_taken_out"):
-            clean = [out.get("ce_base"), out.get("ce_adapted_clean"), None, out.get("harm"), None]
-            rows.append(row_of(runs, run, ["SAE taken out (beside the original model)", *clean]))
+        for told, c in checks.items():
+            if c is not None:
+                reliance = c.reliance if isinstance(c, Reliance) else None
+                values = [told, c.ce_sae, c.ce_adapted, c.rise_sae, c.rise_adapted, reliance]
+                rows.append(row_of(runs, run, values))
+        out = result.sae_taken_out
+        clean = [out.ce_base, out.ce_adapted_clean, None, out.harm, None]
+        rows.append(row_of(runs, run, ["SAE taken out (beside the original model)", *clean]))
     return Table("Interventions", by_run(runs, columns), rows)
 
 
-def _other(runs: Sequence[Run], found: Sequence[tuple[int, Run, dict[str, Any]]]) -> Table:
-    keys = ("ref", "fvu", "fvu_rest", "relative_error", "ce_sae", "ce_adapted", "gap_closed")
-    rows = [row_of(runs, run, [r["other_sae"].get(key) for key in keys]) for _, run, r in found if r.get("other_sae")]
+def _other(runs: Sequence[Run], found: Found) -> Table:
+    rows = []
+    for _, run, result in found:
+        if (o := result.other_sae) is not None:
+            values = [o.ref, o.fvu, o.fvu_rest, o.relative_error, o.ce_sae, o.ce_adapted, o.gap_closed]
+            rows.append(row_of(runs, run, values))
     columns = [("SAE", "text"), ("FVU", "number"), SPREAD["fvu_rest"], SPREAD["relative_error"]]
     columns += [("CE spliced", "nats"), ("CE adapted", "nats"), ("gap closed", "share")]
     return Table("Another SAE at the same place, which the adapter never saw", by_run(runs, columns), rows)

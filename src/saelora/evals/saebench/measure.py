@@ -4,18 +4,18 @@ import shlex
 import shutil
 import time
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from saelora.evals.saebench import environment
 from saelora.evals.saebench.options import SMALL, Options
+from saelora.evals.saebench.result import SAEBench
 from saelora.evals.saebench.run import Plan, run_saebench
 from saelora.evals.subject import Subject
 from saelora.models.assets import cache_dir
 
 
-def run(subject: Subject, config: Options) -> dict[str, Any]:
+def run(subject: Subject, config: Options) -> SAEBench:
     """SAEBench's metrics of the original and the adapted model, and which of them cannot differ."""
     work = _work_folder(subject, config)
     if config.saebench_python:
@@ -31,14 +31,14 @@ def run(subject: Subject, config: Options) -> dict[str, Any]:
         result = run_saebench(
             subject.model, saes, subject.tokenizer, subject.rows, plan, python, work, progress=bar.advance
         )
-    return {
-        **result,
-        "data": f"{config.saebench_data}; core: the held-out rows" if config.saebench_data else "SAEBench's own",
-        "sae_bench": environment.version_in(python),
-        "command": command(subject.adapter, config),
-        "sizes": dict(plan.sizes),
-        "work": str(work),
-    }
+    return SAEBench(
+        **vars(result),
+        data=f"{config.saebench_data}; core: the held-out rows" if config.saebench_data else "SAEBench's own",
+        sae_bench=environment.version_in(python),
+        command=command(subject.adapter, config),
+        sizes=dict(plan.sizes),
+        work=str(work),
+    )
 
 
 def command(adapter: str, config: Options) -> str:

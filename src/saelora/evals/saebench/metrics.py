@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from saelora.errors import InputError
+from saelora.evals.saebench.result import Metric
 from saelora.manifest import read_json
 from saelora.models.hookpoints import Hookpoint
 
@@ -58,7 +59,7 @@ def read_metrics(folder: Path) -> dict[str, dict[str, float | None]]:
 
 def table(
     base: Path, adapted: Path, hookpoints: Iterable[Hookpoint], evals: Iterable[str], adapted_layers: Iterable[int]
-) -> list[dict[str, Any]]:
+) -> list[Metric]:
     """Base and adapted model side by side.
 
     An evaluation that the adapter cannot change and that was not run again has the base model's values in both.
@@ -74,16 +75,16 @@ def table(
                 for metric, value in values.items():
                     second = value if measured_once else after.get(category, {}).get(metric)
                     rows.append(
-                        {
-                            "eval": name,
-                            "metric": metric,
-                            "category": category,
-                            "hookpoint": str(hookpoint),
-                            "base": value,
-                            "adapted": second,
-                            "can_change": can_change(name, category, reached),
-                            "measured_once": measured_once,
-                        }
+                        Metric(
+                            eval=name,
+                            metric=metric,
+                            category=category,
+                            hookpoint=str(hookpoint),
+                            base=value,
+                            adapted=second,
+                            can_change=can_change(name, category, reached),
+                            measured_once=measured_once,
+                        )
                     )
     return rows
 

@@ -17,6 +17,7 @@ from saelora.evals.saebench.environment import last_line
 from saelora.evals.saebench.export import export_model, export_sae
 from saelora.evals.saebench.local import local_data
 from saelora.evals.saebench.metrics import cannot_change, table
+from saelora.evals.saebench.result import Figures, Skipped
 from saelora.models.hookpoints import Hookpoint
 
 
@@ -47,8 +48,8 @@ def run_saebench(
     python: Path,
     work: Path,
     progress: Callable[[int], None] = lambda n: None,
-) -> dict[str, Any]:
-    """Run it, and return metrics, cannot_change, why, skipped (the words of ``results``).
+) -> Figures:
+    """Run it on the original and on the adapted model.
 
     Args:
         rows: held-out rows [n_rows, context]; core runs on them where ``plan.data`` is local.
@@ -83,12 +84,12 @@ def run_saebench(
         for found in _run(python, job, work / f"job-{name}.json", work / f"{name}.log", data is not None, progress):
             skipped.setdefault((found["eval"], found["hookpoint"]), found["why"])
         _remove_weights(folder)
-    return {
-        "metrics": table(work / "base", work / "adapted", saes, plan.evals, layers),
-        "cannot_change": fixed,
-        "why": why(saes, layers, fixed),
-        "skipped": [{"eval": e, "hookpoint": h, "why": text} for (e, h), text in skipped.items()],
-    }
+    return Figures(
+        metrics=table(work / "base", work / "adapted", saes, plan.evals, layers),
+        cannot_change=fixed,
+        why=why(saes, layers, fixed),
+        skipped=[Skipped(e, h, text) for (e, h), text in skipped.items()],
+    )
 
 
 def why(saes: Mapping[Hookpoint, Any], layers: Sequence[int], fixed: Sequence[str]) -> str:

@@ -9,23 +9,25 @@ Source: arXiv 2501.19406, the steering experiments; with the causal shift, which
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from saelora.core.splice import Splice, TokenMask, splice
-from saelora.evals.arms import arm
 from saelora.evals.intervals import Estimate, t_interval
 from saelora.evals.samples import generate, text_of
 from saelora.evals.steering.interventions import intervention
 from saelora.evals.steering.likelihood import log_likelihoods
+from saelora.evals.steering.result import Effect, Method, Pooled, Sample, Shift, Try, Tuned
 from saelora.evals.steering.texts import Text
+from saelora.evals.switching import as_variant
+from saelora.evals.variant import Variant
 from saelora.models.hookpoints import Hookpoint
 
 LEVEL = 0.9
-ARMS = {"base": "base", "adapted": "adapted_clean"}
+COMPARED = (Variant.BASE, Variant.ADAPTED_CLEAN)  # the SAE is in neither
 SIDES = ("positives", "negatives")
 LEAST_TEST = 2  # texts: the interval of one is undefined
 
@@ -39,7 +41,6 @@ class Case:
     unit: float  # of activation addition
     tuning: dict[str, list[Text]]  # "positives", "negatives" -> texts
     test: dict[str, list[Text]]
-    about: dict[str, Any] = field(default_factory=dict)  # what else is to be reported of the latent
 
     def n_tokens(self, n_alphas: int, n_methods: int) -> int:
         """Tokens that passes over this case's texts come to."""
@@ -59,14 +60,14 @@ class Bench:
     progress: Callable[[int], None] = lambda n_tokens: None
 
     def changes(
-        self, arm_name: str, case: Case, texts: Sequence[Text], steps: Sequence[tuple[str, float]]
+        self, variant: Variant, case: Case, texts: Sequence[Text], steps: Sequence[tuple[str, float]]
     ) -> tuple[Tensor, Tensor]:
         """Un-steered mean log-probabilities [n_texts], and the steered ones [n_steps, n_texts]."""
         steerings = [intervention(method, case.d, alpha, case.unit) for method, alpha in steps]
         found = log_likelihoods(
             self.model,
             self.spliced,
-            arm_name,
+            variant,
             texts,
             self.hookpoint,
             steerings,
@@ -77,23 +78,18 @@ class Bench:
         return found[0], found[1:]
 
 
-def measure(bench: Bench, cases: Sequence[Case], alphas: Mapping[str, Sequence[float]]) -> dict[str, Any]:
-    """Steer every case's latent in the original and in the adapted model.
+def measure(
+    bench: Bench, cases: Sequence[Case], alphas: Mapping[Method, Sequence[float]]
+) -> list[dict[Method, Effect]]:
+    """Steer every case's latent in the original and in the adapted model: the effects of each method, case by case.
 
     Args:
         alphas: method ("scale", "add") -> the strengths to choose from.
-
-    Returns:
-        Plain data: methods, level, latents (one entry a case, with its ``about``), pooled.
     """
-    latents = []
-    for case in cases:
-        tuned = tune(bench, case, alphas)
-        latents.append({"latent": case.latent, **case.about, "methods": compare(bench, case, tuned)})
-    return {"level": LEVEL, "methods": list(alphas), "latents": latents, "pooled": pool(latents, list(alphas))}
+    return [compare(bench, case, tune(bench, case, alphas)) for case in cases]
 
 
-def tune(bench: Bench, case: Case, alphas: Mapping[str, Sequence[float]]) -> dict[str, dict[str, Any]]:
+def tune(bench: Bench, case: Case, alphas: Mapping[Method, Sequence[float]]) -> dict[Method, Tuned]:
     """The alpha of each method that does best on the tuning texts with the original model, and every alpha's score.
 
     The score is the positives' mean change of log-probability, less the negatives' mean loss of it where they lose.
@@ -101,61 +97,53 @@ def tune(bench: Bench, case: Case, alphas: Mapping[str, Sequence[float]]) -> dic
     """
     steps = [(method, alpha) for method, grid in alphas.items() for alpha in grid]
     texts = [*case.tuning["positives"], *case.tuning["negatives"]]
-    before, after = bench.changes(ARMS["base"], case, texts, steps)
+    before, after = bench.changes(Variant.BASE, case, texts, steps)
     n = len(case.tuning["positives"])
     change = after - before
     gain, other = change[:, :n].mean(1), change[:, n:].mean(1)
     scores = (gain + other.clamp(max=0)).tolist()
-    tuned: dict[str, dict[str, Any]] = {}
+    tuned = {}
     for method in alphas:
         tried = [
-            {"alpha": a, "score": s if math.isfinite(s) else None}
-            for (m, a), s in zip(steps, scores, strict=True)
-            if m == method
+            Try(a, s if math.isfinite(s) else None) for (m, a), s in zip(steps, scores, strict=True) if m == method
         ]
-        tuned[method] = {"alpha": max(tried, key=_score)["alpha"], "tuning": tried}
+        tuned[method] = Tuned(max(tried, key=_score).alpha, tried)
     return tuned
 
 
-def _score(tried: Mapping[str, Any]) -> float:
-    return -math.inf if tried["score"] is None else tried["score"]
+def _score(tried: Try) -> float:
+    return -math.inf if tried.score is None else tried.score
 
 
-def compare(bench: Bench, case: Case, tuned: Mapping[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+def compare(bench: Bench, case: Case, tuned: Mapping[Method, Tuned]) -> dict[Method, Effect]:
     """Original and adapted model on the test texts, each method at its alpha."""
-    steps = [(method, entry["alpha"]) for method, entry in tuned.items()]
+    steps = [(method, entry.alpha) for method, entry in tuned.items()]
     texts = [*case.test["positives"], *case.test["negatives"]]
     n = len(case.test["positives"])
-    runs = {name: bench.changes(arm_name, case, texts, steps) for name, arm_name in ARMS.items()}
-    out: dict[str, dict[str, Any]] = {}
+    runs = [bench.changes(variant, case, texts, steps) for variant in COMPARED]
+    out = {}
     for row, (method, entry) in enumerate(tuned.items()):
-        out[method] = dict(entry)
-        for side, part in zip(SIDES, (slice(0, n), slice(n, None)), strict=True):
-            pairs = {name: (before[part], after[row, part]) for name, (before, after) in runs.items()}
-            out[method][side] = paired(pairs["base"], pairs["adapted"])
+        positives, negatives = (
+            paired(*((before[part], after[row, part]) for before, after in runs))
+            for part in (slice(0, n), slice(n, None))
+        )
+        out[method] = Effect(entry.alpha, entry.tuning, positives, negatives)
     return out
 
 
-def paired(base: tuple[Tensor, Tensor], adapted: tuple[Tensor, Tensor]) -> dict[str, Estimate]:
+def paired(base: tuple[Tensor, Tensor], adapted: tuple[Tensor, Tensor]) -> Shift:
     """Changes of log-probability by steering, and their difference between the models, paired by text.
 
     Args:
         base, adapted: un-steered and steered mean log-probabilities of the same texts, each [n_texts].
 
-    Returns:
-        base and adapted: mean change, nats per token. difference_raw: mean of (adapted change - base change).
-        difference_normalised: the same, each model's values put on a scale on which its un-steered ones reach from 0
-        to 100, as in the paper; undefined where these are all equal. All with Student's t interval at LEVEL.
+    The normalised difference, as in the paper, is undefined where a model's un-steered values are all equal. All have
+    Student's t interval at LEVEL.
     """
     changes = [after - before for before, after in (base, adapted)]
     spreads = [before.max() - before.min() for before, _ in (base, adapted)]
     scaled = [100 * change / spread for change, spread in zip(changes, spreads, strict=True)]
-    return {
-        "base": _mean(changes[0]),
-        "adapted": _mean(changes[1]),
-        "difference_raw": _mean(changes[1] - changes[0]),
-        "difference_normalised": _mean(scaled[1] - scaled[0]),
-    }
+    return Shift(_mean(changes[0]), _mean(changes[1]), _mean(changes[1] - changes[0]), _mean(scaled[1] - scaled[0]))
 
 
 def _mean(values: Tensor) -> Estimate:
@@ -163,47 +151,48 @@ def _mean(values: Tensor) -> Estimate:
     return t_interval(values.tolist() if bool(values.isfinite().all()) else [], LEVEL)
 
 
-def pool(latents: Sequence[Mapping[str, Any]], methods: Sequence[str]) -> dict[str, Any]:
-    """Means over latents of each latent's mean difference: latents are the independent unit, not their texts."""
-    pooled: dict[str, Any] = {}
-    for method in methods:
-        pooled[method] = {}
-        for side in SIDES:
-            found = [latent["methods"][method][side] for latent in latents]
-            pooled[method][side] = {
-                name: t_interval([f[name]["value"] for f in found if f[name]["value"] is not None], LEVEL)
-                for name in ("base", "adapted", "difference_raw", "difference_normalised")
-            }
-    return pooled
+def pool(latents: Sequence[Mapping[Method, Effect]]) -> dict[Method, Pooled]:
+    """Means over latents of each latent's mean effects: latents are the independent unit, not their texts."""
+
+    def over(shifts: Sequence[Shift]) -> Shift:
+        found = [[getattr(shift, f.name)["value"] for shift in shifts] for f in fields(Shift)]
+        return Shift(*(t_interval([value for value in values if value is not None], LEVEL) for values in found))
+
+    return {
+        method: Pooled(
+            over([latent[method].positives for latent in latents]),
+            over([latent[method].negatives for latent in latents]),
+        )
+        for method in latents[0]
+    }
 
 
 def samples(
-    bench: Bench, tokenizer: Any, prompts: Tensor, cases: Sequence[Case], measured: Sequence[dict[str, Any]], n_new: int
-) -> None:
-    """Add greedy continuations of prompts [n_prompts, n_tokens] to every latent, steered by its better-tuned method."""
+    bench: Bench,
+    tokenizer: Any,
+    prompts: Tensor,
+    cases: Sequence[Case],
+    measured: Sequence[Mapping[Method, Effect]],
+    n_new: int,
+) -> list[list[Sample]]:
+    """Greedy continuations of prompts [n_prompts, n_tokens], case by case, steered by its better-tuned method."""
     prompts = prompts.to(next(bench.model.parameters()).device)
-    plain = {name: _continued(bench, tokenizer, prompts, arm_name, n_new) for name, arm_name in ARMS.items()}
-    for case, entry in zip(cases, measured, strict=True):
-        best = {method: max(map(_score, found["tuning"])) for method, found in entry["methods"].items()}
+    plain = [_continued(bench, tokenizer, prompts, variant, n_new) for variant in COMPARED]
+    out = []
+    for case, effects in zip(cases, measured, strict=True):
+        best = {method: max(map(_score, effect.tuning)) for method, effect in effects.items()}
         method = max(best, key=lambda name: best[name])
-        alpha = entry["methods"][method]["alpha"]
+        alpha = effects[method].alpha
         steering = intervention(method, case.d, alpha, case.unit)
         with splice(bench.model, {bench.hookpoint: steering}, bench.steered_tokens):
-            steered = {name: _continued(bench, tokenizer, prompts, arm_name, n_new) for name, arm_name in ARMS.items()}
-        entry["samples"] = [
-            {
-                "prompt": text_of(tokenizer, prompt),
-                "method": method,
-                "alpha": alpha,
-                **{name: plain[name][i] for name in ARMS},
-                **{f"{name}_steered": steered[name][i] for name in ARMS},
-            }
-            for i, prompt in enumerate(prompts)
-        ]
+            steered = [_continued(bench, tokenizer, prompts, variant, n_new) for variant in COMPARED]
+        shown = zip(prompts, *plain, *steered, strict=True)
+        out.append([Sample(text_of(tokenizer, prompt), method, alpha, *texts) for prompt, *texts in shown])
+    return out
 
 
-def _continued(bench: Bench, tokenizer: Any, prompts: Tensor, arm_name: str, n_new: int) -> list[str]:
-    with arm(bench.model, bench.spliced, arm_name, bench.autocast):
+def _continued(bench: Bench, tokenizer: Any, prompts: Tensor, variant: Variant, n_new: int) -> list[str]:
+    with as_variant(bench.model, bench.spliced, variant, bench.autocast):
         ids = generate(bench.model, tokenizer, prompts, n_new)
     bench.progress(len(prompts) * n_new)
     return [text_of(tokenizer, row[prompts.shape[1] :]) for row in ids]

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 from saelora.core.replay import activations
 from saelora.core.splice import Splice, TokenMask
-from saelora.evals.arms import arm
 from saelora.evals.steering.likelihood import BATCH_TEXTS, padded
+from saelora.evals.steering.result import TopPassage
 from saelora.evals.steering.texts import Text
+from saelora.evals.switching import as_variant
+from saelora.evals.variant import Variant
 from saelora.models.hookpoints import Hookpoint
 
 LEAST_PASSAGES = 8  # in which a latent has to fire, to be chosen
@@ -38,7 +40,7 @@ class Reader:
     def latents(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
         """Latents [n_tokens, d_sae] of the positions that the SAE replaces, and where these are [batch, seq]."""
         ids, attention = padded(texts, next(self.model.parameters()).device)
-        with arm(self.model, self.spliced, "base", self.autocast):
+        with as_variant(self.model, self.spliced, Variant.BASE, self.autocast):
             x = activations(self.model, ids, attention, [self.hookpoint])[self.hookpoint]
             mask = self.token_mask(ids, attention) & attention.bool()
             return self.sae.encode(self.spliced.given(self.hookpoint, x, mask)[mask]), mask
@@ -120,12 +122,8 @@ def negatives(found: Firing, latent: int, lengths: Sequence[int]) -> list[Text]:
     return chosen
 
 
-def passages(reader: Reader, found: Firing, latent: int, tokenizer: Any, n: int = 4) -> list[dict[str, Any]]:
-    """The texts in which a latent fires most strongly, token by token, strongest first.
-
-    Returns:
-        tokens (as text), activations (0 where the SAE is not applied), focus: the index of the strongest.
-    """
+def passages(reader: Reader, found: Firing, latent: int, tokenizer: Any, n: int = 4) -> list[TopPassage]:
+    """The texts in which a latent fires most strongly, strongest first; 0 where the SAE is not applied."""
     top = positives(found, latent, n)
     if not top:
         return []
@@ -136,5 +134,5 @@ def passages(reader: Reader, found: Firing, latent: int, tokenizer: Any, n: int 
     for text, row in zip(top, acts.tolist(), strict=True):
         strengths = [round(value, 4) for value in row[: len(text.ids)]]
         tokens = [tokenizer.decode([token]) for token in text.ids]
-        out.append({"tokens": tokens, "activations": strengths, "focus": strengths.index(max(strengths))})
+        out.append(TopPassage(tokens, strengths, strengths.index(max(strengths))))
     return out

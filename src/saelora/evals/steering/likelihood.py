@@ -13,10 +13,11 @@ from saelora.core.head import Head, head_of
 from saelora.core.kl_head import chunk_size
 from saelora.core.replay import clean_forward, entry_layer, replay
 from saelora.core.splice import Splice, TokenMask, splice
-from saelora.evals.arms import ARMS, arm
 from saelora.evals.loss_sums import wide
 from saelora.evals.steering.interventions import Intervention
 from saelora.evals.steering.texts import Text
+from saelora.evals.switching import as_variant
+from saelora.evals.variant import Variant
 from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 
@@ -56,7 +57,7 @@ def mean_log_probs(hidden_BSD: Tensor, ids_BS: Tensor, attention_BS: Tensor, hea
 def log_likelihoods(
     model: nn.Module,
     spliced: Splice,
-    arm_name: str,
+    variant: Variant,
     texts: Sequence[Text],
     hookpoint: Hookpoint,
     interventions: Sequence[Intervention],
@@ -65,22 +66,22 @@ def log_likelihoods(
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
 ) -> Tensor:
-    """``mean_log_probs`` of texts under one arm of a model: float64 [1 + n_interventions, n_texts], un-steered first.
+    """``mean_log_probs`` of texts under a variant: float64 [1 + n_interventions, n_texts], un-steered first.
 
     Everything below the hookpoint is run once for all interventions, since nothing there changes.
 
     Args:
         spliced: the model's open splice.
-        arm_name: "base" or "adapted_clean": the SAE itself is not put in.
+        variant: base or adapted_clean: the SAE itself is not put in.
         steered_tokens: the positions that an intervention acts on.
         progress: told of tokens, once for each pass over them.
     """
-    head = head_of(model, lora.adapter_name(model) if ARMS[arm_name][1] else None)
+    head = head_of(model, lora.adapter_name(model) if variant.has_adapter else None)
     device = device_of(model)
     entry = entry_layer([hookpoint])
     found = torch.zeros(1 + len(interventions), len(texts), dtype=torch.float64)
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
-    with arm(model, spliced, arm_name, autocast):
+    with as_variant(model, spliced, variant, autocast):
         for start in range(0, len(texts), BATCH_TEXTS):
             picks = by_length[start : start + BATCH_TEXTS]
             ids, attention = padded([texts[i] for i in picks], device)

@@ -1,7 +1,7 @@
 """--parts steering."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from dataclasses import replace
 
 from saelora.core.splice import TokenMask
 from saelora.data.pack import WINDOW_CHARS, check_embedded, in_validation
@@ -12,6 +12,7 @@ from saelora.evals.steering import latents as find
 from saelora.evals.steering.given import Given
 from saelora.evals.steering.interventions import direction
 from saelora.evals.steering.options import Options, given_texts
+from saelora.evals.steering.result import Corpora, Latent, Sample, Sides, Skipped, Steering
 from saelora.evals.steering.texts import CHARS_PER_TOKEN, SHARES, Text, apart, tokenised
 from saelora.evals.subject import Subject
 from saelora.models.anatomy import anatomy_of
@@ -22,7 +23,7 @@ _LEAST = {"tuning": 1, "test": steering.LEAST_TEST}  # texts a side, for latents
 _ENOUGH = {"tuning": 4, "test": 8}  # for latents to be chosen, where as many are taken
 
 
-def run(subject: Subject, config: Options) -> dict[str, Any]:
+def run(subject: Subject, config: Options) -> Steering:
     """Steer latents of one SAE in the original and in the adapted model.
 
     Raises:
@@ -35,10 +36,10 @@ def run(subject: Subject, config: Options) -> dict[str, Any]:
     _check_embedded(texts.values(), subject)
     with subject.console.progress("latents on held-out text", _n_tokens(*texts.values())) as bar:
         fired = {name: find.firing(reader, own, bar.advance) for name, own in texts.items()}
-    cases, skipped = _cases(config, subject, reader, fired, wanted)
+    cases, latents, skipped = _cases(config, subject, reader, fired, wanted)
     if not cases:
         why = (
-            skipped[0]["why"]
+            skipped[0].why
             if skipped
             else f"no latent fires in {' to '.join(map(str, config.steering_rates))} of the passages"
         )
@@ -57,12 +58,24 @@ def run(subject: Subject, config: Options) -> dict[str, Any]:
         mask = TokenMask() if config.steering_bos else subject.token_mask
         bench = steering.Bench(subject.model, subject.spliced, hookpoint, mask, subject.autocast, bar.advance)
         measured = steering.measure(bench, cases, alphas)
+        samples: list[list[Sample]] = [[] for _ in cases]
         if len(prompts):
-            steering.samples(bench, subject.tokenizer, prompts, cases, measured["latents"], NEW_TOKENS)
+            samples = steering.samples(bench, subject.tokenizer, prompts, cases, measured, NEW_TOKENS)
     corpora = _corpora(subject, config, texts, divided)
     if not wanted:  # a chosen latent that lacks texts has given way to the next
-        corpora["n_latents_passed_over"], skipped = len(skipped), []
-    return {"hookpoint": str(hookpoint), "bos": config.steering_bos, "corpora": corpora, "skipped": skipped, **measured}
+        corpora, skipped = replace(corpora, n_latents_passed_over=len(skipped)), []
+    return Steering(
+        hookpoint=str(hookpoint),
+        bos=config.steering_bos,
+        corpora=corpora,
+        skipped=skipped,
+        level=steering.LEVEL,
+        methods=list(alphas),
+        latents=[
+            replace(latent, samples=s, methods=m) for latent, s, m in zip(latents, samples, measured, strict=True)
+        ],
+        pooled=steering.pool(measured),
+    )
 
 
 def _check_embedded(sets: Iterable[list[Text]], subject: Subject) -> None:
@@ -70,17 +83,17 @@ def _check_embedded(sets: Iterable[list[Text]], subject: Subject) -> None:
     check_embedded(ids, subject.tokenizer, subject.loaded.n_embedded)
 
 
-def _corpora(subject: Subject, config: Options, texts: dict[str, list[Text]], divided: str) -> dict[str, Any]:
+def _corpora(subject: Subject, config: Options, texts: dict[str, list[Text]], divided: str) -> Corpora:
     """Where the texts come from and how many there are."""
-    return {
-        "source": subject.data.data,
-        "divided_by": divided,
-        "window_tokens": config.steering_window,
-        "passages": {name: len(own) for name, own in texts.items()},
-        "tokens": {name: _n_tokens(own) for name, own in texts.items()},
-        "positives": config.steering_positives or "found",
-        "negatives": config.steering_negatives or "found",
-    }
+    return Corpora(
+        source=subject.data.data,
+        divided_by=divided,
+        window_tokens=config.steering_window,
+        passages={name: len(own) for name, own in texts.items()},
+        tokens={name: _n_tokens(own) for name, own in texts.items()},
+        positives=config.steering_positives or "found",
+        negatives=config.steering_negatives or "found",
+    )
 
 
 def _hookpoint(config: Options, subject: Subject) -> Hookpoint:
@@ -137,12 +150,13 @@ def _n_tokens(*sets: Sequence[Text]) -> int:
 
 def _cases(
     config: Options, subject: Subject, reader: find.Reader, fired: dict[str, find.Firing], wanted: list[int]
-) -> tuple[list[steering.Case], list[dict[str, Any]]]:
+) -> tuple[list[steering.Case], list[Latent], list[Skipped]]:
     """The latents that there are texts for, and those that there are not, with the reason."""
     rates, selectivity = fired["selection"].rates(), fired["selection"].selectivity()
     given = given_texts(config)
     cases: list[steering.Case] = []
-    skipped: list[dict[str, Any]] = []
+    latents: list[Latent] = []
+    skipped: list[Skipped] = []
     for latent in wanted or find.choose(fired["selection"], len(rates), *config.steering_rates):
         if not wanted and len(cases) == config.steering_n:
             break
@@ -153,22 +167,24 @@ def _cases(
         own = wanted or any(texts is not None for texts in given.values())
         least = _LEAST if own else {n: min(most, _ENOUGH[n]) for n, most in _most(config).items()}
         if why := _lacks(sets, peak, least):
-            skipped.append({"latent": latent, "why": f"latent {latent} {why}"})
+            skipped.append(Skipped(latent, f"latent {latent} {why}"))
             continue
         d, norm = direction(reader.sae, latent, reader.hookpoint)
-        about = {
-            "how": "given" if wanted else "selected",
-            "selectivity": float(selectivity[latent]),
-            "rate": float(rates[latent]),
-            "max_activation": peak,
-            "unit": peak * norm,
-            "n": {side: len(sets["test"][side]) for side in steering.SIDES},
-            "n_tuning": {side: len(sets["tuning"][side]) for side in steering.SIDES},
-            "top_passages": find.passages(reader, fired["selection"], latent, subject.tokenizer),
-            "samples": [],
-        }
-        cases.append(steering.Case(latent, d, peak * norm, sets["tuning"], sets["test"], about))
-    return cases, skipped
+        cases.append(steering.Case(latent, d, peak * norm, sets["tuning"], sets["test"]))
+        latents.append(
+            Latent(
+                latent,
+                how="given" if wanted else "selected",
+                selectivity=float(selectivity[latent]),
+                rate=float(rates[latent]),
+                max_activation=peak,
+                unit=peak * norm,
+                n=Sides(*(len(sets["test"][side]) for side in steering.SIDES)),
+                n_tuning=Sides(*(len(sets["tuning"][side]) for side in steering.SIDES)),
+                top_passages=find.passages(reader, fired["selection"], latent, subject.tokenizer),
+            )
+        )
+    return cases, latents, skipped
 
 
 def _sides(

@@ -3,19 +3,20 @@
 from collections.abc import Sequence
 from typing import Any
 
+from saelora.evals.steering.result import Effect, Latent, Pooled, Shift, Steering
 from saelora.report.page import charts
 from saelora.report.page.charts import Series, style
 from saelora.report.page.read import Run
 from saelora.report.page.view import Figure, Section, Table, by_run, cell, estimates, measured, named, notes, row_of
 
 _TEXTS = ("positives", "negatives")
-Found = Sequence[tuple[int, Run, dict[str, Any]]]
+Found = Sequence[tuple[int, Run, Steering]]
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
     """Effects by latent and method, pooled effects, and the latents with their top passages and samples."""
-    found = measured(runs, "steering")
-    methods = list(dict.fromkeys(method for _, _, r in found for method in r.get("methods", [])))
+    found = measured(runs, Steering)
+    methods = list(dict.fromkeys(method for _, _, r in found for method in r.methods))
     figures = [figure for method in methods if (figure := _figure(runs, found, method))]
     tables = [table for table in (_pooled(runs, found), _effects(runs, found)) if table.rows]
     about = (
@@ -31,10 +32,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
             notes(runs, "steering"),
             figures,
             tables,
-            extra=[
-                (run, [_latent(own, run, runs) for own in result.get("latents", [])], result)
-                for _, run, result in found
-            ],
+            extra=[(run, [_latent(own, run, runs) for own in result.latents], result) for _, run, result in found],
             short="Steering",
             measured=bool(found),
         )
@@ -43,20 +41,16 @@ def sections(runs: Sequence[Run]) -> list[Section]:
 
 def _figure(runs: Sequence[Run], found: Found, method: str) -> Figure | None:
     series, rows = [], []
-    labels = list(
-        dict.fromkeys(
-            str(own.get("latent")) for _, _, r in found for own in r.get("latents", []) if method in own["methods"]
-        )
-    )
+    labels = list(dict.fromkeys(str(own.latent) for _, _, r in found for own in r.latents if method in own.methods))
     for i, run, result in found:
-        latents = [own for own in result.get("latents", []) if method in own.get("methods", {})]
+        latents = [own for own in result.latents if method in own.methods]
         for j, texts in enumerate(_TEXTS):
-            changes = [(own["methods"][method].get(texts) or {}).get("difference_raw") for own in latents]
-            at = [labels.index(str(own.get("latent"))) for own in latents]
+            changes = [_shift(own.methods[method], texts).difference_raw for own in latents]
+            at = [labels.index(str(own.latent)) for own in latents]
             look = {**(style(i) if len(runs) > 1 else style(j)), "marker": "os"[j]}
             look["markerfacecolor"] = look["color"] if j == 0 else "none"
             series.append(Series(named(runs, run, texts), at, *estimates(changes), style=look))
-            rows += [row_of(runs, run, [own.get("latent"), texts, c]) for own, c in zip(latents, changes, strict=True)]
+            rows += [row_of(runs, run, [own.latent, texts, c]) for own, c in zip(latents, changes, strict=True)]
     if not labels:
         return None
     columns = [("latent", "text"), ("texts", "text"), ("difference", "number")]
@@ -73,11 +67,9 @@ def _pooled(runs: Sequence[Run], found: Found) -> Table:
     columns += [("difference", "number"), ("difference, normalised", "number")]
     rows = []
     for _, run, result in found:
-        for method, pooled in (result.get("pooled") or {}).items():
+        for method, pooled in result.pooled.items():
             for texts in _TEXTS:
-                own = pooled.get(texts) or {}
-                told = [own.get(key) for key in ("base", "adapted", "difference_raw", "difference_normalised")]
-                rows.append(row_of(runs, run, [method, texts, *told]))
+                rows.append(row_of(runs, run, [method, texts, *_told(_shift(pooled, texts))]))
     return Table("All latents together", by_run(runs, columns), rows)
 
 
@@ -86,32 +78,38 @@ def _effects(runs: Sequence[Run], found: Found) -> Table:
     columns += [("adapted", "number"), ("difference", "number"), ("normalised", "number")]
     rows = []
     for _, run, result in found:
-        for own in result.get("latents", []):
-            for method, effect in own.get("methods", {}).items():
+        for own in result.latents:
+            for method, effect in own.methods.items():
                 for texts in _TEXTS:
-                    values = effect.get(texts) or {}
-                    told = [values.get(key) for key in ("base", "adapted", "difference_raw", "difference_normalised")]
-                    rows.append(row_of(runs, run, [own.get("latent"), method, texts, effect.get("alpha"), *told]))
+                    told = _told(_shift(effect, texts))
+                    rows.append(row_of(runs, run, [own.latent, method, texts, effect.alpha, *told]))
     return Table("Effects of steering by latent, with intervals", by_run(runs, columns), rows, folded=True)
 
 
-def _latent(own: dict[str, Any], run: Run, runs: Sequence[Run]) -> dict[str, Any]:
+def _shift(effect: Effect | Pooled, texts: str) -> Shift:
+    return effect.positives if texts == "positives" else effect.negatives
+
+
+def _told(shift: Shift) -> list[Any]:
+    return [shift.base, shift.adapted, shift.difference_raw, shift.difference_normalised]
+
+
+def _latent(own: Latent, run: Run, runs: Sequence[Run]) -> dict[str, Any]:
     """A latent as the template shows it."""
-    strongest = max((a for p in own.get("top_passages", []) for a in p["activations"]), default=0.0) or 1.0
+    strongest = max((a for p in own.top_passages for a in p.activations), default=0.0) or 1.0
     passages = []
-    for passage in own.get("top_passages", []):
-        tokens = zip(passage["tokens"], passage["activations"], strict=True)
+    for passage in own.top_passages:
+        tokens = zip(passage.tokens, passage.activations, strict=True)
         shaded = [
-            (text, min(5, round(5 * max(0.0, a) / strongest)), i == passage.get("focus"))
-            for i, (text, a) in enumerate(tokens)
+            (text, min(5, round(5 * max(0.0, a) / strongest)), i == passage.focus) for i, (text, a) in enumerate(tokens)
         ]
-        passages.append({"tokens": shaded, "peak": cell(max(passage["activations"], default=None), "number").text})
-    facts = [("firing rate", "rate", "share"), ("selectivity", "selectivity", "number")]
-    facts += [("largest activation", "max_activation", "number"), ("how", "how", "text")]
+        passages.append({"tokens": shaded, "peak": cell(max(passage.activations, default=None), "number").text})
+    facts = [("firing rate", cell(own.rate, "share")), ("selectivity", cell(own.selectivity, "number"))]
+    facts += [("largest activation", cell(own.max_activation, "number")), ("how", cell(own.how, "text"))]
     return {
-        "latent": own.get("latent"),
-        "facts": [(told, cell(own.get(key), form).text) for told, key, form in facts if own.get(key) is not None],
-        "n": own.get("n") or {},
+        "latent": own.latent,
+        "facts": [(told, found.text) for told, found in facts],
+        "n": vars(own.n),
         "passages": passages,
-        "samples": own.get("samples") or [],
+        "samples": [vars(sample) for sample in own.samples],
     }

@@ -1,34 +1,35 @@
 """What --parts steering found, in plain words."""
 
-from collections.abc import Mapping
-from typing import Any
+from saelora.evals.estimate import Estimate
+from saelora.evals.steering.result import Latent, Steering
 
 _METHODS = {"scale": "Scaling a latent's direction", "add": "Activation addition"}
 _TEXTS = {"positives": "on texts in which the latent fires", "negatives": "on texts in which it never does"}
 
 
-def lines(result: dict[str, Any]) -> list[str]:
+def lines(result: Steering) -> list[str]:
     """The comparison of each method over all latents first, then each latent, then how it was measured."""
-    out = [_finding(result, method, side) for side in _TEXTS for method in result["methods"]]
-    out += [line for method in result["methods"] if (line := _weak(result, method))]
-    out += [_normalised(result), *(_latent(result, latent) for latent in result["latents"]), _how(result)]
-    if result.get("skipped"):
-        reasons = "; ".join(entry["why"] for entry in result["skipped"][:3])
-        more = len(result["skipped"]) - 3
+    out = [_finding(result, method, side) for side in _TEXTS for method in result.methods]
+    out += [line for method in result.methods if (line := _weak(result, method))]
+    out += [_normalised(result), *(_latent(result, latent) for latent in result.latents), _how(result)]
+    if result.skipped:
+        reasons = "; ".join(entry.why for entry in result.skipped[:3])
+        more = len(result.skipped) - 3
         out.append(f"Left out: {reasons}{f'; and {more} more' if more > 0 else ''}.")
     return out
 
 
-def _finding(result: Mapping[str, Any], method: str, side: str) -> str:
-    found = result["pooled"][method][side]
-    base, adapted = (_signed(found[name]["value"]) for name in ("base", "adapted"))
+def _finding(result: Steering, method: str, side: str) -> str:
+    pooled = result.pooled[method]
+    found = pooled.positives if side == "positives" else pooled.negatives
+    base, adapted = _signed(found.base["value"]), _signed(found.adapted["value"])
     return (
-        f"{_METHODS[method]}, {_TEXTS[side]}: {_verdict(found['difference_raw'])}. Steering changes their "
+        f"{_METHODS[method]}, {_TEXTS[side]}: {_verdict(found.difference_raw)}. Steering changes their "
         f"log-probability by {base} nats per token in the original and by {adapted} in the adapted model."
     )
 
 
-def _verdict(difference: Mapping[str, float | None]) -> str:
+def _verdict(difference: Estimate) -> str:
     value, low, high = difference["value"], difference["low"], difference["high"]
     if value is None:
         return "no difference between the models could be measured"
@@ -42,10 +43,10 @@ def _verdict(difference: Mapping[str, float | None]) -> str:
     return f"no difference between the models can be told, {told}"
 
 
-def _weak(result: Mapping[str, Any], method: str) -> str | None:
+def _weak(result: Steering, method: str) -> str | None:
     """A warning where steering does not do what it is meant to in the original model either."""
-    n = len(result["latents"])
-    scores = [[tried["score"] for tried in latent["methods"][method]["tuning"]] for latent in result["latents"]]
+    n = len(result.latents)
+    scores = [[tried.score for tried in latent.methods[method].tuning] for latent in result.latents]
     useless = sum(max((s for s in own if s is not None), default=-1.0) <= 0 for own in scores)
     if not useless:
         return None
@@ -56,10 +57,10 @@ def _weak(result: Mapping[str, Any], method: str) -> str | None:
     )
 
 
-def _normalised(result: Mapping[str, Any]) -> str:
+def _normalised(result: Steering) -> str:
     told = []
-    for method in result["methods"]:
-        found = result["pooled"][method]["positives"]["difference_normalised"]
+    for method in result.methods:
+        found = result.pooled[method].positives.difference_normalised
         value = "undefined" if found["value"] is None else _signed(found["value"], 2) + _interval(found, 2)
         told.append(f"{value} for {method}")
     return (
@@ -69,30 +70,30 @@ def _normalised(result: Mapping[str, Any]) -> str:
     )
 
 
-def _latent(result: Mapping[str, Any], latent: Mapping[str, Any]) -> str:
+def _latent(result: Steering, latent: Latent) -> str:
     told = []
-    for method in result["methods"]:
-        found = latent["methods"][method]
-        difference = found["positives"]["difference_raw"]
+    for method in result.methods:
+        found = latent.methods[method]
+        difference = found.positives.difference_raw
         value = "undefined" if difference["value"] is None else _signed(difference["value"]) + _interval(difference)
-        told.append(f"{method} at alpha {found['alpha']:g}: {value}")
-    n = latent["n"]
+        told.append(f"{method} at alpha {found.alpha:g}: {value}")
+    n = latent.n
     return (
-        f"Latent {latent['latent']} (fires in {latent['rate']:.1%} of passages; {n['positives']} positives, "
-        f"{n['negatives']} negatives): adapted minus original on positives, {'; '.join(told)}."
+        f"Latent {latent.latent} (fires in {latent.rate:.1%} of passages; {n.positives} positives, "
+        f"{n.negatives} negatives): adapted minus original on positives, {'; '.join(told)}."
     )
 
 
-def _how(result: Mapping[str, Any]) -> str:
-    bos = "at every token, BOS included" if result.get("bos") else "at every token that the SAE is applied to"
+def _how(result: Steering) -> str:
+    bos = "at every token, BOS included" if result.bos else "at every token that the SAE is applied to"
     return (
-        f"Steered at {result['hookpoint']} {bos}, the SAE itself taken out of both models. Strengths were chosen on "
+        f"Steered at {result.hookpoint} {bos}, the SAE itself taken out of both models. Strengths were chosen on "
         f"tuning texts with the original model alone, and are the same for both; selection, tuning and test texts "
         f"share no text. Intervals over all latents take a latent's mean as one observation, a latent's own a text."
     )
 
 
-def _interval(found: Mapping[str, float | None], digits: int = 4) -> str:
+def _interval(found: Estimate, digits: int = 4) -> str:
     low, high = found["low"], found["high"]
     return "" if low is None or high is None else f" (90 % interval {_signed(low, digits)} to {_signed(high, digits)})"
 

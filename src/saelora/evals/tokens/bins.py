@@ -5,11 +5,11 @@ Shapes: R rows, P predictions of a row, V vocabulary.
 
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 
 from saelora.evals.intervals import UNDEFINED, ratios
+from saelora.evals.tokens.result import Group
 
 LEAST_ROWS = 5  # that a bin's predictions are from: drawing fewer anew says nothing about how they vary
 RATES = (1, 10, 100, 1_000, 10_000)  # of a token per million
@@ -67,7 +67,7 @@ def recon_error_bins(error_RP: np.ndarray, counted_RP: np.ndarray, n_bins: int =
     ] or [Bin(float(edges[0]), float(edges[0]), f"{edges[0]:.3g}", counted_RP)]
 
 
-def table(bins: list[Bin], counted_RP: np.ndarray, values: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+def table(bins: list[Bin], counted_RP: np.ndarray, values: dict[str, np.ndarray]) -> list[Group]:
     """Cross entropies, change and gap closed of each bin that holds a counted prediction.
 
     gap_closed is undefined where the bin's gap cannot be told from zero (its 95 % interval reaches 0): a share of
@@ -91,9 +91,9 @@ def table(bins: list[Bin], counted_RP: np.ndarray, values: dict[str, np.ndarray]
     for i, (each, member_RP) in enumerate(members):
         estimates = found[i * n : (i + 1) * n]
         if member_RP.any(1).sum() < LEAST_ROWS:
-            estimates = [{**UNDEFINED, "value": estimate["value"]} for estimate in estimates]
+            estimates = [{"value": estimate["value"], "low": None, "high": None} for estimate in estimates]
         base_e, sae_e, adapted_e, change, gap, closed = estimates
-        row: dict[str, Any] = {"low": each.low, "high": each.high, "label": each.label, "n": int(member_RP.sum())}
-        row |= {"ce_base": base_e, "ce_sae": sae_e, "ce_adapted": adapted_e, "change": change}
-        out.append({**row, "gap_closed": closed if (gap["low"] or 0) > 0 else dict(UNDEFINED)})
+        known = closed if (gap["low"] or 0) > 0 else UNDEFINED.copy()
+        n_members = int(member_RP.sum())
+        out.append(Group(each.low, each.high, each.label, n_members, base_e, sae_e, adapted_e, change, known))
     return out

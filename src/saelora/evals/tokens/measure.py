@@ -1,17 +1,16 @@
 """--parts tokens: losses token by token, and the text that they are of."""
 
-from typing import Any
-
 import numpy as np
 
 from saelora.evals.subject import Subject
 from saelora.evals.tokens.options import Options
 from saelora.evals.tokens.passages import extreme, show, vocabulary, whole_rows
 from saelora.evals.tokens.per_token import lowest, per_token, summarise
+from saelora.evals.tokens.result import Extremes, Tokens
 from saelora.models.anatomy import anatomy_of
 
 
-def run(subject: Subject, config: Options) -> dict[str, Any]:
+def run(subject: Subject, config: Options) -> Tokens:
     """Losses of every held-out prediction, their distribution, and passages; see saelora.evals.tokens, .passages."""
     count_V, counted_on = _frequencies(subject, config)
     with subject.console.progress("tokens", subject.rows.numel()) as bar:
@@ -40,15 +39,15 @@ def run(subject: Subject, config: Options) -> dict[str, Any]:
             progress=bar.advance,
             adapted=subject.adapted,
         )
-    return {
-        **summarise(found, count_V),
-        "trained": subject.trained,
-        "frequency_counted_on": counted_on,
-        "recon_error_of": str(lowest(subject.spliced)),
-        "vocab": vocabulary([passage for some in shown.values() for passage in some], subject.tokenizer),
-        "passages": {name: shown[name] for name in ("most_helped", "most_hurt")},
-        "text": shown["text"],
-    }
+    return Tokens(
+        **vars(summarise(found, count_V)),
+        trained=subject.trained,
+        frequency_counted_on=counted_on,
+        recon_error_of=str(lowest(subject.spliced)),
+        vocab=vocabulary([passage for some in shown.values() for passage in some], subject.tokenizer),
+        passages=Extremes(shown["most_helped"], shown["most_hurt"]),
+        text=shown["text"],
+    )
 
 
 def _frequencies(subject: Subject, config: Options) -> tuple[np.ndarray | None, str]:

@@ -13,12 +13,15 @@ from torch import Tensor, nn
 from saelora.core.head import Head
 from saelora.core.kl_head import chunk_size
 from saelora.core.splice import Splice
-from saelora.evals.tokens.per_token import PerToken, Trio, unobserved
+from saelora.evals.tokens.per_token import PerToken, Together, unobserved
+from saelora.evals.tokens.result import Passage
+from saelora.evals.variant import Variant
 from saelora.models.anatomy import device_of
 
 WINDOW = 48  # tokens of a passage
 BEFORE = 36  # of which before the token that it is shown for, where the row has as many
 LIKELIEST = 5  # next tokens
+Likeliest = dict[Variant, list[list[tuple[int, float]]]]  # after each position of a row
 Place = tuple[int, int, int, int | None]  # row, start, end, the token it is shown for
 
 
@@ -56,85 +59,79 @@ def show(
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_rows: None,
     adapted: Splice | None = None,
-) -> dict[str, list[dict[str, Any]]]:
+) -> dict[str, list[Passage]]:
     """Passages in full, under the names of ``places``; each row that occurs is run once.
 
     Args:
         spliced: the model's open splice.
         adapted: the adapted model's own open splice, where its SAEs were trained.
-
-    Returns:
-        Dicts of row, start, focus (index within the passage, or None), and lists with an entry a token: ids; counted,
-        ce and kl of its prediction from the tokens before it; recon_error of the SAE at the position that predicts it
-        (None where the SAE leaves that position alone); top, the likeliest next tokens of each model in its place, as
-        [id, probability]. A row's first token is predicted from nothing: its entries are None.
     """
-    trio = Trio(model, spliced, adapted)
-    top = _likeliest_of_rows(trio, found, {row for some in places.values() for row, *_ in some}, autocast, progress)
+    models = Together(model, spliced, adapted)
+    top = _likeliest_of_rows(models, found, {row for some in places.values() for row, *_ in some}, autocast, progress)
     return {name: [_passage(found, place, top[place[0]]) for place in some] for name, some in places.items()}
 
 
 def _likeliest_of_rows(
-    trio: Trio,
+    models: Together,
     found: PerToken,
     rows: Iterable[int],
     autocast: torch.dtype | None,
     progress: Callable[[int], None],
-) -> dict[int, dict[str, list[list[list[float]]]]]:
+) -> dict[int, Likeliest]:
     """row -> model -> the likeliest tokens after each position."""
-    device = device_of(trio.model)
+    device = device_of(models.model)
     top = {}
-    with trio.running(autocast):
+    with models.running(autocast):
         for row in sorted(rows):
-            hidden = trio.hidden(torch.from_numpy(found.ids[row : row + 1]).to(device), unobserved)
-            top[row] = {name: _likeliest(trio.heads[name], h[0, :-1]) for name, h in hidden.items()}
+            hidden = models.hidden(torch.from_numpy(found.ids[row : row + 1]).to(device), unobserved)
+            top[row] = {name: _likeliest(models.heads[name], h[0, :-1]) for name, h in hidden.items()}
             progress(1)
     return top
 
 
-def _likeliest(head: Head, hidden_PD: Tensor) -> list[list[list[float]]]:
-    """[id, probability] of the likeliest tokens after each position, the likeliest first."""
+def _likeliest(head: Head, hidden_PD: Tensor) -> list[list[tuple[int, float]]]:
+    """(id, probability) of the likeliest tokens after each position, the likeliest first."""
     out = []
     for chunk_CD in hidden_PD.split(chunk_size(len(head.weight), hidden_PD.device.type)):
         logits_CV = head.logits(chunk_CD)
         top = logits_CV.topk(min(LIKELIEST, logits_CV.shape[1]))
         p = (top.values - logits_CV.logsumexp(-1, keepdim=True)).exp()
         for ids, probabilities in zip(top.indices.tolist(), p.tolist(), strict=True):
-            out.append([[i, round(q, 4)] for i, q in zip(ids, probabilities, strict=True)])
+            out.append([(i, round(q, 4)) for i, q in zip(ids, probabilities, strict=True)])
     return out
 
 
-def _passage(found: PerToken, place: Place, top: dict[str, list[list[list[float]]]]) -> dict[str, Any]:
+def _passage(found: PerToken, place: Place, top: Likeliest) -> Passage:
     row, start, end, token = place
-    ce = {arm: found.values[f"ce_{arm}"][row] for arm in ("base", "sae", "adapted")}
-    kl = {arm: found.values[f"kl_{arm}"][row] for arm in ("sae", "adapted")}
+    ce = {variant: found.values[f"ce_{variant}"][row] for variant in top}
+    kl = {variant: found.values[f"kl_{variant}"][row] for variant in (Variant.SPLICED, Variant.ADAPTED)}
 
     def of_tokens(of_predictions: Any, form: Callable[[Any], Any]) -> list[Any]:
         return [None if i == 0 else form(of_predictions[i - 1]) for i in range(start, end)]
 
-    return {
-        "row": row,
-        "start": start,
-        "focus": None if token is None else token - start,
-        "ids": found.ids[row, start:end].tolist(),
-        "counted": [bool(i > 0 and found.counted[row, i - 1]) for i in range(start, end)],
-        "ce": {arm: of_tokens(values, _rounded) for arm, values in ce.items()},
-        "kl": {arm: of_tokens(values, _rounded) for arm, values in kl.items()},
-        "recon_error": of_tokens(found.recon_error[row], _rounded),
-        "top": {arm: of_tokens(likeliest, list) for arm, likeliest in top.items()},
-    }
+    return Passage(
+        row=row,
+        start=start,
+        focus=None if token is None else token - start,
+        ids=found.ids[row, start:end].tolist(),
+        counted=[bool(i > 0 and found.counted[row, i - 1]) for i in range(start, end)],
+        ce={variant: of_tokens(values, _rounded) for variant, values in ce.items()},
+        kl={variant: of_tokens(values, _rounded) for variant, values in kl.items()},
+        recon_error=of_tokens(found.recon_error[row], _rounded),
+        top={variant: of_tokens(likeliest, list) for variant, likeliest in top.items()},
+    )
 
 
 def _rounded(value: float) -> float | None:
     return round(float(value), 4) if np.isfinite(value) else None
 
 
-def vocabulary(passages: Iterable[dict[str, Any]], tokenizer: Any) -> dict[str, str]:
+def vocabulary(passages: Iterable[Passage], tokenizer: Any) -> dict[str, str]:
     """The text of every token id that passages use."""
     used: set[int] = set()
     for passage in passages:
-        used.update(passage["ids"])
-        used.update(i for arm in passage["top"].values() for some in arm if some is not None for i, _ in some)
+        used.update(passage.ids)
+        used.update(i for of_model in passage.top.values() for some in of_model if some is not None for i, _ in some)
     return {str(i): token_text(tokenizer, i) for i in sorted(used)}
 
 

@@ -10,7 +10,6 @@ Shapes: R rows, P predictions of a row (one fewer than its tokens), N counted pr
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,7 +22,9 @@ from saelora.core.splice import Observer, Splice, TokenMask
 from saelora.core.students import Student, Students
 from saelora.errors import InputError
 from saelora.evals.intervals import ratios
-from saelora.evals.tokens.bins import frequency_bins, position_bins, recon_error_bins, table
+from saelora.evals.tokens.bins import Bin, frequency_bins, position_bins, recon_error_bins, table
+from saelora.evals.tokens.result import Change, Cost, Distribution, Group, Histogram
+from saelora.evals.variant import Variant
 from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 
@@ -48,15 +49,16 @@ class PerToken:
         return self.values["ce_adapted"] - self.values["ce_sae"]
 
 
-class Trio:
-    """A model's clean, spliced and adapted variants, run together on a batch; whatever they share is run once."""
+class Together:
+    """A model's base, spliced and adapted variants, run together on a batch; whatever they share is run once."""
 
     def __init__(self, model: nn.Module, spliced: Splice, adapted: Splice | None = None):
         """``spliced``: the model's open splice; ``adapted``: the adapted model's, where its SAEs were trained."""
         self.model, self.spliced = model, spliced
-        self.plan = {"sae": Student(spliced), "adapted": Student(adapted or spliced, lora.adapter_name(model))}
+        changed = Student(adapted or spliced, lora.adapter_name(model))
+        self.plan = {Variant.SPLICED: Student(spliced), Variant.ADAPTED: changed}
         self.students = Students(model, list(self.plan.values()))
-        self.heads = {"base": self.students.head()} | {n: self.students.head(s) for n, s in self.plan.items()}
+        self.heads = {Variant.BASE: self.students.head()} | {n: self.students.head(s) for n, s in self.plan.items()}
 
     @contextmanager
     def running(self, autocast: torch.dtype | None) -> Iterator[None]:
@@ -68,24 +70,24 @@ class Trio:
                 stack.enter_context(torch.autocast(device_of(self.model).type, autocast))
             yield
 
-    def hidden(self, input_ids: Tensor, observer: Observer) -> dict[str, Tensor]:
-        """Final hidden states [batch, seq, d_model] of base, sae and adapted; ``observer`` watches sae alone.
+    def hidden(self, input_ids: Tensor, observer: Observer) -> dict[Variant, Tensor]:
+        """Final hidden states [batch, seq, d_model] of each variant; ``observer`` watches the spliced one alone.
 
         The SAE runs with an observer in both, since it may reconstruct by other steps, to other bits, where nobody
         watches: then even an adapter of zeros would seem to help here and hurt there.
         """
         with ExitStack() as stack:
-            for spliced in self.students.splices:
-                stack.enter_context(spliced.observed_by(unobserved))
+            for opened in self.students.splices:
+                stack.enter_context(opened.observed_by(unobserved))
             shared = self.students.teacher(input_ids)
             with self.spliced.observed_by(observer):
-                sae = self.students.hidden(self.plan["sae"], shared)
-            adapted = self.students.hidden(self.plan["adapted"], shared)
-        return {"base": shared.clean.hidden, "sae": sae, "adapted": adapted}
+                spliced = self.students.hidden(self.plan[Variant.SPLICED], shared)
+            adapted = self.students.hidden(self.plan[Variant.ADAPTED], shared)
+        return {Variant.BASE: shared.clean.hidden, Variant.SPLICED: spliced, Variant.ADAPTED: adapted}
 
 
 def unobserved(hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
-    """An observer that looks away."""
+    """An observer that does nothing: with any, an SAE reconstructs by the steps that an observer sees."""
 
 
 def per_token(
@@ -108,12 +110,12 @@ def per_token(
     Raises:
         InputError: no prediction counts.
     """
-    device, trio = device_of(model), Trio(model, spliced, adapted)
+    device, models = device_of(model), Together(model, spliced, adapted)
     watch = _ReconError(lowest(spliced))
     found: dict[str, list[Tensor]] = {name: [] for name in FIGURES}
-    with trio.running(autocast):
+    with models.running(autocast):
         for batch in rows.split(batch_rows):
-            values = _batch(trio, batch.to(device), watch)
+            values = _batch(models, batch.to(device), watch)
             for name, value in values.items():
                 found[name].append(value.cpu())
             progress(batch.numel())
@@ -127,15 +129,19 @@ def per_token(
     return PerToken(rows.numpy(), counted, arrays, torch.cat(watch.found)[:, :-1].double().numpy())
 
 
-def _batch(trio: Trio, input_ids: Tensor, observer: Observer) -> dict[str, Tensor]:
+def _batch(models: Together, input_ids: Tensor, observer: Observer) -> dict[str, Tensor]:
     """FIGURES of a batch [batch, seq], each [batch, seq - 1]."""
-    hidden = {name: h[:, :-1].flatten(0, 1) for name, h in trio.hidden(input_ids, observer).items()}
-    own, labels_N = [trio.heads[name] for name in trio.plan], input_ids[:, 1:].flatten()
+    hidden = {name: h[:, :-1].flatten(0, 1) for name, h in models.hidden(input_ids, observer).items()}
+    own, labels_N = [models.heads[name] for name in models.plan], input_ids[:, 1:].flatten()
     heads = kl_heads(
-        [hidden[name] for name in trio.plan], hidden["base"], trio.heads["base"], labels_N=labels_N, student_heads=own
+        [hidden[name] for name in models.plan],
+        hidden[Variant.BASE],
+        models.heads[Variant.BASE],
+        labels_N=labels_N,
+        student_heads=own,
     )
     values = {"ce_base": heads[0].ce_teacher_N}
-    for name, out in zip(trio.plan, heads, strict=True):
+    for name, out in zip(models.plan, heads, strict=True):
         values |= {f"ce_{name}": out.ce_student_N, f"kl_{name}": out.kl_N}
     shape = input_ids[:, 1:].shape
     return {name: value.view(shape) for name, value in values.items() if value is not None}
@@ -160,7 +166,7 @@ class _ReconError:
             self.found.append(error.masked_fill(~mask, torch.nan).cpu())
 
 
-def summarise(found: PerToken, count_V: np.ndarray | None = None) -> dict[str, Any]:
+def summarise(found: PerToken, count_V: np.ndarray | None = None) -> Distribution:
     """Distributions and tables of ``per_token``'s predictions, with 95 % intervals by bootstrap over rows.
 
     Args:
@@ -184,21 +190,22 @@ def summarise(found: PerToken, count_V: np.ndarray | None = None) -> dict[str, A
     )
     change_N, cost_N = change_RP[counted_RP], cost_RP[counted_RP]
     values = {name: found.values[name][kept] for name in ("ce_base", "ce_sae", "ce_adapted")}
-    bins = {
-        "by_position": position_bins(counted_RP.shape),
-        "by_frequency": [] if count_V is None else frequency_bins(found.ids[kept, 1:], count_V),
-        "by_recon_error": recon_error_bins(found.recon_error[kept], counted_RP),
-    }
-    return {
-        "n_predictions": int(n_R.sum()),
-        "share_helped": helped,
-        "share_hurt": hurt,
-        "change": {"mean": mean, "quantiles": quantiles(change_N), "mean_helped": mean_helped, "mean_hurt": mean_hurt},
-        "cost": {"mean": cost, "quantiles": quantiles(cost_N)},
-        "concentration": concentration(change_N),
-        "histogram": histogram(change_N),
-        **{name: table(found_bins, counted_RP, values) for name, found_bins in bins.items()},
-    }
+
+    def groups(bins: list[Bin]) -> list[Group]:
+        return table(bins, counted_RP, values)
+
+    return Distribution(
+        n_predictions=int(n_R.sum()),
+        share_helped=helped,
+        share_hurt=hurt,
+        change=Change(mean, quantiles(change_N), mean_helped, mean_hurt),
+        cost=Cost(cost, quantiles(cost_N)),
+        concentration=concentration(change_N),
+        histogram=histogram(change_N),
+        by_position=groups(position_bins(counted_RP.shape)),
+        by_frequency=[] if count_V is None else groups(frequency_bins(found.ids[kept, 1:], count_V)),
+        by_recon_error=groups(recon_error_bins(found.recon_error[kept], counted_RP)),
+    )
 
 
 def quantiles(values_N: np.ndarray) -> dict[str, float]:
@@ -214,11 +221,12 @@ def concentration(change_N: np.ndarray) -> dict[str, float | None]:
     return {str(q): float(gains[: max(1, round(q * len(gains)))].sum() / total) if total else None for q in shares}
 
 
-def histogram(change_N: np.ndarray) -> dict[str, Any]:
+def histogram(change_N: np.ndarray) -> Histogram:
     """Counts of |change| in the paper's bins, of helped and of hurt predictions; a change of exactly 0 is neither."""
-    out: dict[str, Any] = {"edges": [float(edge) for edge in EDGES]}
-    for name, size_N in (("helped", -change_N[change_N < 0]), ("hurt", change_N[change_N > 0])):
-        out[name] = np.histogram(size_N, EDGES)[0].tolist()
-        out[f"{name}_below"] = int((size_N < EDGES[0]).sum())
-        out[f"{name}_above"] = int((size_N > EDGES[-1]).sum())
-    return out
+    helped, hurt = _counts(-change_N[change_N < 0]), _counts(change_N[change_N > 0])
+    return Histogram([float(edge) for edge in EDGES], *helped, *hurt)
+
+
+def _counts(size_N: np.ndarray) -> tuple[list[int], int, int]:
+    """Sizes in each bin, below all bins, and above."""
+    return np.histogram(size_N, EDGES)[0].tolist(), int((size_N < EDGES[0]).sum()), int((size_N > EDGES[-1]).sum())

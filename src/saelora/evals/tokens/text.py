@@ -3,33 +3,37 @@
 from collections.abc import Sequence
 from typing import Any
 
+from saelora.evals.tokens.result import Passage, Tokens
+from saelora.evals.variant import Variant
 from saelora.report.page.read import Run
 from saelora.report.page.view import finite
 
 ROWS = 20  # whole rows in a page, of all runs together: a row of 512 tokens takes about 150 kB
 LONGEST = 200  # characters of a token that are shown
-_GROUPS = ("most_helped", "most_hurt", "text")
-_ARMS = ("base", "sae", "adapted")
+_VARIANTS = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED)
 
 
 def payload(runs: Sequence[Run]) -> dict[str, Any]:
     """Passages of every run that has some; probabilities become whole per mille."""
-    found = [(run, result) for run in runs if (result := run.part("tokens")) and result.get("passages")]
+    found = [(run, result) for run in runs if (result := run.result(Tokens)) is not None]
     each = max(1, ROWS // max(1, len(found)))
     return {"runs": [_run(run, result, each) for run, result in found]}
 
 
-def _run(run: Run, result: dict[str, Any], n_rows: int) -> dict[str, Any]:
-    shown = {**result["passages"], "text": result.get("text")}
-    passages = [
-        _passage(passage, group)
-        for group in _GROUPS
-        for passage in (shown.get(group) or [])[: n_rows if group == "text" else None]
-    ]
+def _run(run: Run, result: Tokens, n_rows: int) -> dict[str, Any]:
+    groups = {
+        "most_helped": result.passages.most_helped,
+        "most_hurt": result.passages.most_hurt,
+        "text": result.text[:n_rows],
+    }
+    passages = [_passage(passage, group) for group, some in groups.items() for passage in some]
     used = {i for p in passages for i in p["ids"]}
-    used |= {i for p in passages for top in p["top"] if top for arm in top for i in (arm or [])[::2]}
-    vocab = result.get("vocab") or {}
-    return {"label": run.label, "vocab": {i: _token(vocab.get(str(i))) for i in sorted(used)}, "passages": passages}
+    used |= {i for p in passages for top in p["top"] if top for likeliest in top for i in (likeliest or [])[::2]}
+    return {
+        "label": run.label,
+        "vocab": {i: _token(result.vocab.get(str(i))) for i in sorted(used)},
+        "passages": passages,
+    }
 
 
 def _token(text: str | None) -> Any:
@@ -37,31 +41,28 @@ def _token(text: str | None) -> Any:
     return text if text is None or len(text) <= LONGEST else [text[:LONGEST], len(text)]
 
 
-def _passage(passage: dict[str, Any], group: str) -> dict[str, Any]:
-    n = len(passage["ids"])
-    top = passage.get("top") or {}
-    by_arm = [top.get(arm) or [None] * n for arm in _ARMS]
+def _passage(passage: Passage, group: str) -> dict[str, Any]:
     return {
         "group": group,
-        "row": passage.get("row"),
-        "start": passage.get("start"),
-        "focus": passage.get("focus"),
-        "ids": passage["ids"],
-        "counted": [int(bool(each)) for each in passage.get("counted") or [True] * n],
-        "ce": [_numbers((passage.get("ce") or {}).get(arm), n) for arm in _ARMS],
-        "kl": [_numbers((passage.get("kl") or {}).get(arm), n) for arm in _ARMS[1:]],
-        "error": _numbers(passage.get("recon_error"), n),
-        "top": [_tops(each) for each in zip(*by_arm, strict=True)],
+        "row": passage.row,
+        "start": passage.start,
+        "focus": passage.focus,
+        "ids": passage.ids,
+        "counted": [int(each) for each in passage.counted],
+        "ce": [_numbers(passage.ce[variant]) for variant in _VARIANTS],
+        "kl": [_numbers(passage.kl[variant]) for variant in _VARIANTS[1:]],
+        "error": _numbers(passage.recon_error),
+        "top": [_tops(each) for each in zip(*(passage.top[variant] for variant in _VARIANTS), strict=True)],
     }
 
 
-def _numbers(values: Sequence[Any] | None, n: int) -> list[float | None]:
+def _numbers(values: Sequence[float | None]) -> list[float | None]:
     """Numbers with 4 digits after the point; None where there is none."""
-    return [None if (x := finite(value)) is None else round(x, 4) for value in values or [None] * n]
+    return [None if (x := finite(value)) is None else round(x, 4) for value in values]
 
 
-def _tops(arms: Sequence[Any]) -> list[Any] | None:
-    """[id, per mille, id, per mille, ...] of each arm."""
-    if not any(arms):
+def _tops(by_model: Sequence[Sequence[tuple[int, float]] | None]) -> list[list[int] | None] | None:
+    """[id, per mille, id, per mille, ...] of each model."""
+    if not any(by_model):
         return None
-    return [[x for i, p in arm for x in (i, round(1000 * p))] if arm else None for arm in arms]
+    return [[x for i, p in top for x in (i, round(1000 * p))] if top else None for top in by_model]

@@ -1,9 +1,9 @@
 """A run's folder -> what the page tells of it. Reads JSON only: no model, no torch."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from saelora import shapes
 from saelora.errors import InputError
@@ -11,6 +11,8 @@ from saelora.evals.registry import EVALUATIONS
 from saelora.identity import OTHER_ROWS, sae_names, same_saes, text_differs
 from saelora.manifest import MANIFEST, RESULTS, part_file, read_json
 from saelora.shapes import check_file
+
+R = TypeVar("R")
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Run:
     manifest: dict[str, Any]
     results: dict[str, Any]
     parts: dict[str, dict[str, Any]]  # name -> its file, "loss" (measured again) among them
+    found: dict[str, Any] = field(default_factory=dict)  # name -> the result of an evaluation
 
     @property
     def about(self) -> dict[str, Any]:
@@ -29,9 +32,9 @@ class Run:
         own = {key: self.manifest.get(key) for key in ("model", "saes", "token_policy")}
         return {**own, **(self.results.get("about") or {})}
 
-    def part(self, name: str) -> dict[str, Any] | None:
-        """A part's result, None where it was not measured."""
-        return self.parts[name]["result"] if name in self.parts else None
+    def result(self, kind: type[R]) -> R | None:
+        """The result of this kind, None where it was not measured."""
+        return next((each for each in self.found.values() if isinstance(each, kind)), None)
 
 
 def read_runs(folders: Sequence[str | Path]) -> list[Run]:
@@ -55,7 +58,7 @@ def read_run(folder: Path, label: str) -> Run:
     """One run.
 
     Raises:
-        InputError: a file is missing or damaged, or is of another kind of run.
+        InputError: a file is missing or damaged, or is of another kind of run, or a result is not as saelora writes it.
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder: name the output folder of a saelora adapt run")
@@ -74,7 +77,12 @@ def read_run(folder: Path, label: str) -> Run:
             parts[name] = _mapping(path)
             if not isinstance(parts[name].get("result"), dict):
                 raise InputError(f"{path} has no result: measure it again with --parts {name} --overwrite")
-    return Run(label, folder, manifest, results, parts)
+    found = {
+        name: EVALUATIONS[name].read(file["result"], part_file(folder / "evals", name))
+        for name, file in parts.items()
+        if name in EVALUATIONS
+    }
+    return Run(label, folder, manifest, results, parts, found)
 
 
 def _mapping(path: Path) -> dict[str, Any]:

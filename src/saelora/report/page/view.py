@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saelora.evals.registry import EVALUATIONS
-from saelora.report.page.read import Run, differences, other_rows
+from saelora.report.page.read import R, Run, differences, other_rows
 
 # How a column's numbers are written. An estimate {"value", "low", "high"} is written with its interval.
 FORMS = ("text", "nats", "share", "count", "number")
@@ -139,12 +139,13 @@ def notes(runs: Sequence[Run], part: str) -> list[Note]:
     told = []
     first: Run | None = None
     for run in runs:
-        result = run.part(part)
-        if result is None:
+        if part not in run.found:
             told.append(_missing(run, part))
             continue
         told.append(
-            Note(run, evaluation.lines(result), warning=_warning(run, part), rows=_other_rows(run, part, first))
+            Note(
+                run, evaluation.lines(run.found[part]), warning=_warning(run, part), rows=_other_rows(run, part, first)
+            )
         )
         first = first or run
     return told
@@ -183,9 +184,9 @@ def quoted(run: Run) -> str:
     return shlex.quote(str(run.folder))
 
 
-def measured(runs: Sequence[Run], part: str) -> list[tuple[int, Run, dict[str, Any]]]:
-    """Number, run and result of the runs that have this part; the number gives a run its colour in every figure."""
-    return [(i, run, result) for i, run in enumerate(runs) if (result := run.part(part)) is not None]
+def measured(runs: Sequence[Run], kind: type[R]) -> list[tuple[int, Run, R]]:
+    """Number, run and result of the runs that have one; the number gives a run its colour in every figure."""
+    return [(i, run, result) for i, run in enumerate(runs) if (result := run.result(kind)) is not None]
 
 
 def by_run(runs: Sequence[Run], columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:

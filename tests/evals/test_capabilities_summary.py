@@ -1,6 +1,8 @@
 """What capabilities are said to have shown."""
 
+from saelora.evals.capabilities.result import Capabilities
 from saelora.evals.capabilities.summary import lines
+from saelora.evals.result_json import from_json
 
 
 def estimate(value, half):
@@ -25,7 +27,8 @@ def row(task="hellaswag", metric="acc", change=(0.05, 0.02), clean=(0.0, 0.02), 
 
 
 def said(*rows, limit=None):
-    return lines({"arms": [], "tasks": list(rows), "limit": limit, "lm_eval": "0.4.13"})
+    found = {"arms": [], "tasks": list(rows), "limit": limit, "lm_eval": "0.4.13"}
+    return lines(from_json(Capabilities, found, "capabilities.json", ""))
 
 
 def test_the_finding_names_what_got_better_worse_and_what_shows_nothing() -> None:

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from saelora.evals.drift.result import Drift
 from saelora.evals.drift.summary import lines
+from saelora.evals.result_json import from_json
 
 
 def e(value: float, half: float = 0.0) -> dict[str, float]:
@@ -23,7 +25,7 @@ def layer(i: int, sae: float, adapted: float, clean: float, half: float = 0.1) -
     }
 
 
-def result(*layers: dict[str, Any], identical: bool = True) -> dict[str, Any]:
+def result(*layers: dict[str, Any], identical: bool = True) -> Drift:
     found = {
         "identical": identical,
         "max_abs_difference": 0.0 if identical else 1.5,
@@ -32,7 +34,9 @@ def result(*layers: dict[str, Any], identical: bool = True) -> dict[str, Any]:
         "l0": {"base": 32.0, "adapted": 32.0 if identical else 35.5},
         "fvu": {"base": e(0.145), "adapted": e(0.145 if identical else 0.2)},
     }
-    return {"n_positions": 4079, "layers": list(layers), "latents": {"layers.1.resid_post": found}}
+    return from_json(
+        Drift, {"n_positions": 4079, "layers": list(layers), "latents": {"layers.1.resid_post": found}}, "", ""
+    )
 
 
 LAYERS = (layer(0, 0, 0, 0), layer(1, 20, 20, 0), layer(2, 20, 15, 1), layer(3, 20, 21, 2), layer(4, 20, 19.95, 3))

@@ -2,8 +2,11 @@
 
 from typing import Any
 
+from saelora.evals.result_json import from_json
+from saelora.evals.tokens.result import Tokens
 from saelora.evals.tokens.summary import lines
 
+SIDES = dict.fromkeys(("helped_below", "helped_above", "hurt_below", "hurt_above"), 0)
 NOTHING = {"value": None, "low": None, "high": None}
 
 
@@ -18,25 +21,30 @@ def group(label: str, closed: dict[str, Any]) -> dict[str, Any]:
 
 def passage() -> dict[str, Any]:
     ce = {"base": [None, 0.5, 1.0], "sae": [None, 0.5, 7.25], "adapted": [None, 0.5, 2.0]}
-    return {"row": 0, "start": 0, "focus": 2, "ids": [0, 1, 2], "ce": ce}
+    found = {"row": 0, "start": 0, "focus": 2, "ids": [0, 1, 2], "ce": ce, "counted": [False, True, True]}
+    return {**found, "kl": {}, "top": {}, "recon_error": [None, 0.1, 0.1]}
 
 
-def result(change: dict[str, float], **other: Any) -> dict[str, Any]:
+def result(mean: dict[str, float], **other: Any) -> Tokens:
     quantiles = {"0.05": -0.8, "0.5": -0.004, "0.95": 0.6}
     found: dict[str, Any] = {
         "n_predictions": 12345,
         "share_helped": e(0.58),
         "share_hurt": e(0.41),
-        "change": {"mean": change, "quantiles": quantiles, "mean_helped": e(-0.31), "mean_hurt": e(0.29)},
+        "change": {"mean": mean, "quantiles": quantiles, "mean_helped": e(-0.31), "mean_hurt": e(0.29)},
         "cost": {"mean": e(0.16), "quantiles": {"0.95": 1.4}},
         "concentration": {"0.01": 0.12, "0.1": 0.5},
         "by_position": [],
         "by_frequency": [],
         "by_recon_error": [],
+        "histogram": {"edges": [0.1, 1.0], "helped": [1], "hurt": [1], **SIDES},
+        "frequency_counted_on": "nothing",
+        "recon_error_of": "layers.1.resid_post",
+        "text": [],
         "vocab": {"0": "<s>", "1": " a\n", "2": " shrimp"},
         "passages": {"most_helped": [passage()], "most_hurt": []},
     }
-    return {**found, **other}
+    return from_json(Tokens, {**found, **other}, "tokens.json", "")
 
 
 def test_the_first_line_says_which_way_and_how_sure():
@@ -89,5 +97,5 @@ def test_an_adapter_that_changes_nothing_is_told_without_averages():
     change |= {"mean_helped": NOTHING, "mean_hurt": NOTHING}
     none: dict[str, Any] = {"share_helped": zero, "share_hurt": zero, "concentration": {"0.01": None, "0.1": None}}
     none |= {"change": change, "passages": {"most_helped": [], "most_hurt": []}}
-    told = lines({**result(zero), **none})
+    told = lines(result(zero, **none))
     assert told[1] == "It helps 0.0% (0.0% to 0.0%) of predictions; it hurts 0.0% (0.0% to 0.0%)."

@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from saelora.evals.result_json import from_json
+from saelora.evals.steering.result import Steering
 from saelora.evals.steering.summary import lines
 
 
@@ -23,18 +25,25 @@ def side(difference: float | None, half: float | None = 0.01) -> dict[str, Any]:
     }
 
 
-def result_of(difference: float | None = 0.0, half: float | None = 0.01, score: float = 0.1) -> dict[str, Any]:
+def result_of(difference: float | None = 0.0, half: float | None = 0.01, score: float = 0.1, **other: Any) -> Steering:
     sides = {"positives": side(difference, half), "negatives": side(0.0)}
     entry = {"alpha": 0.5, "tuning": [{"alpha": 0.5, "score": score}, {"alpha": 2.0, "score": None}], **sides}
-    latent = {"latent": 7, "rate": 0.05, "n": {"positives": 24, "negatives": 23}, "methods": {"scale": entry}}
-    return {
+    n = {"positives": 24, "negatives": 23}
+    latent = {"latent": 7, "rate": 0.05, "n": n, "n_tuning": n, "methods": {"scale": entry}, "how": "given"}
+    latent |= {"selectivity": 0.5, "max_activation": 3.0, "unit": 3.0, "top_passages": []}
+    corpora = {"source": "x", "divided_by": "documents", "window_tokens": 8, "passages": {}, "tokens": {}}
+    found = {
+        "level": 0.9,
+        "corpora": {**corpora, "positives": "found", "negatives": "found"},
         "hookpoint": "layers.1.resid_post",
         "bos": False,
         "methods": ["scale"],
         "latents": [latent],
         "pooled": {"scale": copy.deepcopy(sides)},
         "skipped": [],
+        **other,
     }
+    return from_json(Steering, found, "steering.json", "")
 
 
 @pytest.mark.parametrize(
@@ -71,9 +80,7 @@ def test_the_papers_scale_comes_with_its_caveat() -> None:
 
 
 def test_positions_steered_and_latents_left_out_are_named() -> None:
-    found = result_of()
-    found["bos"] = True
-    found["skipped"] = [{"latent": i, "why": f"latent {i} never fires"} for i in range(5)]
-    told = lines(found)
+    skipped = [{"latent": i, "why": f"latent {i} never fires"} for i in range(5)]
+    told = lines(result_of(bos=True, skipped=skipped))
     assert any("BOS included" in text for text in told)
     assert "latent 2 never fires; and 2 more." in told[-1]

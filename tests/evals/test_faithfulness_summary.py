@@ -4,7 +4,9 @@ import copy
 
 import pytest
 
+from saelora.evals.faithfulness.result import Faithfulness
 from saelora.evals.faithfulness.summary import lines
+from saelora.evals.result_json import from_json
 
 
 def estimate(value, half=0.01):
@@ -19,6 +21,7 @@ def rises(sae, adapted, key="ratio"):
     return {"rise_sae": estimate(sae), "rise_adapted": estimate(adapted), key: ratio}
 
 
+CES = {"ce_sae": estimate(3.2), "ce_adapted": estimate(3.1)}
 RESULT = {
     "n_predictions": 20_000,
     "ce": {"sae": estimate(3.2), "adapted": estimate(3.1)},
@@ -29,8 +32,8 @@ RESULT = {
         "first": False,
         "n_positions": 120,
         "n_after_first": 40,
-        "spliced_too": {**rises(6.0, 6.2), "excess": estimate(0.2)},
-        "after_first": {**rises(0.05, 0.06), "excess": estimate(0.01, 0.005)},
+        "spliced_too": {**CES, **rises(6.0, 6.2), "excess": estimate(0.2)},
+        "after_first": {**CES, **rises(0.05, 0.06), "excess": estimate(0.01, 0.005)},
         "attention": {
             "layers": [],
             "mean": {"base": estimate(0.4), "sae": estimate(0.41), "adapted": estimate(0.42)},
@@ -51,7 +54,7 @@ RESULT = {
     "shuffled": {"ce_sae": estimate(7.2), "ce_adapted": estimate(6.9), **rises(4.0, 3.8, "reliance")},
     "zeroed": {"ce_sae": estimate(9.2), "ce_adapted": estimate(9.1), **rises(6.0, 6.0, "reliance")},
     "other_sae": None,
-    "verdict": "reads its SAE",
+    "verdict": "reads_sae",
     "why": "latents mixed up: 0.95 times",
 }
 
@@ -64,15 +67,21 @@ def changed(**parts):
         for key in outer:
             target = target[key]
         target[last] = value
-    return result
+    return read(result)
+
+
+def read(result):
+    return from_json(Faithfulness, result, "faithfulness.json", "")
 
 
 @pytest.mark.parametrize(
     ("verdict", "said"),
     [
-        ("reads its SAE", "The adapted model reads its SAE"),
-        ("goes round its SAE", "goes round its SAE"),
+        ("reads_sae", "The adapted model reads its SAE"),
+        ("bypasses_sae", "goes round its SAE"),
         ("unclear", "cannot be told"),
+        ("reads its SAE", "The adapted model reads its SAE"),  # as older versions wrote it
+        ("goes round its SAE", "goes round its SAE"),
     ],
 )
 def test_the_verdict_comes_first_with_its_reasons(verdict, said):
@@ -82,7 +91,7 @@ def test_the_verdict_comes_first_with_its_reasons(verdict, said):
 
 
 def test_every_measurement_is_told_with_numbers_and_intervals():
-    text = "\n".join(lines(RESULT))
+    text = "\n".join(lines(read(RESULT)))
     for said in (
         "rises by 4.000 nats in the spliced model (3.990 to 4.010) and by 3.800 in the adapted one (3.790 to 3.810)",
         "a ratio of 0.95 (0.94 to 0.96)",
@@ -101,7 +110,7 @@ def test_every_measurement_is_told_with_numbers_and_intervals():
 
 
 def test_a_rise_that_is_none_is_given_no_ratio():
-    text = "\n".join(lines(changed(shuffled=rises(0.0, 0.2, "reliance"))))
+    text = "\n".join(lines(changed(shuffled={**CES, **rises(0.0, 0.2, "reliance")})))
     assert "no ratio is given, since the spliced model's rise cannot be told from 0" in text
     assert "None" not in text
 

@@ -1,5 +1,7 @@
 """What SAEBench is said to have shown."""
 
+from saelora.evals.result_json import from_json
+from saelora.evals.saebench.result import SAEBench
 from saelora.evals.saebench.summary import lines
 
 
@@ -21,7 +23,8 @@ LOSSES = [metric("core", "ce_loss_with_sae", 3.5, 3.2), metric("core", "ce_loss_
 
 def said(metrics=(), cannot=(), skipped=()):
     result = {"metrics": list(metrics), "cannot_change": list(cannot), "why": "adapters are in layers 2 to 3"}
-    return lines({**result, "skipped": list(skipped), "data": "sotu", "sae_bench": "0.6.0", "command": ""})
+    found = {**result, "skipped": list(skipped), "data": "sotu", "sae_bench": "0.6.0", "command": ""}
+    return lines(from_json(SAEBench, found, "saebench.json", ""))
 
 
 def test_what_cannot_change_is_said_first_and_plainly() -> None:

@@ -1,0 +1,21 @@
+"""The variants of one model that are compared. Imports no torch: results and reports name them too."""
+
+from enum import StrEnum
+
+
+class Variant(StrEnum):
+    """A model with or without its SAEs spliced in, with or without its adapter; the values are the keys in files."""
+
+    BASE = "base"  # the original model
+    SPLICED = "sae"  # the SAEs in, no adapter
+    ADAPTED = "adapted"  # the SAEs in, and the adapter
+    ADAPTED_CLEAN = "adapted_clean"  # the adapter alone, the SAEs taken out
+    ZERO = "zero"  # zeros in the place of the SAEs' reconstructions, no adapter
+
+    @property
+    def has_saes(self) -> bool:
+        return self in (Variant.SPLICED, Variant.ADAPTED)
+
+    @property
+    def has_adapter(self) -> bool:
+        return self in (Variant.ADAPTED, Variant.ADAPTED_CLEAN)
