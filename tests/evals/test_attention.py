@@ -97,4 +97,4 @@ def test_nothing_exempt_gets_nothing(fresh):
     model = with_adapter(fresh("llama"))
     with splice(model, {HOOKPOINT: TinySAE(D_MODEL)}, TokenMask()) as spliced:
         found = attention_to_exempt(model, spliced, TokenMask(), rows_of("llama"))
-    assert found["mean"]["adapted"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert found.mean["adapted"] == {"value": 0.0, "low": 0.0, "high": 0.0}
