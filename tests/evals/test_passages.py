@@ -12,6 +12,8 @@ from saelora.evals.result_json import to_json
 from saelora.evals.tokens import passages
 from saelora.evals.tokens.passages import extreme, show, token_text, vocabulary, whole_rows
 from saelora.evals.tokens.per_token import PerToken, per_token
+from saelora.evals.tokens.result import Passage
+from saelora.evals.variant import Variant
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, TinySAE
 
@@ -136,8 +138,9 @@ def test_tokens_keep_their_leading_spaces():
 
 
 def test_the_vocabulary_has_every_id_that_is_shown_and_no_other():
-    top = {"base": [None, [[3, 0.5], [4, 0.1]]], "sae": [None, [[3, 0.5], [5, 0.1]]]}
-    assert vocabulary([{"ids": [0, 1], "top": top}], Spelling()) == {
+    top = {Variant.BASE: [None, [(3, 0.5), (4, 0.1)]], Variant.SPLICED: [None, [(3, 0.5), (5, 0.1)]]}
+    passage = Passage(0, 0, None, ids=[0, 1], counted=[False, True], ce={}, kl={}, recon_error=[None, 0.1], top=top)
+    assert vocabulary([passage], Spelling()) == {
         "0": "<s>",
         "1": " the",
         "3": "   ",
