@@ -86,7 +86,7 @@ def _check_embedded(sets: Iterable[list[Text]], subject: Subject) -> None:
 def _corpora(subject: Subject, config: Options, texts: dict[str, list[Text]], divided: str) -> Corpora:
     """Where the texts come from and how many there are."""
     return Corpora(
-        source=subject.data.data,
+        source=subject.data.data or "",
         divided_by=divided,
         window_tokens=config.steering_window,
         passages={name: len(own) for name, own in texts.items()},
