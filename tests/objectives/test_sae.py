@@ -12,6 +12,7 @@ from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.sae import SAEObjective
 from saelora.objectives.sae_recipe import ARCHITECTURES, SAERecipe, variant_recipes
+from saelora.saes.saving import save_sae
 from spread_reference import plain_figures
 
 BOS, CONTEXT, D_MODEL = 1, 24, 16
@@ -85,7 +86,7 @@ def test_saved_sae_loads_in_saelens_with_equal_reconstruction_of_raw_activations
 
     ours = objective(model, architecture=architecture)
     history = train(ours, range(10))
-    ours.save(str(MIDDLE), tmp_path / "sae")
+    save_sae(ours.inference_sae(str(MIDDLE)), tmp_path / "sae")
     loaded = SAE.load_from_disk(tmp_path / "sae")
     x = activations_of(model, tokens(10), 1)
     assert torch.equal(loaded(x), ours.inference_sae(str(MIDDLE))(x))
@@ -334,23 +335,16 @@ def test_sparsity_coefficient_warms_up(model):
     assert train(cold, [0])[0]["loss"] < train(warm, [0])[0]["loss"]
 
 
-def test_save_refuses_a_folder_with_files_and_an_untrained_sae(model, tmp_path):
-    ours = objective(model)
+def test_an_untrained_sae_is_refused(model):
     with pytest.raises(InputError, match="not been trained"):
-        ours.save(str(MIDDLE), tmp_path / "sae")
-    assert not (tmp_path / "sae").exists()
-    train(ours, [0])
-    (tmp_path / "kept.txt").write_text("mine")
-    with pytest.raises(InputError, match="already exists"):
-        ours.save(str(MIDDLE), tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == ["kept.txt"]
+        objective(model).inference_sae(str(MIDDLE))
 
 
-def test_save_leaves_training_as_it_was(model, tmp_path):
+def test_export_leaves_training_as_it_was(model):
     ours = objective(model, architecture="batchtopk")
     train(ours, range(2))
     before = copy.deepcopy(ours.state_dict())
-    ours.save(str(MIDDLE), tmp_path / "sae")
+    ours.inference_sae(str(MIDDLE))
     assert equal(before, ours.state_dict())
     train(ours, [2])
 
@@ -388,6 +382,6 @@ def test_attn_z_sae_is_saved_with_saelens_head_reshaping(model, tmp_path):
     z = Hookpoint(0, "attn_z")
     ours = objective(model, [z])
     train(ours, range(2))
-    ours.save(str(z), tmp_path / "sae")
+    save_sae(ours.inference_sae(str(z)), tmp_path / "sae")
     x = torch.randn(3, 5, 2, D_MODEL // 2)
     assert SAE.load_from_disk(tmp_path / "sae")(x).shape == x.shape

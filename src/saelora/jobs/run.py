@@ -4,23 +4,18 @@ from __future__ import annotations
 
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import yaml
 
 from saelora.config import Configuration, option, read_yaml, to_dict, updated
-from saelora.console import Bar
 from saelora.errors import InputError
 from saelora.files import clear, in_use, is_locked, left_in, locked, remove_leftovers, write_whole, writing
 from saelora.limits import NOT_NEGATIVE, SEED, OneOf
 from saelora.manifest import MANIFEST, check_room, check_writable
 from saelora.options import ModelConfig
 from saelora.train.distributed import Group
-from saelora.train.interrupt import Interrupted
 from saelora.train.tracking import TRACKERS, check_tracker
-
-if TYPE_CHECKING:
-    from saelora.train.loop import Loop, LoopState
 
 RECORDED, CHECKPOINTS = "config.yaml", "checkpoints"
 NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "shard", "compile", "track", "checkpoint_seconds")
@@ -195,19 +190,3 @@ def start(config: RunConfig, folder: Path, finished: str, held: ExitStack) -> No
         # neither belongs to what was run: reused as --config, the file must not delete another folder by itself
         values = {key: value for key, value in to_dict(config).items() if key not in ("resume", "overwrite")}
         write_whole(folder / RECORDED, yaml.safe_dump(values, sort_keys=False).encode())
-
-
-def run_loop(loop: Loop, command: str, bar: Bar, *, resume: bool) -> LoopState:
-    """Run a loop to its end; an interruption says how to go on."""
-    if resume and loop.resume():
-        bar.start_at(loop.state.n_tokens)
-    try:
-        return loop.run()
-    except Interrupted as stop:
-        raise stop.with_advice(
-            f"stopped after {loop.state.n_tokens:,} tokens (step {loop.state.step} of {loop.n_steps}) and saved; "
-            f"to go on, repeat the command with --resume, or: saelora {command} --config {loop.folder / RECORDED} "
-            f"--out {loop.folder} --resume"
-        ) from None
-    finally:
-        loop.tracker.close()

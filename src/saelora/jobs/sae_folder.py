@@ -39,8 +39,8 @@ def finish(
     import torch
 
     from saelora.evals.loss import evaluate_loss
-    from saelora.jobs.tuned_folder import save_sae
     from saelora.saes.build import fingerprint
+    from saelora.saes.saving import save_sae
 
     results: dict[str, Any] = {}
     group = objective.group

@@ -26,6 +26,7 @@ from saelora.files import writing
 from saelora.identity import measured_on
 from saelora.jobs import adapt
 from saelora.jobs.sweep_plan import SAES, Point, Recipe, adapter_folder, split
+from saelora.jobs.training import repeat_collection, train
 from saelora.jobs.tuned_folder import save_run
 from saelora.jobs.tuning import add_adapter, recipe_of
 from saelora.manifest import describe, environment, read_json, write_json
@@ -36,10 +37,7 @@ from saelora.objectives.distill import Distill
 from saelora.objectives.fitting import fit_step
 from saelora.report.outcome import DIVERGED, DONE, outcome
 from saelora.train.distributed import ALONE
-from saelora.train.interrupt import Interrupted
-from saelora.train.loop import Loop, LoopConfig, within_reach
 from saelora.train.memory import free_bytes
-from saelora.train.tracking import Tracker
 
 POINTS, ROWS = "points.json", "rows.json"  # of a group: what it trains, and until they are published its results
 BYTES_PER_WEIGHT = 16  # an adapter's weight, its gradient and AdamW's two moments, in float32
@@ -181,31 +179,17 @@ class Runner:
         """Seconds of training; a part that was interrupted goes on from its checkpoint."""
         folder = _group_folder(self.folder, points)
         write_json(folder / POINTS, [point.id for point in points])
-        config = points[0].config
-        every = 10 if objective.device.type != "cpu" else 1
-        loop_config = LoopConfig(config.batch_rows, log_every=every, checkpoint_seconds=config.checkpoint_seconds)
-        with self.console.progress(f"adapting {len(points)} branches", rows.numel()) as bar:
-
-            def report(row: dict[str, float]) -> None:
-                bar.update(int(row["n_tokens"]), f"mean KL {row['loss']:.4f}")
-
-            loop = Loop(
-                objective,
-                within_reach(rows, objective.device),
-                loop_config,
-                folder,
-                Tracker(None, folder, {}),
-                report=report,
-            )
-            if loop.resume():
-                bar.start_at(loop.state.n_tokens)
-            try:
-                state = loop.run()
-            except Interrupted as stop:
-                raise stop.with_advice(
-                    f"stopped after {loop.state.n_tokens:,} tokens of this group and saved; to go on, repeat the "
-                    "command with --resume"
-                ) from None
+        state = train(
+            objective,
+            rows,
+            points[0].config,
+            folder,
+            self.console,
+            device=objective.device,
+            label=f"adapting {len(points)} branches",
+            note=lambda row: f"mean KL {row['loss']:.4f}",
+            advice=repeat_collection("group"),
+        )
         return state.seconds
 
 

@@ -9,7 +9,8 @@ from saelora.config import to_dict
 from saelora.console import Console
 from saelora.data.pack import stream_rows
 from saelora.data.streamed import StreamedRows
-from saelora.jobs.run import run_loop, start
+from saelora.jobs import training
+from saelora.jobs.run import start
 from saelora.jobs.sae_folder import FINISHED, finish
 from saelora.jobs.train_sae import Config, check, recipes_of
 from saelora.manifest import check_room
@@ -21,7 +22,6 @@ from saelora.objectives.sae_e2e import EndToEnd
 from saelora.objectives.sae_start import Start
 from saelora.saes.loading import load_sae
 from saelora.train.distributed import ALONE, Group
-from saelora.train.loop import Loop, LoopConfig
 from saelora.train.shard import shard_layers
 from saelora.train.tracking import Tracker
 
@@ -50,22 +50,26 @@ def train(config: Config, console: Console, folder: Path, group: Group, held: Ex
     n_weights = sum(group.gather(sum(t.sae.cfg.d_in * t.sae.cfg.d_sae for t in objective.trainers.values())))
     group.on_main(lambda: check_room(folder, 80 * n_weights))
     group.on_main(lambda: start(config, folder, FINISHED, held))
-    every = 10 if loaded.model.device.type != "cpu" else 1
-    loop_config = LoopConfig(config.batch_rows, log_every=every, checkpoint_seconds=config.checkpoint_seconds)
-    tracker = Tracker(config.track if group.is_main else None, folder, to_dict(config))
-    with console.progress(_PROGRESS[config.objective], len(rows) * config.context) as bar:
 
-        def report(row: dict[str, float]) -> None:
-            shown = "  ".join(
-                f"{k} {row[k]:.4g}"
-                for k in ("kl", "fvu", "relative_error", "top_variance", "l0", "dead_frac")
-                if k in row
-            )
-            several = f" (mean of {len(objective.recipes)} SAEs)" if len(objective.recipes) > 1 else ""
-            bar.update(int(row["n_tokens"]), shown + several)
+    def note(row: dict[str, float]) -> str:
+        names = ("kl", "fvu", "relative_error", "top_variance", "l0", "dead_frac")
+        several = f" (mean of {len(objective.recipes)} SAEs)" if len(objective.recipes) > 1 else ""
+        return "  ".join(f"{name} {row[name]:.4g}" for name in names if name in row) + several
 
-        loop = Loop(objective, rows, loop_config, folder, tracker, report=report, group=group)
-        state = run_loop(loop, "train-sae", bar, resume=config.resume)
+    state = training.train(
+        objective,
+        rows,
+        config,
+        folder,
+        console,
+        device=loaded.model.device,
+        label=_PROGRESS[config.objective],
+        note=note,
+        advice=training.repeat_command("train-sae"),
+        tracker=Tracker(config.track if group.is_main else None, folder, to_dict(config)),
+        resume=config.resume,
+        group=group,
+    )
     return finish(config, loaded, objective, heldout, folder, state.seconds, console)
 
 

@@ -19,9 +19,9 @@ from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.report.card import card
 from saelora.saes.build import fingerprint
 from saelora.saes.loading import LoadedSAE, load_sae
+from saelora.saes.saving import save_sae
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
-SAE_FILES = ("sae_weights.safetensors", "cfg.json")
 
 
 def save_adapter(model: Any, folder: Path, name: str | None = None) -> None:
@@ -109,12 +109,6 @@ def save_saes(
         save_sae(sae, folder / relative)
         saved.append({"hookpoint": str(hookpoint), "folder": str(relative), "fingerprint": fingerprint(sae)})
     return saved
-
-
-def save_sae(sae: Any, folder: Path) -> None:
-    """Write an SAE in SAELens's format: both files, or neither."""
-    with whole_files(folder, SAE_FILES) as part:
-        sae.save_model(part)
 
 
 def load_tuned_saes(

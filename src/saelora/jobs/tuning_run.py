@@ -16,7 +16,8 @@ from saelora.evals.samples import continuations, prompts_from
 from saelora.files import write_whole
 from saelora.identity import measured_on
 from saelora.jobs.evaluate import measure
-from saelora.jobs.run import run_loop, start
+from saelora.jobs.run import start
+from saelora.jobs.training import evenly, repeat_command, train
 from saelora.jobs.training_options import ADAPTED, StudentConfig
 from saelora.jobs.tuned_folder import manifest_of, save_adapter, save_saes
 from saelora.jobs.tuning import frozen_and_tuned, open_branch, student_model
@@ -31,7 +32,7 @@ from saelora.report.card import card
 from saelora.report.figures import learning_curve
 from saelora.report.outcome import outcome
 from saelora.train.distributed import Group
-from saelora.train.loop import Loop, LoopConfig, LoopState, within_reach
+from saelora.train.loop import LoopState
 from saelora.train.shard import shard_layers
 from saelora.train.tracking import Tracker
 
@@ -103,33 +104,28 @@ def _train(
     heldout: Tensor,
 ) -> LoopState:
     """Run the loop with progress that shows the gap closed so far."""
-    n_steps = -(-len(rows) // config.batch_rows)
-    points = max(1, config.history_points)
-    on_gpu = assembled.loaded.model.device.type != "cpu"
-    loop_config = LoopConfig(
-        config.batch_rows,
-        log_every=10 if on_gpu else 1,
-        evaluate_at=tuple(sorted({max(1, round(n_steps * i / points)) for i in range(1, points + 1)})),
-        checkpoint_seconds=config.checkpoint_seconds,
-    )
     history = _History(assembled, objective, heldout[: max(1, config.history_tokens // heldout.shape[1])])
-    with ExitStack() as stack:
-        bar = stack.enter_context(
-            console.progress("finetuning" if config.method == "sae" else "adapting", rows.numel())
-        )
+    group = objective.group
 
-        def report(row: dict[str, float]) -> None:
-            if "gap_closed" in row:
-                bar.update(int(row["n_tokens"]), f"gap closed {row['gap_closed']:.1%}")
-            else:
-                bar.update(int(row["n_tokens"]))
+    def note(row: dict[str, float]) -> str | None:
+        return f"gap closed {row['gap_closed']:.1%}" if "gap_closed" in row else None
 
-        group = objective.group
-        tracker = Tracker(config.track if group.is_main else None, folder, to_dict(config))
-        loop = Loop(
-            objective, within_reach(rows, objective.device), loop_config, folder, tracker, history, report, group
-        )
-        return run_loop(loop, command, bar, resume=config.resume)
+    return train(
+        objective,
+        rows,
+        config,
+        folder,
+        console,
+        device=objective.device,
+        label="finetuning" if config.method == "sae" else "adapting",
+        note=note,
+        advice=repeat_command(command),
+        evaluate=lambda step: history(),
+        evaluate_at=evenly(len(rows), config.batch_rows, max(1, config.history_points)),
+        tracker=Tracker(config.track if group.is_main else None, folder, to_dict(config)),
+        resume=config.resume,
+        group=group,
+    )
 
 
 @dataclass

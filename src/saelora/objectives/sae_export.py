@@ -6,14 +6,12 @@ import copy
 import importlib.metadata
 import json
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from saelora.errors import InputError
-from saelora.files import whole_folder
 from saelora.objectives.sae_trainer import SAETrainer
 
 if TYPE_CHECKING:
@@ -64,16 +62,3 @@ def inference_sae(cfg: dict[str, Any], weights: dict[str, Tensor]) -> SAE[Any]:
     result = SAE.from_dict(cfg)
     result.load_state_dict({name: tensor.to(result.dtype).contiguous() for name, tensor in weights.items()})
     return result.requires_grad_(False).eval()
-
-
-def save_sae(sae: SAE[Any], folder: Path) -> None:
-    """Write an inference SAE in SAELens' own format, whole or not at all.
-
-    Raises:
-        InputError: the folder already holds files.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise InputError(f"{folder} already exists and is not an empty folder: name another one for the SAE")
-    with whole_folder(folder) as part:
-        sae.save_model(part)

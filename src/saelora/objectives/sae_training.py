@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -16,7 +15,7 @@ from saelora.core.splice import TokenMask
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
-from saelora.objectives.sae_export import inference_parts, inference_sae, save_sae
+from saelora.objectives.sae_export import inference_parts, inference_sae
 from saelora.objectives.sae_recipe import SAERecipe
 from saelora.objectives.sae_start import Start
 from saelora.objectives.sae_trainer import SAETrainer
@@ -158,14 +157,6 @@ class SAETraining:
         """The SAE as it is now, as SAELens' inference class, for raw activations; an independent copy."""
         owner = self.owners[name]
         return inference_sae(*self.group.on(owner, lambda: inference_parts(self.trainers[name], self.n_tokens)))
-
-    def save(self, name: str, folder: Path) -> None:
-        """Write cfg.json and sae_weights.safetensors that SAELens' SAE.load_from_disk reads.
-
-        Raises:
-            InputError: nothing has been trained yet, or the folder already holds an SAE.
-        """
-        save_sae(self.inference_sae(name), folder)
 
 
 def summary(found: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:

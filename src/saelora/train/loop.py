@@ -52,9 +52,9 @@ class Rows(Protocol):
     def __getitem__(self, index: slice, /) -> Tensor: ...
 
 
-def within_reach(rows: Tensor, device: torch.device) -> Tensor:
+def within_reach(rows: Rows, device: torch.device) -> Rows:
     """The rows in pinned memory where a GPU is to read them: each batch is copied while the step before still runs."""
-    return rows.pin_memory() if device.type == "cuda" else rows
+    return rows.pin_memory() if isinstance(rows, Tensor) and device.type == "cuda" else rows
 
 
 @dataclass(frozen=True)

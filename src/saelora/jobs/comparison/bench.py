@@ -18,6 +18,7 @@ from saelora.evals.loss_sums import LossSums
 from saelora.evals.yardstick import Yardstick
 from saelora.jobs import train_sae
 from saelora.jobs.comparison.plan import JobConfig, Recipe, Run
+from saelora.jobs.training import evenly, repeat_collection, train
 from saelora.jobs.training_options import StudentConfig
 from saelora.jobs.tuning import add_student
 from saelora.manifest import describe_model, read_json
@@ -26,9 +27,7 @@ from saelora.models.loading import LoadedModel
 from saelora.objectives.distill import Distill
 from saelora.shapes import check_file
 from saelora.train.cost import Costed
-from saelora.train.interrupt import Interrupted
-from saelora.train.loop import Loop, LoopConfig, LoopState, Objective, Rows
-from saelora.train.tracking import Tracker
+from saelora.train.loop import LoopState, Objective, Rows
 
 
 @dataclass
@@ -112,32 +111,24 @@ class Bench:
         Returns:
             The loop's state, whose history has "step" besides what ``evaluate`` gave, and the costs.
         """
-        n_steps = -(-len(rows) // config.batch_rows)
-        at = {max(1, round(n_steps * i / points)) for i in range(1, points + 1)} if evaluate else set()
         costed = Costed(objective, self.loaded.model.device)
         folder = self.folder / "work" / name
         folder.mkdir(parents=True, exist_ok=True)
-        every = 10 if self.loaded.model.device.type != "cpu" else 1
-        loop_config = LoopConfig(
-            config.batch_rows,
-            log_every=every,
-            evaluate_at=tuple(sorted({*at, *also_at})),
-            checkpoint_seconds=config.checkpoint_seconds,
+        at = evenly(len(rows), config.batch_rows, points) if evaluate else set()
+        state = train(
+            costed,
+            rows,
+            config,
+            folder,
+            self.console,
+            device=self.loaded.model.device,
+            label="training",
+            note=_shown,
+            advice=repeat_collection("run"),
+            evaluate=evaluate and (lambda step: {"step": float(step), **evaluate(step)}),
+            evaluate_at={*at, *also_at},
         )
-        loop = Loop(costed, rows, loop_config, folder, Tracker(None, folder, {}))
-        if evaluate is not None:
-            loop.evaluate = lambda: {"step": float(loop.state.step), **evaluate(loop.state.step)}
-        with self.console.progress("training", len(rows) * config.context) as bar:
-            loop.report = lambda row: bar.update(int(row["n_tokens"]), _shown(row))
-            if loop.resume():
-                bar.start_at(loop.state.n_tokens)
-            try:
-                return loop.run(), costed
-            except Interrupted as stop:
-                raise stop.with_advice(
-                    f"stopped after {loop.state.n_tokens:,} tokens of this run and saved; to go on, repeat the command "
-                    "with --resume"
-                ) from None
+        return state, costed
 
 
 def start_of(bench: Bench, run: Run) -> tuple[dict[str, Any], str]:

@@ -19,7 +19,6 @@ from saelora.manifest import MANIFEST, describe, environment, write_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import parse_hookpoint
 from saelora.saes.build import fingerprint
-from saelora.train.loop import within_reach
 
 
 def run_one(bench: Bench, run: Run) -> dict[str, Any]:
@@ -123,7 +122,6 @@ def method_run(bench: Bench, run: Run, values: dict[str, Any]) -> dict[str, Any]
             return means(last["losses"])
 
         n_steps = -(-len(rows) // config.batch_rows)
-        rows = within_reach(rows, objective.device)
         state, costed = bench.train(run.id, objective, rows, config, run.entry.evaluations, (), evaluate)
         if not last:
             evaluate(state.step)
