@@ -9,8 +9,13 @@ import pytest
 
 from saelora.openmp import VARIABLES, crowded
 
-WATCHED = "import threading; print('watch' in [t.name for t in threading.enumerate()])"
-COMMAND = "from saelora.cli import main; main(['report', 'nowhere'])"
+SHOW = "import threading; print([t.name for t in threading.enumerate()].count('watch'))"
+COMMAND = """
+import saelora.cli, time
+def shows(config): SHOW
+saelora.cli._main = shows
+saelora.cli.main(['report', 'nowhere'])
+""".replace("SHOW", SHOW)
 BESIDE_A_BUSY_LOOP = """
 import os, threading, time
 import torch
@@ -24,6 +29,7 @@ while not (watch.holds and n_threads() >= before + 3) and time.monotonic() < dea
     time.sleep(0.01)
 held = watch.holds, n_threads() - before
 watch.end()
+watch.join()
 print(*held, watch.holds, [t.name for t in threading.enumerate() if t.name in ('watch', 'team')])
 """
 
@@ -56,16 +62,22 @@ def test_beside_other_programs_a_second_team_of_threads_is_held_and_let_go(busy:
 
 @linux
 def test_a_command_watches() -> None:
-    assert shown(f"{COMMAND}\n{WATCHED}") == "True"
+    assert shown(COMMAND) == "1"
+
+
+@linux
+def test_no_watch_outlives_its_command() -> None:
+    three = "from saelora.cli import main\nfor _ in range(3): main(['report', 'nowhere'])"
+    assert shown(f"{three}\nimport time; time.sleep(1)\n{SHOW}") == "0"
 
 
 @pytest.mark.parametrize("given", [{"OMP_WAIT_POLICY": "PASSIVE"}, {"GOMP_SPINCOUNT": "1000"}])
 def test_what_the_user_has_set_is_left_alone(given: dict[str, str]) -> None:
-    assert shown(f"{COMMAND}\n{WATCHED}", **given) == "False"
+    assert shown(COMMAND, **given) == "0"
 
 
 def test_importing_the_package_watches_nothing() -> None:
-    assert shown(f"import saelora, saelora.cli\n{WATCHED}") == "False"
+    assert shown(f"import saelora, saelora.cli\n{SHOW}") == "0"
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from typing import Any
 
 from saelora.config import Configuration, add_options, build, read_yaml
 from saelora.errors import InputError, SomeFailed, out_of_memory
-from saelora.openmp import yield_to_others
+from saelora.openmp import yielding_to_others
 from saelora.report.outcome import DIVERGED
 
 JOBS = {
@@ -44,7 +44,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     Of several processes the main one prints the results, and the first to fail says why.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    yield_to_others()
+    with yielding_to_others():
+        return _main(argv)
+
+
+def _main(argv: list[str]) -> int:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # libraries' notes to programmers; python -W default shows them
     if os.environ.get("WORLD_SIZE", "1") == "1":

@@ -12,7 +12,8 @@ import os
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 
@@ -21,10 +22,18 @@ _LOOKS, _BETWEEN = 7, 0.01  # seconds between two looks at what runs: long enoug
 _PAUSE, _CALM = 2.0, 3  # seconds between two judgements; how many calm ones in a row before threads spin again
 
 
-def yield_to_others() -> None:
-    """Watch what runs beside this process, until it ends; on Linux, unless the user has said how threads wait."""
+@contextmanager
+def yielding_to_others() -> Iterator[None]:
+    """Watch what runs beside this process while the block runs; on Linux, unless the user has said how threads wait."""
+    watch = None
     if sys.platform.startswith("linux") and not set(VARIABLES) & os.environ.keys():
-        Watch().start()
+        watch = Watch()
+        watch.start()
+    try:
+        yield
+    finally:
+        if watch is not None:
+            watch.end()
 
 
 def crowded(n_beside: float, n_threads: int, n_cores: int | None = None) -> bool:
@@ -52,7 +61,8 @@ class Watch(threading.Thread):
                 continue
             import torch  # waits where another thread is still importing it
 
-            calm = 0 if crowded(_beside(), torch.get_num_threads()) else calm + 1
+            n_threads = torch.get_num_threads()
+            calm = 0 if n_threads > 1 and crowded(_beside(), n_threads) else calm + 1
             if calm == 0 and not self.holds:
                 self._hold()
             elif calm >= _CALM and self.holds:
@@ -60,9 +70,8 @@ class Watch(threading.Thread):
         self._let_go()
 
     def end(self) -> None:
-        """Stop watching."""
+        """Stop watching, and let go of what is held, soon."""
         self._ended.set()
-        self.join()
 
     def _hold(self) -> None:
         self._release.clear()
