@@ -12,6 +12,7 @@ from saelora.core.students import Student
 from saelora.evals.aftermath import firing_change
 from saelora.evals.loss import evaluate_branches
 from saelora.evals.loss_sums import SAESums
+from saelora.evals.variant import Variant
 from saelora.evals.yardstick import Yardstick, against_start
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, TinySAE
@@ -95,8 +96,8 @@ def test_latents_that_fire_are_compared_with_those_of_the_sae_as_it_came(fresh):
         found = firing_change(model, reference, Student(own, "default"), SPARE_SPECIAL, rows, batch_rows=2)[str(HERE)]
     with splice(model, {HERE: before}, SPARE_SPECIAL) as reference:
         same = firing_change(model, reference, Student(reference), SPARE_SPECIAL, rows)[str(HERE)]
-    assert found["jaccard"]["value"] == pytest.approx(float(jaccard.double().mean()), abs=1e-6)
-    assert found["l0"]["adapted"] == pytest.approx(float(new.double().sum(-1).mean()))
-    assert 0 < found["jaccard"]["value"] < 1
-    assert same["identical"]
-    assert same["jaccard"]["value"] == 1
+    assert found.jaccard["value"] == pytest.approx(float(jaccard.double().mean()), abs=1e-6)
+    assert found.l0[Variant.ADAPTED] == pytest.approx(float(new.double().sum(-1).mean()))
+    assert 0 < found.jaccard["value"] < 1
+    assert same.identical
+    assert same.jaccard["value"] == 1

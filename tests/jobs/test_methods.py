@@ -159,7 +159,7 @@ def test_tokens_and_drift_set_the_trained_sae_against_the_frozen_one(
     assert told == 0
     tokens, drift = (json.loads((tmp_path / f"{part}.json").read_text())["result"] for part in ("tokens", "drift"))
     recorded = results_of(finished[name])
-    assert tokens["trained"] == ("the adapter with its trained SAE" if name == "lora+sae" else "the trained SAE")
+    assert tokens["trained"] == ("adapter+sae" if name == "lora+sae" else "sae")
     gained = recorded["ce_adapted"] - recorded["ce_sae"]
     assert tokens["change"]["mean"]["value"] == pytest.approx(gained, rel=1e-4)
     assert tokens["cost"]["mean"]["value"] == pytest.approx(recorded["ce_sae"] - recorded["ce_base"], rel=1e-4)
