@@ -38,7 +38,7 @@ def yielding_to_others() -> Iterator[None]:
 
 def crowded(n_beside: float, n_threads: int, n_cores: int | None = None) -> bool:
     """Whether so many threads, beside so many of other programs, are more than the machine has cores."""
-    return n_threads > 1 and n_beside >= 1 and n_beside + n_threads > (n_cores or os.cpu_count() or 1)
+    return n_beside >= 1 and n_beside + n_threads > (n_cores or os.cpu_count() or 1)
 
 
 class Watch(threading.Thread):

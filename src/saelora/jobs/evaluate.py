@@ -97,9 +97,8 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     asked.check(config)
     console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
     # seconds, torch among them: after what can be wrong without them
-    from saelora.assemble import VALIDATION_SEED, assemble, autocast_dtype, open_data, read_rows, validation_rows
+    from saelora.assemble import assemble, autocast_dtype, validation_rows
     from saelora.core.check import check_against_whole
-    from saelora.evals.subject import Subject
     from saelora.jobs.tuning import frozen_and_tuned
     from saelora.models.loading import pick_device
     from saelora.train.shard import shard_layers
@@ -122,29 +121,42 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
         return {**found, "method": recorded["method"]} if tuned and recorded else found
 
     with ExitStack() as stack:
-
-        @cache
-        def subject() -> Subject:
-            """What parts beyond the losses are measured on, its splices opened for the first of them."""
-            spliced, adapted = stack.enter_context(frozen_and_tuned(model, assembled, tuned))
-            return Subject(
-                model,
-                spliced,
-                assembled.loaded,
-                assembled.saes,
-                assembled.token_mask,
-                rows,
-                autocast_dtype(assembled.loaded),
-                config,
-                lambda: open_data(config),
-                lambda n: read_rows(config, assembled.loaded, n, "train", VALIDATION_SEED).input_ids,
-                console,
-                str(config.adapter),
-                adapted,
-            )
-
+        # its splices are opened for the first of the parts that need it
+        subject = cache(lambda: _subject(config, assembled, model, tuned, rows, console, stack))
         _run_parts(config, asked, loss, subject, about, folder)
     return _finish(config, asked, about, file if group.is_main else None, folder, console)
+
+
+def _subject(
+    config: Config,
+    assembled: Assembled,
+    model: nn.Module,
+    tuned: dict[Hookpoint, Any],
+    rows: Tensor,
+    console: Console,
+    stack: ExitStack,
+) -> Subject:
+    """What parts beyond the losses are measured on; ``stack`` closes its splices."""
+    from saelora.assemble import VALIDATION_SEED, autocast_dtype, open_data, read_rows
+    from saelora.evals.subject import Subject
+    from saelora.jobs.tuning import frozen_and_tuned
+
+    spliced, adapted = stack.enter_context(frozen_and_tuned(model, assembled, tuned))
+    return Subject(
+        model,
+        spliced,
+        assembled.loaded,
+        assembled.saes,
+        assembled.token_mask,
+        rows,
+        autocast_dtype(assembled.loaded),
+        config,
+        lambda: open_data(config),
+        lambda n: read_rows(config, assembled.loaded, n, "train", VALIDATION_SEED).input_ids,
+        console,
+        str(config.adapter),
+        adapted,
+    )
 
 
 def _run_parts(
