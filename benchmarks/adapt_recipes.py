@@ -22,8 +22,8 @@ from saelora.config import Count, build, coerce, read_yaml
 from saelora.core.splice import splice
 from saelora.evals.loss import evaluate_loss
 from saelora.jobs import adapt
+from saelora.jobs.students import add_adapter
 from saelora.jobs.training_options import recipe_of
-from saelora.jobs.tuning import add_adapter
 from saelora.manifest import environment, write_json
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
 from saelora.objectives.branch import Branch

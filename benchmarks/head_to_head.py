@@ -20,7 +20,7 @@ import torch
 
 from saelora.jobs.compare import compare, render
 from saelora.manifest import environment, write_json
-from saelora.report import compare as tables
+from saelora.reporting import compare as tables
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm" / "timing.yaml"
 QUICK = [

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from saelora.core.head import head_of
 from saelora.core.kl_head import kl_head
-from saelora.core.replay import entry_layer
+from saelora.core.partial import entry_layer
 from saelora.manifest import environment, write_json
 
 MEMORY_REPEATS = 3

@@ -65,7 +65,7 @@ def test_flags_override_the_file_and_the_file_the_defaults(tmp_path: Path, capsy
     assert "model ./from-the-flag does not exist" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", ["adapt", "evaluate", "train_sae", "demo", "write_report"])
+@pytest.mark.parametrize("name", ["adapt", "evaluate", "train_sae", "demo", "report"])
 def test_python_calls_refuse_unknown_options(name: str) -> None:
     with pytest.raises(InputError, match="unknown key 'typo'"):
         getattr(saelora, name)(typo=1)
@@ -114,7 +114,7 @@ def test_importing_the_package_and_its_command_line_is_cheap() -> None:
 
 
 def test_a_report_needs_neither_torch_nor_transformers() -> None:
-    code = "import sys, saelora.jobs.report, saelora.report.page; print(*sys.modules)"
+    code = "import sys, saelora.jobs.report, saelora.reporting.page; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not set(done.stdout.split()) & {"torch", "transformers", "sae_lens", "peft", "datasets"}
 

@@ -47,7 +47,7 @@ def test_the_package_imports_no_heavy_library(tmp_path) -> None:
 
 
 def test_what_makes_a_report_imports_no_heavy_library(tmp_path) -> None:
-    code = "import saelora.report.page, saelora.report.compare, saelora.report.sweep, saelora.report.card"
+    code = "import saelora.reporting.page, saelora.reporting.compare, saelora.reporting.sweep, saelora.reporting.card"
     assert loaded_by(code, tmp_path) == (0, "", set())
 
 

@@ -59,7 +59,7 @@ def preload() -> None:
     """Import what commands import, in this process."""
 
     importlib.import_module("saelora.cli")
-    for package in ("saelora.jobs", "saelora.report", "saelora.evals", "saelora.saes", "saelora.models"):
+    for package in ("saelora.jobs", "saelora.reporting", "saelora.evals", "saelora.saes", "saelora.models"):
         for found in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
             importlib.import_module(found.name)
     for name in (

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from saelora.jobs.demo import demo
     from saelora.jobs.evaluate import evaluate
     from saelora.jobs.finetune_sae import finetune_sae
-    from saelora.jobs.report import write_report
+    from saelora.jobs.report import report
     from saelora.jobs.sweep import sweep
     from saelora.jobs.train_sae import train_sae
     from saelora.models.adapters import load_adapter
@@ -46,6 +46,7 @@ _HOMES = {
     "splice": "core.splice",
     "sweep": "jobs.sweep",
     "train_sae": "jobs.train_sae",
+    "report": "jobs.report",
     "write_report": "jobs.report",
 }
 
@@ -66,10 +67,10 @@ __all__ = [
     "open_corpus",
     "pack",
     "parse_hookpoint",
+    "report",
     "splice",
     "sweep",
     "train_sae",
-    "write_report",
 ]
 
 

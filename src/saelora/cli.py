@@ -16,7 +16,7 @@ from typing import Any
 from saelora.config import Configuration, add_options, build, read_yaml
 from saelora.errors import InputError, SomeFailed, out_of_memory
 from saelora.openmp import yielding_to_others
-from saelora.report.outcome import DIVERGED
+from saelora.reporting.outcome import DIVERGED
 
 JOBS = {
     "demo": "the whole job on a real model, in minutes, without account or GPU",

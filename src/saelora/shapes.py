@@ -50,7 +50,7 @@ MANIFEST: Shape = {
     "token_policy?": dict,
     "method?": str,
     "adapter?": MAYBE_TEXT,
-    "tuned_saes?": [_TUNED],
+    "trainable_saes?": [_TUNED],
     "environment?": {"versions?": {"*": MAYBE_TEXT}},
     "metrics?": {"*": MAYBE_NUMBER},
 }

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
 
 from page_runs import write_run
 
-from saelora.report.page import page, read_runs
+from saelora.reporting.page import page, read_runs
 
 ARGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
 ARGS += "--disable-component-update --disable-sync"

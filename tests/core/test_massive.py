@@ -7,7 +7,7 @@ import families
 from families import BOS, EOS, PAD
 from saelora.core.calibration import calibrated
 from saelora.core.massive import Massive
-from saelora.core.replay import activations
+from saelora.core.partial import activations
 from saelora.core.splice import TokenMask, TokenPolicy, splice
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of

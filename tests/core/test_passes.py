@@ -5,7 +5,7 @@ import torch
 
 import families
 from families import N_LAYERS
-from saelora.core.replay import NO_PREFIX, activations, clean_forward, replay, stem
+from saelora.core.partial import NO_PREFIX, activations, clean_forward, run_from, shared_stem
 from saelora.core.splice import splice
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
@@ -168,11 +168,11 @@ def test_passes_over_a_part_of_the_layers_run_the_saes_of_that_part_alone(batch)
             kept = clean_forward(model, batch.ids, batch.attention, [1, 2]).entries
         assert ran == []
         for run, expected in (
-            (lambda: replay(model, batch.ids, batch.attention, NO_PREFIX, None), [WHERE[0], WHERE[2], WHERE[1]]),
-            (lambda: replay(model, batch.ids, batch.attention, 1, kept[1]), [WHERE[0], WHERE[2], WHERE[1]]),
-            (lambda: replay(model, batch.ids, batch.attention, 2, kept[2]), []),
-            (lambda: stem(model, batch.ids, batch.attention, NO_PREFIX, None, [1]), [WHERE[0]]),
-            (lambda: replay(model, batch.ids, batch.attention, N_LAYERS - 1, kept[2]), []),
+            (lambda: run_from(model, batch.ids, batch.attention, NO_PREFIX, None), [WHERE[0], WHERE[2], WHERE[1]]),
+            (lambda: run_from(model, batch.ids, batch.attention, 1, kept[1]), [WHERE[0], WHERE[2], WHERE[1]]),
+            (lambda: run_from(model, batch.ids, batch.attention, 2, kept[2]), []),
+            (lambda: shared_stem(model, batch.ids, batch.attention, NO_PREFIX, None, [1]), [WHERE[0]]),
+            (lambda: run_from(model, batch.ids, batch.attention, N_LAYERS - 1, kept[2]), []),
         ):
             run()
             assert ran == expected

@@ -6,7 +6,7 @@ from torch import nn
 
 import families
 from families import BOS, D_MODEL, EOS, N_LAYERS, PAD
-from saelora.core.replay import activations
+from saelora.core.partial import activations
 from saelora.core.splice import TokenMask, TokenPolicy, ZeroAblation, splice
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of

@@ -22,8 +22,8 @@ from saelora.core.splice import TokenMask, splice
 from saelora.core.spread import FIGURES
 from saelora.errors import InputError
 from saelora.evals.faithfulness.interventions import faithfulness, n_tokens_run, spaced
+from saelora.evals.faithfulness.reliance import classify_reliance
 from saelora.evals.faithfulness.result import Verdict
-from saelora.evals.faithfulness.verdict import judge
 from saelora.evals.result_json import to_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
@@ -361,7 +361,7 @@ def result(reliance: float | None, top: float | None, excess: float | None = Non
 )
 # SPEC 8.4
 def test_verdict_follows_the_stated_rule(found, verdict):
-    told, why = judge(*found)
+    told, why = classify_reliance(*found)
     assert told == verdict
     value = found[0]["value"]
     assert (f"{value:.2f}" if value is not None else "nothing") in why

@@ -19,7 +19,7 @@ from saelora.evals.registry import EVALUATIONS, Evaluation
 from saelora.evals.subject import Subject
 from saelora.evals.variant import Variant
 from saelora.models.hookpoints import Hookpoint
-from saelora.report.page.read import Run
+from saelora.reporting.page.read import Run
 from tiny_saes import SPARE_SPECIAL, TinySAE
 
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"

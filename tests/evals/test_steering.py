@@ -42,14 +42,14 @@ def case_of(sae, latent=3, test_seed=20):
 
 
 @pytest.fixture
-def bench(fresh):
+def setup(fresh):
     model = fresh("llama")
     model = get_peft_model(model, lora_config(model, [2, 3], rank=2, alpha=4.0)).double().eval()
     for i, parameter in enumerate(p for n, p in model.named_parameters() if "lora_B" in n):
         generator = torch.Generator().manual_seed(i)
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
     with splice(model, {HOOKPOINT: TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
-        yield steering.Bench(model, spliced, HOOKPOINT, SPARE_SPECIAL)
+        yield steering.SteeringSetup(model, spliced, HOOKPOINT, SPARE_SPECIAL)
 
 
 def log_prob(model, text):
@@ -57,9 +57,9 @@ def log_prob(model, text):
     return sum(float(logits[t - 1, text.ids[t]]) for t in range(1, len(text.ids))) / (len(text.ids) - 1)
 
 
-def by_hand(bench, case, method, alpha, adapted, text):
+def by_hand(setup, case, method, alpha, adapted, text):
     """Un-steered and steered log-probability of one text by plain forwards with a hook."""
-    model, spared = bench.model, torch.tensor([token in (PAD, BOS, EOS) for token in text.ids])
+    model, spared = setup.model, torch.tensor([token in (PAD, BOS, EOS) for token in text.ids])
 
     def hook(_m, _a, output):
         x = output if isinstance(output, torch.Tensor) else output[0]
@@ -67,7 +67,7 @@ def by_hand(bench, case, method, alpha, adapted, text):
         new = torch.where(spared[None, :, None], x, x + step)
         return new if isinstance(output, torch.Tensor) else (new, *output[1:])
 
-    bench.spliced.enabled = False
+    setup.spliced.enabled = False
     if not adapted:
         model.base_model.disable_adapter_layers()
     before = log_prob(model, text)
@@ -75,7 +75,7 @@ def by_hand(bench, case, method, alpha, adapted, text):
     after = log_prob(model, text)
     handle.remove()
     model.base_model.enable_adapter_layers()
-    bench.spliced.enabled = True
+    setup.spliced.enabled = True
     return before, after
 
 
@@ -87,8 +87,8 @@ def paired(*args):
     return to_json(steering.paired(*args))
 
 
-def measured(bench, cases, alphas):
-    effects = steering.measure(bench, cases, alphas)
+def measured(setup, cases, alphas):
+    effects = steering.measure(setup, cases, alphas)
     latents = [{"latent": case.latent, "methods": each} for case, each in zip(cases, effects, strict=True)]
     return to_json({"latents": latents, "pooled": steering.pool(effects)})
 
@@ -102,15 +102,15 @@ def close(estimate, values):
 
 
 # SPEC 10.2
-def test_tuning_takes_the_alpha_with_the_best_gain_less_loss_of_the_original_model(bench):
+def test_tuning_takes_the_alpha_with_the_best_gain_less_loss_of_the_original_model(setup):
     case = case_of(TinySAE(D_MODEL))
-    tuned = tuned_by(bench, case, ALPHAS)
+    tuned = tuned_by(setup, case, ALPHAS)
     for method, grid in ALPHAS.items():
         scores = []
         for alpha in grid:
             change = {}
             for side in steering.SIDES:
-                pairs = [by_hand(bench, case, method, alpha, False, text) for text in case.tuning[side]]
+                pairs = [by_hand(setup, case, method, alpha, False, text) for text in case.tuning[side]]
                 change[side] = sum(after - before for before, after in pairs) / len(pairs)
             scores.append(change["positives"] + min(0.0, change["negatives"]))
         assert [entry["alpha"] for entry in tuned[method]["tuning"]] == list(grid)
@@ -118,14 +118,14 @@ def test_tuning_takes_the_alpha_with_the_best_gain_less_loss_of_the_original_mod
         assert tuned[method]["alpha"] == grid[scores.index(max(scores))]
 
 
-def test_tuning_looks_neither_at_test_texts_nor_at_the_adapter(bench):
+def test_tuning_looks_neither_at_test_texts_nor_at_the_adapter(setup):
     sae = TinySAE(D_MODEL)
-    before = measured(bench, [case_of(sae)], ALPHAS)["latents"][0]["methods"]
-    other = measured(bench, [case_of(sae, test_seed=50)], ALPHAS)["latents"][0]["methods"]
-    for name, parameter in bench.model.named_parameters():
+    before = measured(setup, [case_of(sae)], ALPHAS)["latents"][0]["methods"]
+    other = measured(setup, [case_of(sae, test_seed=50)], ALPHAS)["latents"][0]["methods"]
+    for name, parameter in setup.model.named_parameters():
         if "lora_B" in name:
             parameter.data *= -2
-    turned = measured(bench, [case_of(sae)], ALPHAS)["latents"][0]["methods"]
+    turned = measured(setup, [case_of(sae)], ALPHAS)["latents"][0]["methods"]
     for method in ALPHAS:
         tuned = [(found[method]["alpha"], found[method]["tuning"]) for found in (before, other, turned)]
         assert tuned[0] == tuned[1] == tuned[2]
@@ -135,15 +135,15 @@ def test_tuning_looks_neither_at_test_texts_nor_at_the_adapter(bench):
 
 
 # SPEC 6.3
-def test_comparison_is_paired_by_text_and_has_students_interval(bench):
+def test_comparison_is_paired_by_text_and_has_students_interval(setup):
     case = case_of(TinySAE(D_MODEL))
-    found = measured(bench, [case], ALPHAS)
+    found = measured(setup, [case], ALPHAS)
     assert steering.LEVEL == 0.9
     for method in ALPHAS:
         entry = found["latents"][0]["methods"][method]
         for side in steering.SIDES:
             runs = {
-                adapted: [by_hand(bench, case, method, entry["alpha"], adapted, text) for text in case.test[side]]
+                adapted: [by_hand(setup, case, method, entry["alpha"], adapted, text) for text in case.test[side]]
                 for adapted in (False, True)
             }
             change = {adapted: [after - before for before, after in pairs] for adapted, pairs in runs.items()}
@@ -175,9 +175,9 @@ def test_texts_that_are_all_alike_have_no_normalised_difference():
     assert found["difference_raw"]["value"] == pytest.approx(1.0)
 
 
-def test_a_model_that_steering_destroys_gives_none_and_its_alpha_is_not_chosen(bench):
+def test_a_model_that_steering_destroys_gives_none_and_its_alpha_is_not_chosen(setup):
     case = case_of(TinySAE(D_MODEL))
-    tuned = tuned_by(bench, case, {"add": (math.inf, 0.3)})
+    tuned = tuned_by(setup, case, {"add": (math.inf, 0.3)})
     assert tuned["add"]["alpha"] == 0.3
     assert tuned["add"]["tuning"][0]["score"] is None
     nothing = torch.full((3,), math.nan)
@@ -185,10 +185,10 @@ def test_a_model_that_steering_destroys_gives_none_and_its_alpha_is_not_chosen(b
 
 
 # SPEC 6.3
-def test_pooling_takes_each_latents_mean_as_one_observation(bench):
+def test_pooling_takes_each_latents_mean_as_one_observation(setup):
     sae = TinySAE(D_MODEL)
     cases = [case_of(sae, latent, 20 + 2 * latent) for latent in (0, 3, 7)]
-    found = measured(bench, cases, ALPHAS)
+    found = measured(setup, cases, ALPHAS)
     assert [latent["latent"] for latent in found["latents"]] == [0, 3, 7]
     for method in ALPHAS:
         for side in steering.SIDES:
@@ -197,29 +197,29 @@ def test_pooling_takes_each_latents_mean_as_one_observation(bench):
                 close(found["pooled"][method][side][name], means)
 
 
-def test_an_adapter_that_does_nothing_makes_no_difference(bench):
-    for name, parameter in bench.model.named_parameters():
+def test_an_adapter_that_does_nothing_makes_no_difference(setup):
+    for name, parameter in setup.model.named_parameters():
         if "lora_B" in name:
             parameter.data *= 0
-    found = measured(bench, [case_of(TinySAE(D_MODEL))], ALPHAS)
+    found = measured(setup, [case_of(TinySAE(D_MODEL))], ALPHAS)
     difference = found["pooled"]["scale"]["positives"]["difference_raw"]["value"]
     assert difference == pytest.approx(0.0, abs=1e-9)
     assert abs(found["pooled"]["scale"]["positives"]["base"]["value"]) > 1e-4
 
 
-def test_progress_adds_up_to_what_was_announced(bench):
+def test_progress_adds_up_to_what_was_announced(setup):
     case, seen = case_of(TinySAE(D_MODEL)), []
-    counting = copy.copy(bench)
+    counting = copy.copy(setup)
     object.__setattr__(counting, "progress", seen.append)
     measured(counting, [case], ALPHAS)
     assert sum(seen) == case.n_tokens(5, 2)
 
 
-def test_samples_are_greedy_continuations_of_each_model(bench):
+def test_samples_are_greedy_continuations_of_each_model(setup):
     case = case_of(TinySAE(D_MODEL))
-    found = steering.measure(bench, [case], {"add": (4.0,)})
+    found = steering.measure(setup, [case], {"add": (4.0,)})
     prompts = torch.tensor([[BOS, 44, 8, 21, 3], [BOS, 5, 9, 33, 12]])
-    (samples,) = to_json(steering.samples(bench, Numbers(), prompts, [case], found, 6))
+    (samples,) = to_json(steering.samples(setup, Numbers(), prompts, [case], found, 6))
     assert [sample["prompt"] for sample in samples] == ["44 8 21 3", "5 9 33 12"]
     assert all(sample["method"] == "add" and sample["alpha"] == 4.0 for sample in samples)
 
@@ -232,20 +232,20 @@ def test_samples_are_greedy_continuations_of_each_model(bench):
                 x = x if isinstance(x, torch.Tensor) else x[0]
                 return torch.where(spared[None, :, None], x, x + 4.0 * case.unit * case.d)
 
-            handle = anatomy_of(bench.model).layers[1].register_forward_hook(hook) if steered else None
-            ids.append(int(bench.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            handle = anatomy_of(setup.model).layers[1].register_forward_hook(hook) if steered else None
+            ids.append(int(setup.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
             if handle:
                 handle.remove()
         return Numbers().decode(ids[len(row) :], True)
 
-    bench.spliced.enabled = False
+    setup.spliced.enabled = False
     for sample, row in zip(samples, prompts, strict=True):
         for name, adapted in (("base", False), ("adapted", True)):
             if not adapted:
-                bench.model.base_model.disable_adapter_layers()
+                setup.model.base_model.disable_adapter_layers()
             assert sample[name] == greedy(row, adapted, False)
             assert sample[f"{name}_steered"] == greedy(row, adapted, True)
-            bench.model.base_model.enable_adapter_layers()
+            setup.model.base_model.enable_adapter_layers()
     assert any(sample["base"] != sample["base_steered"] for sample in samples)
 
 

@@ -5,8 +5,8 @@ import json
 import pytest
 
 from saelora.errors import InputError
-from saelora.evals.steering.given import read_given
 from saelora.evals.steering.texts import ENOUGH_DOCUMENTS, SHARES, apart, cut, tokenised
+from saelora.evals.steering.user_texts import read_user_texts
 
 PROSE = " ".join(f"Sentence number {i} says something about item {i * 7}." for i in range(400))
 
@@ -77,21 +77,21 @@ def jsonl(tmp_path, *rows):
 
 def test_given_texts_keep_their_set_and_latent(tmp_path):
     path = jsonl(tmp_path, {"text": "a", "set": "test", "latent": 3}, "", {"text": "b", "set": "tuning", "more": 1})
-    assert [(g.text, g.set, g.latent) for g in read_given(path)] == [("a", "test", 3), ("b", "tuning", None)]
+    assert [(g.text, g.set, g.latent) for g in read_user_texts(path)] == [("a", "test", 3), ("b", "tuning", None)]
 
 
 def test_texts_without_a_set_are_divided_one_to_two_the_same_each_time(tmp_path):
     path = jsonl(tmp_path, *({"text": f"text number {i}"} for i in range(600)))
-    given = read_given(path)
+    given = read_user_texts(path)
     assert sum(g.set == "tuning" for g in given) == pytest.approx(200, abs=40)
     assert {g.text: g.set for g in given} == {
         g.text: g.set
-        for g in read_given(jsonl(tmp_path, *({"text": f"text number {i}"} for i in reversed(range(600)))))
+        for g in read_user_texts(jsonl(tmp_path, *({"text": f"text number {i}"} for i in reversed(range(600)))))
     }
 
 
 def test_a_repeated_text_counts_once(tmp_path):
-    assert len(read_given(jsonl(tmp_path, {"text": "a"}, {"text": "a"}))) == 1
+    assert len(read_user_texts(jsonl(tmp_path, {"text": "a"}, {"text": "a"}))) == 1
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_a_repeated_text_counts_once(tmp_path):
 )
 def test_a_bad_line_is_named_in_one_line(tmp_path, line, says):
     with pytest.raises(InputError) as error:
-        read_given(jsonl(tmp_path, {"text": "a", "set": "test"}, line))
+        read_user_texts(jsonl(tmp_path, {"text": "a", "set": "test"}, line))
     assert "texts.jsonl line 2" in str(error.value)
     assert says in str(error.value)
     assert "\n" not in str(error.value)
@@ -131,9 +131,9 @@ def test_a_file_without_texts_is_refused(tmp_path, content):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=r"texts\.jsonl"):
-        read_given(path)
+        read_user_texts(path)
 
 
 def test_a_folder_is_no_file_of_texts(tmp_path):
     with pytest.raises(InputError, match="cannot be read"):
-        read_given(tmp_path)
+        read_user_texts(tmp_path)

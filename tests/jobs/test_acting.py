@@ -9,7 +9,7 @@ import pytest
 from saelora.config import build, coerce, hints_of, to_dict
 from saelora.errors import InputError
 from saelora.jobs.acting import RULES, Acts, check_acting
-from saelora.objectives.sae_recipe import ARCHITECTURES
+from saelora.sae_training.recipe import ARCHITECTURES
 
 CASES = [(command, rule, name) for command, rules in RULES.items() for rule in rules for name in rule.options]
 OTHER = {"placement": "all", "init": "gaussian", "steering_hookpoint": "layers.1.resid_post", "expansion": 3, "k": 3}

@@ -9,7 +9,7 @@ import yaml
 
 from saelora.config import build
 from saelora.errors import InputError
-from saelora.jobs.comparison.plan import Recipe, Run, config_type, entries_named, expand, read_recipe
+from saelora.jobs.comparison.plan import ComparisonRecipe, Run, config_type, entries_named, expand, read_recipe
 
 BASE = {"model": "m", "data": "d", "context": 128, "device": "cpu"}
 LOCAL = {"objective": "local", "hookpoint": ["layers.1.resid_post"], "tokens": "4k", "checkpoints": [0.5, 0.25]}
@@ -18,7 +18,7 @@ LORA = {"method": "lora", "from": "local", "rank": 4, "tokens": ["1k", "2k"]}
 LINEAR = {"method": "linear", "from": "local@0.25", "tokens": "1k"}
 
 
-def recipe_of(tmp_path: Path, *overrides: str, **changes: Any) -> Recipe:
+def recipe_of(tmp_path: Path, *overrides: str, **changes: Any) -> ComparisonRecipe:
     """The recipe of the small comparison above, with top-level keys changed."""
     small = {
         "base": BASE,

@@ -12,8 +12,8 @@ import workspace as ws
 from saelora import shapes
 from saelora.cli import main
 from saelora.errors import InputError
-from saelora.report.card import card
-from saelora.report.text import loss_table
+from saelora.reporting.card import card
+from saelora.reporting.text import loss_table
 from saelora.shapes import check_file
 
 OTHERS: list[Any] = [None, True, -1, "x", [], {}, [1, "a"], {"a": 1}]

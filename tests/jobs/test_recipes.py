@@ -7,7 +7,7 @@ import pytest
 from saelora.config import build, read_yaml
 from saelora.jobs import train_sae
 from saelora.jobs.comparison import plan
-from saelora.jobs.sweep_plan import Recipe, expand, group_points, read_recipe
+from saelora.jobs.sweep_plan import SweepRecipe, expand, group_points, read_recipe
 from saelora.saes import registry
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -67,7 +67,7 @@ def test_recipe_expands_and_says_how_it_is_run(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAPER, ids=name)
 def test_the_papers_recipe_has_its_settings_and_its_saes_exist(path: Path) -> None:
-    recipe: Recipe = read_recipe(path)
+    recipe: SweepRecipe = read_recipe(path)
     points = expand(recipe, str(path))
     assert len(points) == N_POINTS[path.stem]
     for point in points:

@@ -13,16 +13,16 @@ from typing import Any
 
 import pytest
 import yaml
+from report.page_runs import write_run
 
 from jobs.test_compare import recipe_of
 from jobs.workspace import ADAPT, CONTEXT, Workspace, as_flags, short_tasks
-from report.page_runs import write_run
 from saelora.cli import main
-from saelora.report.page import page, read_runs
+from saelora.reporting.page import page, read_runs
 
 # section -> the figures that the page of a run with every part has there. Capabilities are measured where lm-eval is
 # installed. SAEBench needs an environment of its own and downloads, so that its section is seen with made-up results
-# (tests/report) and its reader with files that SAEBench wrote (tests/evals/test_saebench.py).
+# ((tests/reporting)) and its reader with files that SAEBench wrote (tests/evals/test_saebench.py).
 FIGURES = {
     "results": {"gap", "learning-curve"},
     "tokens": {"token-histogram", "by-position", "by-frequency", "by-recon-error"},

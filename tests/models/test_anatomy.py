@@ -10,7 +10,7 @@ import families
 from families import D_MODEL, N_LAYERS, VOCAB
 from saelora.core.head import Head, head_of
 from saelora.core.lora import lora_config
-from saelora.core.replay import activations
+from saelora.core.partial import activations
 from saelora.errors import InputError
 from saelora.models import anatomy as table
 from saelora.models.anatomy import anatomy_of

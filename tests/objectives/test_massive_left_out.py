@@ -16,9 +16,9 @@ from saelora.evals.loss import evaluate_loss
 from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.branch import Branch, DistillRecipe
 from saelora.objectives.distill import Distill
-from saelora.objectives.sae import SAEObjective
-from saelora.objectives.sae_e2e import EndToEnd
-from saelora.objectives.tuned_sae import TunedSAE
+from saelora.objectives.trainable_sae import TrainableSAE
+from saelora.sae_training.end_to_end import EndToEnd
+from saelora.sae_training.local import SAEObjective
 
 SINK = 7
 HERE = Hookpoint(1)
@@ -62,7 +62,7 @@ def test_training_an_sae_sees_none_of_them(model: Any, kind: type, options: dict
 def test_finetuning_an_sae_sees_none_of_them(model: Any, objective: str) -> None:
     found, model = {}, copy.deepcopy(model).double()
     for name, mask in (("norm", BY_NORM), ("id", BY_ID), ("nobody", NOBODY)):
-        sae = moved(TunedSAE(made("standard", d_in=D_MODEL), "sae", rank=1, seed=0))
+        sae = moved(TrainableSAE(made("standard", d_in=D_MODEL), "sae", rank=1, seed=0))
         with ExitStack() as stack:
             spliced = stack.enter_context(splice(model, {HERE: sae}, mask))
             distill = Distill(model, [Branch("one", spliced, DistillRecipe(objective=objective))], n_rows=32)

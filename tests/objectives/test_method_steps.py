@@ -24,7 +24,7 @@ from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
 from saelora.objectives.distill_recipe import DistillRecipe
-from saelora.objectives.tuned_sae import Part, TunedSAE
+from saelora.objectives.trainable_sae import Part, TrainableSAE
 from tiny_saes import SPARE_SPECIAL
 
 N_STEPS, RANK = 4, 3
@@ -65,12 +65,12 @@ def batches() -> list[Tensor]:
     return list(rows.split(2))
 
 
-def tuned_saes(method: Method) -> dict[Hookpoint, Any]:
+def trainable_saes(method: Method) -> dict[Hookpoint, Any]:
     """At each hookpoint a standard SAE, which has a gradient wherever one can have; away from the start where tuned."""
     sae = made("standard", d_in=D_MODEL)
     if method.part is None:
         return dict.fromkeys(method.hookpoints, sae)
-    return {h: moved(TunedSAE(sae, method.part, rank=RANK, seed=i)) for i, h in enumerate(method.hookpoints)}
+    return {h: moved(TrainableSAE(sae, method.part, rank=RANK, seed=i)) for i, h in enumerate(method.hookpoints)}
 
 
 def model_with(methods: Sequence[Method]) -> Any:
@@ -93,7 +93,7 @@ def objective(methods: Sequence[Method], **options: Any) -> Iterator[Distill]:
     with ExitStack() as stack:
         branches = []
         for i, method in enumerate(methods):
-            spliced = stack.enter_context(splice(model, tuned_saes(method), SPARE_SPECIAL))
+            spliced = stack.enter_context(splice(model, trainable_saes(method), SPARE_SPECIAL))
             branches.append(Branch(f"b{i}", spliced, DistillRecipe(**{**RECIPE, **method.recipe})))
         yield Distill(model, branches, n_rows=2 * N_STEPS, **options)
 
@@ -134,9 +134,9 @@ def plain_step(model: Any, saes: dict[Hookpoint, Any], rows: Tensor, adapted: bo
 
 
 def naive_recon(sae: Any, x: Tensor) -> Tensor:
-    inner = sae.sae if isinstance(sae, TunedSAE) else sae
+    inner = sae.sae if isinstance(sae, TrainableSAE) else sae
     latents = torch.relu((x - inner.b_dec) @ inner.W_enc + inner.b_enc)
-    if not isinstance(sae, TunedSAE) or sae.part == "sae":
+    if not isinstance(sae, TrainableSAE) or sae.part == "sae":
         return latents @ inner.W_dec + inner.b_dec
     if sae.part == "decoder":
         return latents @ sae.W_dec + sae.bias
@@ -152,7 +152,7 @@ def test_steps_equal_plain_steps(name: str) -> None:
     with objective([method]) as ours:
         outs = train(ours)
         found = trained(ours, 0)
-    model, saes = model_with([method]).eval(), tuned_saes(method)
+    model, saes = model_with([method]).eval(), trainable_saes(method)
     adapter = [p for n, p in model.named_parameters() if "lora_" in n]
     tuned = [p for sae in saes.values() for p in sae.parameters() if p.requires_grad]
     peaks = [(adapter, recipe.lr), (tuned, recipe.lr if recipe.sae_lr is None else recipe.sae_lr)]

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from saelora.objectives.tuned_sae import TunedSAE
+from saelora.objectives.trainable_sae import TrainableSAE
 
 D_IN, D_SAE, K = 12, 40, 6
 
@@ -29,7 +29,7 @@ def made(kind: str, **options: Any) -> Any:
     return sae.eval().requires_grad_(False)
 
 
-def moved(tuned: TunedSAE) -> TunedSAE:
+def moved(tuned: TrainableSAE) -> TrainableSAE:
     """With what trains away from where it started."""
     draw = torch.Generator().manual_seed(1)
     for parameter in tuned.tuned_parameters().values():

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import families
 from families import D_MODEL, N_LAYERS, VOCAB
-from saelora.core.replay import activations
+from saelora.core.partial import activations
 from saelora.core.splice import TokenMask, splice
 from saelora.errors import InputError
 from saelora.evals.faithfulness.ablation import Ablated
@@ -24,8 +24,8 @@ from saelora.evals.steering.interventions import Scale, direction
 from saelora.models import anatomy as table
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
-from saelora.objectives.sae_start import Start
-from saelora.objectives.tuned_sae import TunedSAE
+from saelora.objectives.trainable_sae import TrainableSAE
+from saelora.sae_training.warm_start import Start
 from saelora.saes.loading import load_sae
 from saelora.saes.sparse import sparse
 
@@ -94,7 +94,7 @@ def spliced_logits(model: nn.Module, hookpoint: Hookpoint, sae: Any) -> Tensor:
 
 
 @pytest.mark.parametrize(
-    "wrap", [lambda sae: sae, sparse, lambda sae: TunedSAE(sae, "sae"), lambda sae: TunedSAE(sae, "linear")]
+    "wrap", [lambda sae: sae, sparse, lambda sae: TrainableSAE(sae, "sae"), lambda sae: TrainableSAE(sae, "linear")]
 )
 @pytest.mark.parametrize("site", [*STREAM, "attn_z"])
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox-parallel", "gpt_neox-serial"])
@@ -233,7 +233,7 @@ def test_the_entry_is_read_in_the_metadata_and_beside_it(tmp_path: Path, beside:
 @pytest.mark.parametrize("part", ["sae", "decoder", "linear"])
 def test_a_finetuned_centred_sae_is_centred_when_it_is_loaded_again(tmp_path: Path, part: Any) -> None:
     model, hookpoint = with_mean("gpt2"), Hookpoint(1)
-    tuned = TunedSAE(sae_of(D_MODEL, hookpoint, kind="standard"), part, rank=2)
+    tuned = TrainableSAE(sae_of(D_MODEL, hookpoint, kind="standard"), part, rank=2)
     with torch.no_grad():
         for parameter in tuned.tuned_parameters().values():
             parameter += 0.05

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core.massive import norms
-from saelora.core.replay import activations
+from saelora.core.partial import activations
 from saelora.core.splice import TokenMask
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint

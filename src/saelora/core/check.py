@@ -1,7 +1,7 @@
 """The parts against the whole: what the fast path computes is what the model itself computes, or nothing is printed.
 
 The fast path takes a model apart: it runs layers without those below them, switches adapters by their wrappers, and
-reads the unembedding as a matrix (``replay``, ``lora``, ``head``). Before anything is trained or measured, every
+reads the unembedding as a matrix (``run_from``, ``lora``, ``head``). Before anything is trained or measured, every
 variant of the model is run on one short row both ways, and the logits are compared.
 """
 
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core import lora
-from saelora.core.mode import evaluating
-from saelora.core.replay import Clean, activations, capturing, clean_forward
+from saelora.core.eval_mode import eval_mode
+from saelora.core.partial import CleanPass, activations, capturing, clean_forward
 from saelora.core.splice import Splice
 from saelora.core.students import CLEAN, Student, Students
 from saelora.errors import InputError
@@ -70,7 +70,7 @@ def check_against_whole(
                 variants[f"the spliced model with adapter {name}"] = Student(spliced, adapter)
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(evaluating(model))
+        stack.enter_context(eval_mode(model))
         stack.enter_context(_told_apart(model))
         if autocast is not None:
             stack.enter_context(torch.autocast(device_of(model).type, autocast))
@@ -96,7 +96,7 @@ def check_activations(
     """
     ids = (rows if is_compiled(model) else rows[:1, :TOKENS]).to(device_of(model))
     whole: dict[Hookpoint, Tensor] = {}
-    with torch.no_grad(), evaluating(model), torch.autocast(ids.device.type, autocast, enabled=autocast is not None):
+    with torch.no_grad(), eval_mode(model), torch.autocast(ids.device.type, autocast, enabled=autocast is not None):
         with capturing(anatomy_of(model), hookpoints, whole):
             model(input_ids=ids)
         parts = activations(model, ids, None, hookpoints)
@@ -129,7 +129,7 @@ class _Pair:
         self.every = Students(model, variants, splices)
 
     @cached_property
-    def clean(self) -> Clean:
+    def clean(self) -> CleanPass:
         """The clean pass that all variants go on from."""
         with self.every.only(CLEAN):
             entries = sorted({self.every.enters(student) for student in self.every.students})

@@ -11,10 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from saelora.core.filler import filler
+from saelora.core.partial import runs
 from saelora.core.passes import Passes
 from saelora.core.positions import arguments, check_signature, given_positions
-from saelora.core.replay import runs
-from saelora.core.spared import filler
 from saelora.core.token_mask import EXEMPT_NAMES, TokenMask, TokenPolicy
 from saelora.errors import InputError
 from saelora.models.anatomy import Anatomy, anatomy_of

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from saelora.core import lora
 from saelora.core.head import Head, head_of
-from saelora.core.replay import Clean, clean_forward, entry_layer, replay, stem
+from saelora.core.partial import CleanPass, clean_forward, entry_layer, run_from, shared_stem
 from saelora.core.splice import Splice
 from saelora.models.hookpoints import Hookpoint
 
@@ -35,7 +35,7 @@ class Shared:
 
     input_ids: Tensor
     attention_mask: Tensor | None
-    clean: Clean
+    clean: CleanPass
     stems: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # (id of the splice, entry layer) -> output
 
 
@@ -90,7 +90,7 @@ class Students:
             clean = clean_forward(self.model, input_ids, attention_mask, list(self._clean_entry.values()))
         return self.share(input_ids, attention_mask, clean)
 
-    def share(self, input_ids: Tensor, attention_mask: Tensor | None, clean: Clean) -> Shared:
+    def share(self, input_ids: Tensor, attention_mask: Tensor | None, clean: CleanPass) -> Shared:
         """``teacher`` from a clean pass that was made before; it must hold the entries that ``enters`` names."""
         shared = Shared(input_ids, attention_mask, clean)
         for spliced in self.splices:
@@ -98,7 +98,9 @@ class Students:
             if entries:
                 low = entry_layer(spliced.saes)
                 with self.only(Student(spliced)):
-                    found = stem(self.model, input_ids, attention_mask, low, clean.entries.get(low), list(entries))
+                    found = shared_stem(
+                        self.model, input_ids, attention_mask, low, clean.entries.get(low), list(entries)
+                    )
                 shared.stems.update({(id(spliced), layer): output for layer, output in found.items()})
         return shared
 
@@ -114,7 +116,7 @@ class Students:
             entry = self._clean_entry[student]
             stored = shared.clean.entries.get(entry)
         with self.only(student):
-            return replay(self.model, shared.input_ids, shared.attention_mask, entry, stored)
+            return run_from(self.model, shared.input_ids, shared.attention_mask, entry, stored)
 
     @contextmanager
     def only(self, student: Student) -> Iterator[None]:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from saelora.core import lora
 from saelora.core.check import check_against_whole
+from saelora.core.eval_mode import eval_mode
 from saelora.core.kl_head import kl_heads
-from saelora.core.mode import evaluating
 from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
 from saelora.core.students import Shared, Student, Students
 from saelora.evals.loss_sums import LossSums, SAESums
@@ -101,7 +101,7 @@ def evaluate_branches(
     """
     device = device_of(model)
     done: list[LossSums] = []
-    with evaluating(model), ExitStack() as stack:
+    with eval_mode(model), ExitStack() as stack:
         runs = _Arms(model, branches, token_mask, arms or ARMS, stack, lambda: SAESums.of(token_mask, rows), reference)
         for turn, counts in group.turns(-(-len(rows) // batch_rows)):
             batch = rows[turn * batch_rows : (turn + 1) * batch_rows].to(device)

@@ -32,8 +32,8 @@ from saelora.evals.tokens.result import Tokens
 
 if TYPE_CHECKING:
     from saelora.evals.subject import Subject
-    from saelora.report.page.read import Run
-    from saelora.report.page.view import Section
+    from saelora.reporting.page.read import Run
+    from saelora.reporting.page.view import Section
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from saelora.core import lora
-from saelora.core.mode import evaluating
+from saelora.core.eval_mode import eval_mode
 from saelora.core.splice import Splice
 from saelora.evals.variant import Variant
 from saelora.models.anatomy import device_of
@@ -35,7 +35,7 @@ def as_variant(
     """
     with ExitStack() as stack:
         stack.enter_context(torch.no_grad())
-        stack.enter_context(evaluating(model))
+        stack.enter_context(eval_mode(model))
         own = adapted if adapted is not None and variant.has_adapter else spliced
         for each in (spliced,) if adapted is None else (spliced, adapted):
             stack.enter_context(each.switched(variant.has_saes and each is own))

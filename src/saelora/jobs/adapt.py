@@ -4,10 +4,10 @@ from typing import Any
 
 from saelora.config import configured
 from saelora.jobs.run import RunConfig
+from saelora.jobs.train_student import train_student
 from saelora.jobs.training_options import AdapterConfig, TrainConfig
-from saelora.jobs.tune import tune
 from saelora.options import SplicedConfig
-from saelora.report.text import loss_table
+from saelora.reporting.text import loss_table
 
 
 class Config(SplicedConfig, AdapterConfig, TrainConfig, RunConfig):
@@ -29,7 +29,7 @@ def adapt(config: Config | None = None, **options: Any) -> dict[str, Any]:
         InputError: bad input, with its remedy.
         Interrupted: stopped by a signal after saving a checkpoint.
     """
-    return tune(configured(Config, config, options), "adapt")
+    return train_student(configured(Config, config, options), "adapt")
 
 
 def render(results: dict[str, Any]) -> str:

@@ -10,11 +10,11 @@ from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.files import RUN, locked, write_whole
-from saelora.jobs.comparison.plan import Recipe, Run, entries_named, expand, read_recipe, settings
+from saelora.jobs.comparison.plan import ComparisonRecipe, Run, entries_named, expand, read_recipe, settings
 from saelora.jobs.run import open_collection
 from saelora.manifest import read_json, write_json
 from saelora.named import check_named
-from saelora.report import compare as tables
+from saelora.reporting import compare as tables
 from saelora.shapes import check_file
 
 
@@ -58,16 +58,18 @@ def compare(config: Config | None = None, **options: Any) -> dict[str, Any]:
         return _compare(recipe, runs, named, folder, console)
 
 
-def _compare(recipe: Recipe, runs: list[Run], named: set[str], folder: Path, console: Console) -> dict[str, Any]:
+def _compare(
+    recipe: ComparisonRecipe, runs: list[Run], named: set[str], folder: Path, console: Console
+) -> dict[str, Any]:
     mine = [run for run in runs if run.entry.name in named]
     todo = [run for run in mine if not _file(folder, run).exists()]
     if len(todo) < len(mine):
         console.say(f"{len(mine) - len(todo)} of {len(mine)} runs are done already")
     console.say(f"{recipe.title}: {len(mine)} runs")
-    from saelora.jobs.comparison.bench import Bench  # seconds: after what can be wrong without it
     from saelora.jobs.comparison.runs import run_one
+    from saelora.jobs.comparison.session import ComparisonSession  # seconds: after what can be wrong without it
 
-    bench = Bench(recipe, runs, folder, console)
+    session = ComparisonSession(recipe, runs, folder, console)
     failures: list[str] = []
     for i, run in enumerate(todo):
         what = f"run {i + 1} of {len(todo)}: {run.entry.name}, {run.budget:,} tokens, seed {run.seed}"
@@ -80,7 +82,7 @@ def _compare(recipe: Recipe, runs: list[Run], named: set[str], folder: Path, con
                 if _file(folder, run).exists():  # an SAE that other entries start from too, made by their process
                     continue
                 console.say(what)
-                write_json(_file(folder, run), run_one(bench, run))
+                write_json(_file(folder, run), run_one(session, run))
         except InputError as error:
             failures.append(f"{run.entry.name}, seed {run.seed}: {error}")
             console.say(f"run {i + 1} failed: {error}")

@@ -9,7 +9,7 @@ from saelora.jobs import evaluate as evaluate_job
 from saelora.jobs import report as report_job
 from saelora.limits import SEED, Within, device
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
-from saelora.report.text import loss_table, samples_text
+from saelora.reporting.text import loss_table, samples_text
 
 PAGE_TOKENS = 6144  # of held-out text, for what the page shows beside the losses
 _CONTEXT, _EVAL_CONTEXT = 256, 512  # tokens per row

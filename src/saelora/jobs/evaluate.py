@@ -24,7 +24,7 @@ from saelora.manifest import check_part_folder, check_writable, environment, wri
 from saelora.models.hookpoints import Hookpoint
 from saelora.named import check_named
 from saelora.options import SplicedConfig
-from saelora.report.text import loss_table
+from saelora.reporting.text import loss_table
 from saelora.train.distributed import ALONE, Group
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     # seconds, torch among them: after what can be wrong without them
     from saelora.assemble import assemble, autocast_dtype, validation_rows
     from saelora.core.check import check_against_whole
-    from saelora.jobs.tuning import frozen_and_tuned
+    from saelora.jobs.students import frozen_and_tuned
     from saelora.models.loading import pick_device
     from saelora.train.shard import shard_layers
 
@@ -139,7 +139,7 @@ def _subject(
     """What parts beyond the losses are measured on; ``stack`` closes its splices."""
     from saelora.assemble import VALIDATION_SEED, autocast_dtype, open_data, read_rows
     from saelora.evals.subject import Subject
-    from saelora.jobs.tuning import frozen_and_tuned
+    from saelora.jobs.students import frozen_and_tuned
 
     spliced, adapted = stack.enter_context(frozen_and_tuned(model, assembled, tuned))
     return Subject(
@@ -209,7 +209,7 @@ def _with_trained(
     config: Config, assembled: Assembled, recorded: dict[str, Any] | None, about: dict[str, Any]
 ) -> tuple[nn.Module, dict[Hookpoint, Any]]:
     """The model with the run's adapter, where it trained one, and the SAEs that it trained, which ``about`` names."""
-    from saelora.jobs.tuned_folder import load_tuned_saes
+    from saelora.jobs.student_folder import load_tuned_saes
     from saelora.models.adapters import load_adapter
     from saelora.models.loading import pick_device
 
@@ -222,9 +222,9 @@ def _with_trained(
         Path(config.adapter), recorded or {}, pick_device(config.device), forced=config.other_weights
     )
     if tuned:
-        about["tuned_saes"] = {str(hookpoint): sae.fingerprint for hookpoint, sae in tuned.items()}
-        then = {sae["hookpoint"]: sae["fingerprint"] for sae in (recorded or {})["tuned_saes"]}
-        if about["tuned_saes"] != then:
+        about["trainable_saes"] = {str(hookpoint): sae.fingerprint for hookpoint, sae in tuned.items()}
+        then = {sae["hookpoint"]: sae["fingerprint"] for sae in (recorded or {})["trainable_saes"]}
+        if about["trainable_saes"] != then:
             about["other_weights"] = [*about.get("other_weights", []), "a trained SAE that has changed since"]
     return model, {hookpoint: found.sae for hookpoint, found in tuned.items()}
 

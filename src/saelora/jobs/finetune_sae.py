@@ -4,11 +4,11 @@ from typing import Any, ClassVar, Literal
 
 from saelora.config import Count, configured, option
 from saelora.jobs.run import RunConfig
+from saelora.jobs.train_student import train_student
 from saelora.jobs.training_options import TrainConfig
-from saelora.jobs.tune import tune
 from saelora.limits import LEARNING_RATE, POSITIVE
 from saelora.options import SplicedConfig
-from saelora.report.text import loss_table
+from saelora.reporting.text import loss_table
 
 
 class Config(SplicedConfig, TrainConfig, RunConfig):
@@ -39,7 +39,7 @@ def finetune_sae(config: Config | None = None, **options: Any) -> dict[str, Any]
         InputError: bad input, with its remedy.
         Interrupted: stopped by a signal after saving a checkpoint.
     """
-    return tune(configured(Config, config, options), "finetune-sae")
+    return train_student(configured(Config, config, options), "finetune-sae")
 
 
 def render(results: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ from saelora.console import Console
 from saelora.errors import InputError
 from saelora.files import write_whole
 from saelora.manifest import check_writable
-from saelora.report.page import MARKER, Collection, collection_page, page, read_collection, read_runs
+from saelora.reporting.page import MARKER, Collection, collection_page, page, read_collection, read_runs
 
 
 class Config(Configuration):
@@ -73,7 +73,7 @@ def _collection(dirs: list[str]) -> Collection | None:
     return None
 
 
-write_report = report  # its public name: saelora.report is the package that draws
+write_report = report  # its public name in version 0.1
 
 
 def render(results: dict[str, Any]) -> str:

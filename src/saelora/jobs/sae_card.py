@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from saelora.jobs import train_sae
-    from saelora.objectives.sae_recipe import SAERecipe
+    from saelora.sae_training.recipe import SAERecipe
 
 # what it is, the figures' keys, how they are written
 SPREAD = (

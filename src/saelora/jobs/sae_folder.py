@@ -13,15 +13,15 @@ from saelora.identity import measured_on
 from saelora.jobs.sae_card import sae_card
 from saelora.manifest import RESULTS, describe_model, environment, read_json, write_json
 from saelora.models.hookpoints import parse_hookpoint
-from saelora.objectives.sae_recipe import variant_name
+from saelora.sae_training.recipe import variant_name
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from saelora.jobs import train_sae
     from saelora.models.loading import LoadedModel
-    from saelora.objectives.sae_training import SAETraining
-from saelora.report.text import error_text, fvu_text
+    from saelora.sae_training.base import SAETraining
+from saelora.reporting.text import error_text, fvu_text
 
 FINISHED = "training.json"  # written last
 

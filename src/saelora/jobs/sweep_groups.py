@@ -25,17 +25,17 @@ from saelora.evals.loss import evaluate_branches
 from saelora.files import writing
 from saelora.identity import measured_on
 from saelora.jobs import adapt
-from saelora.jobs.sweep_plan import SAES, Point, Recipe, adapter_folder, split
+from saelora.jobs.student_folder import save_run
+from saelora.jobs.students import add_adapter, recipe_of
+from saelora.jobs.sweep_plan import SAES, Point, SweepRecipe, adapter_folder, split
 from saelora.jobs.training import repeat_collection, train
-from saelora.jobs.tuned_folder import save_run
-from saelora.jobs.tuning import add_adapter, recipe_of
 from saelora.manifest import describe, environment, read_json, write_json
 from saelora.models.anatomy import anatomy_of, widths
 from saelora.models.loading import LoadedModel
 from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
 from saelora.objectives.fitting import fit_step
-from saelora.report.outcome import DIVERGED, DONE, outcome
+from saelora.reporting.outcome import DIVERGED, DONE, outcome
 from saelora.train.distributed import ALONE
 from saelora.train.memory import free_bytes
 
@@ -48,7 +48,7 @@ class Runner:
     """Runs groups one after another; keeps the model, its SAEs and its rows while the next group needs the same."""
 
     save_adapters: bool
-    recipe: Recipe
+    recipe: SweepRecipe
     folder: Path
     saes: str
     console: Console

@@ -12,7 +12,7 @@ from saelora.errors import InputError
 from saelora.jobs import adapt, train_sae
 from saelora.jobs.recipe_file import check_keys, compared, digest, options, override, with_underscores
 from saelora.jobs.run import NOT_COMPARED
-from saelora.report.sweep import AXES, SERIES
+from saelora.reporting.sweep import AXES, SERIES
 
 SAES = "{saes}"  # in a recipe: the folder of the SAEs that its train_sae names
 # What may differ between students of one teacher on the same rows; points that differ in anything else run apart.
@@ -23,7 +23,7 @@ _ARMS = ("sae", "adapted", "adapted_clean", "zero")
 
 
 @dataclass(frozen=True)
-class Recipe:
+class SweepRecipe:
     """What a sweep's YAML file says.
 
     base: options of ``saelora adapt`` for all points.  points: one or more mappings over it.  grid: option -> values;
@@ -50,7 +50,7 @@ class Point:
     config: adapt.Config
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> SweepRecipe:
     """Read and check a recipe; overrides are KEY=VALUE with the value in YAML: base options, or grid.KEY=[...].
 
     Raises:
@@ -68,7 +68,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     for key, values in grid.items():
         if not isinstance(values, list) or not values:
             raise InputError(f"grid.{key} is {values!r}, expected a list of values")
-    arms = tuple(loaded.get("arms", Recipe.arms))
+    arms = tuple(loaded.get("arms", SweepRecipe.arms))
     if not {"sae", "adapted"} <= set(arms) or not set(arms) <= set(_ARMS):
         raise InputError(f"arms of {path} are {list(arms)}, expected sae, adapted, and of adapted_clean, zero any")
     title, x, series = loaded.get("title", path.stem), loaded.get("x", "rank"), loaded.get("series")
@@ -78,10 +78,10 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
                 f"{name} of {path} is {value!r}: there is no such column, use one of {', '.join(filter(None, known))}"
             )
     saes = _train_sae(loaded.get("train_sae"), path)
-    return Recipe(str(title), x, series, base, grid, points, saes, arms)
+    return SweepRecipe(str(title), x, series, base, grid, points, saes, arms)
 
 
-def expand(recipe: Recipe, source: str) -> list[Point]:
+def expand(recipe: SweepRecipe, source: str) -> list[Point]:
     """All points, in the recipe's order.
 
     Raises:

@@ -13,12 +13,12 @@ from saelora.jobs.sae_folder import FINISHED, names_of, target_of
 from saelora.limits import NOT_NEGATIVE, POSITIVE, ROW, SHARE, OneOf, Within, exempt
 from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named, check_sae_path
-from saelora.objectives.sae_recipe import Architecture, SAERecipe, variant_recipes
 from saelora.options import SourceConfig
 from saelora.options import hookpoint as known_hookpoint
+from saelora.sae_training.recipe import Architecture, SAERecipe, variant_recipes
 
 if TYPE_CHECKING:
-    from saelora.objectives.sae_start import Start
+    from saelora.sae_training.warm_start import Start
 
 Objective = Literal["local", "e2e", "e2e+downstream"]
 

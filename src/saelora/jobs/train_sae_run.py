@@ -17,9 +17,9 @@ from saelora.manifest import check_room
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import parse_hookpoint
 from saelora.models.loading import LoadedModel, pick_device
-from saelora.objectives.sae import SAEObjective
-from saelora.objectives.sae_e2e import EndToEnd
-from saelora.objectives.sae_start import Start
+from saelora.sae_training.end_to_end import EndToEnd
+from saelora.sae_training.local import SAEObjective
+from saelora.sae_training.warm_start import Start
 from saelora.saes.loading import load_sae
 from saelora.train.distributed import ALONE, Group
 from saelora.train.shard import shard_layers

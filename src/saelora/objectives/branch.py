@@ -12,7 +12,7 @@ from saelora.core.splice import Splice
 from saelora.core.students import Student
 from saelora.errors import InputError
 from saelora.objectives.distill_recipe import DistillRecipe
-from saelora.objectives.tuned_sae import TunedSAE
+from saelora.objectives.trainable_sae import TrainableSAE
 from saelora.train.optim import lr_factor
 
 
@@ -20,7 +20,7 @@ from saelora.train.optim import lr_factor
 class Branch:
     """One student in training: ``name`` is its adapter's in the PEFT model, "default" where there is one alone.
 
-    It trains the adapter's weights, if the model has an adapter of that name, and what each TunedSAE of its splice
+    It trains the adapter's weights, if the model has an adapter of that name, and what each TrainableSAE of its splice
     trains.
     """
 
@@ -36,14 +36,14 @@ class BranchRun:
         self.branch, self.recipe = branch, branch.recipe
         self.adapter = lora.parameters_of(model, branch.name)
         self.student = Student(branch.spliced, branch.name if self.adapter else None)
-        self.saes = {str(h): sae for h, sae in branch.spliced.saes.items() if isinstance(sae, TunedSAE)}
+        self.saes = {str(h): sae for h, sae in branch.spliced.saes.items() if isinstance(sae, TrainableSAE)}
         self.tuned = {f"{h}.{name}": p for h, sae in self.saes.items() for name, p in sae.tuned_parameters().items()}
         self.trainable = {**self.adapter, **self.tuned}
         self.failed = False
         if not self.trainable:
             raise InputError(
                 f"branch {branch.name!r} has nothing to train: give the model an adapter of that name, or the splice a "
-                "TunedSAE"
+                "TrainableSAE"
             )
         if self.recipe.objective == "kl+mse" and not self.tuned:
             raise InputError(

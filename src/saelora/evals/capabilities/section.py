@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 
 from saelora.evals.capabilities.result import Capabilities, Difference, Score, Task
-from saelora.report.page import charts
-from saelora.report.page.charts import Series, style
-from saelora.report.page.read import Run
-from saelora.report.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
-from saelora.report.text import ARM_NAMES
+from saelora.reporting.page import charts
+from saelora.reporting.page.charts import Series, style
+from saelora.reporting.page.read import Run
+from saelora.reporting.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
+from saelora.reporting.text import ARM_NAMES
 
 _DIFFERENCES: dict[Difference, str] = {
     "adapted_minus_sae": "adapted − spliced",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from saelora.config import Configuration
-from saelora.core.replay import activations
+from saelora.core.partial import activations
 from saelora.core.splice import Splice, TokenMask
 from saelora.errors import InputError
 from saelora.evals.drift.result import AWAY, Drift, Layer

@@ -5,11 +5,11 @@ from typing import Any, Literal
 
 from saelora.evals.drift.result import AWAY, Drift
 from saelora.evals.variant import Variant
-from saelora.report.page import charts
-from saelora.report.page.charts import Series, style
-from saelora.report.page.read import Run
-from saelora.report.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
-from saelora.report.text import ARM_NAMES
+from saelora.reporting.page import charts
+from saelora.reporting.page.charts import Series, style
+from saelora.reporting.page.read import Run
+from saelora.reporting.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
+from saelora.reporting.text import ARM_NAMES
 
 _MEASURES: dict[Literal["relative_l2", "cosine_distance"], tuple[str, str]] = {
     "relative_l2": (

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saelora.core.eval_mode import eval_mode
 from saelora.core.head import Head
 from saelora.core.kl_head import chunk_size
-from saelora.core.mode import evaluating
 from saelora.core.splice import SAE, Observer, Splice, TokenMask
 from saelora.core.students import Shared, Student, Students
 from saelora.evals.intervals import UNDEFINED, Estimate, ratio
@@ -170,7 +170,7 @@ def cross_entropies(
         found.n += mask[:, :-1].sum(1).double().tolist()
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(evaluating(model))
+            stack.enter_context(eval_mode(model))
             if autocast is not None:
                 stack.enter_context(torch.autocast(device.type, autocast))
             shared = students.teacher(ids)

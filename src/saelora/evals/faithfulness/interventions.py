@@ -34,6 +34,7 @@ from saelora.evals.faithfulness.ablation import (
     top_latents,
 )
 from saelora.evals.faithfulness.attention import NoWeightsError, attention_to_exempt
+from saelora.evals.faithfulness.reliance import classify_reliance
 from saelora.evals.faithfulness.result import (
     Ablation,
     Attention,
@@ -46,7 +47,6 @@ from saelora.evals.faithfulness.result import (
     Step,
     TakenOut,
 )
-from saelora.evals.faithfulness.verdict import judge
 from saelora.evals.intervals import UNDEFINED
 from saelora.evals.loss_sums import SAESums
 from saelora.evals.variant import Variant
@@ -86,7 +86,7 @@ def faithfulness(
         progress: told of tokens, ``n_tokens_run`` in all.
 
     Returns:
-        Estimates with 95 % intervals by bootstrap over rows, paired; the verdict is that of ``judge``.
+        Estimates with 95 % intervals by bootstrap over rows, paired; the verdict is that of ``classify_reliance``.
 
     Raises:
         InputError: the model has no adapter, or no position of the rows is replaced.
@@ -102,7 +102,7 @@ def faithfulness(
     shuffled, exempt = _relied(main, "shuffled"), _exempt(main, token_mask, rows, *attention)
     gain = main.mean(main.row_sums("sae") - main.row_sums("adapted"))
     excess = None if exempt.after_first is None else exempt.after_first.excess
-    verdict, why = judge(shuffled.reliance, ablation.top_pooled, gain, excess)
+    verdict, why = classify_reliance(shuffled.reliance, ablation.top_pooled, gain, excess)
     return Faithfulness(
         n_predictions=int(sum(main.n)),
         ce={variant: main.mean(main.row_sums(variant)) for variant in PAIR},

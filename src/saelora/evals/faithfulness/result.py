@@ -8,7 +8,7 @@ from saelora.evals.variant import Variant
 
 
 class Verdict(StrEnum):
-    """Whether an adapted model reads its SAE, see ``saelora.evals.faithfulness.verdict``."""
+    """Whether an adapted model reads its SAE, see ``saelora.evals.faithfulness.reliance``."""
 
     READS_SAE = "reads_sae"
     BYPASSES_SAE = "bypasses_sae"

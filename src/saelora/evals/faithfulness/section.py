@@ -6,12 +6,12 @@ from typing import Literal
 from saelora.evals.estimate import Estimate
 from saelora.evals.faithfulness.result import AttentionLayer, Faithfulness, Intervention, Reliance
 from saelora.evals.variant import Variant
-from saelora.report.page import charts
-from saelora.report.page.charts import Series, style
-from saelora.report.page.losses import SPREAD
-from saelora.report.page.read import Run
-from saelora.report.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
-from saelora.report.text import ARM_NAMES
+from saelora.reporting.page import charts
+from saelora.reporting.page.charts import Series, style
+from saelora.reporting.page.losses import SPREAD
+from saelora.reporting.page.read import Run
+from saelora.reporting.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
+from saelora.reporting.text import ARM_NAMES
 
 Found = Sequence[tuple[int, Run, Faithfulness]]
 Order = Literal["random", "top"]

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 
 from saelora.evals.saebench.result import SAEBench
-from saelora.report.page.read import Run
-from saelora.report.page.view import Section, Table, by_run, measured, notes, row_of
+from saelora.reporting.page.read import Run
+from saelora.reporting.page.view import Section, Table, by_run, measured, notes, row_of
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:

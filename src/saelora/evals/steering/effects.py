@@ -49,7 +49,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Bench:
+class SteeringSetup:
     """A model with an open splice, and where and at which positions it is steered."""
 
     model: nn.Module
@@ -79,17 +79,17 @@ class Bench:
 
 
 def measure(
-    bench: Bench, cases: Sequence[Case], alphas: Mapping[Method, Sequence[float]]
+    setup: SteeringSetup, cases: Sequence[Case], alphas: Mapping[Method, Sequence[float]]
 ) -> list[dict[Method, Effect]]:
     """Steer every case's latent in the original and in the adapted model: the effects of each method, case by case.
 
     Args:
         alphas: method ("scale", "add") -> the strengths to choose from.
     """
-    return [compare(bench, case, tune(bench, case, alphas)) for case in cases]
+    return [compare(setup, case, tune(setup, case, alphas)) for case in cases]
 
 
-def tune(bench: Bench, case: Case, alphas: Mapping[Method, Sequence[float]]) -> dict[Method, Tuned]:
+def tune(setup: SteeringSetup, case: Case, alphas: Mapping[Method, Sequence[float]]) -> dict[Method, Tuned]:
     """The alpha of each method that does best on the tuning texts with the original model, and every alpha's score.
 
     The score is the positives' mean change of log-probability, less the negatives' mean loss of it where they lose.
@@ -97,7 +97,7 @@ def tune(bench: Bench, case: Case, alphas: Mapping[Method, Sequence[float]]) -> 
     """
     steps = [(method, alpha) for method, grid in alphas.items() for alpha in grid]
     texts = [*case.tuning["positives"], *case.tuning["negatives"]]
-    before, after = bench.changes(Variant.BASE, case, texts, steps)
+    before, after = setup.changes(Variant.BASE, case, texts, steps)
     n = len(case.tuning["positives"])
     change = after - before
     gain, other = change[:, :n].mean(1), change[:, n:].mean(1)
@@ -115,12 +115,12 @@ def _score(tried: Try) -> float:
     return -math.inf if tried.score is None else tried.score
 
 
-def compare(bench: Bench, case: Case, tuned: Mapping[Method, Tuned]) -> dict[Method, Effect]:
+def compare(setup: SteeringSetup, case: Case, tuned: Mapping[Method, Tuned]) -> dict[Method, Effect]:
     """Original and adapted model on the test texts, each method at its alpha."""
     steps = [(method, entry.alpha) for method, entry in tuned.items()]
     texts = [*case.test["positives"], *case.test["negatives"]]
     n = len(case.test["positives"])
-    runs = [bench.changes(variant, case, texts, steps) for variant in COMPARED]
+    runs = [setup.changes(variant, case, texts, steps) for variant in COMPARED]
     out = {}
     for row, (method, entry) in enumerate(tuned.items()):
         positives, negatives = (
@@ -168,7 +168,7 @@ def pool(latents: Sequence[Mapping[Method, Effect]]) -> dict[Method, Pooled]:
 
 
 def samples(
-    bench: Bench,
+    setup: SteeringSetup,
     tokenizer: Any,
     prompts: Tensor,
     cases: Sequence[Case],
@@ -176,23 +176,23 @@ def samples(
     n_new: int,
 ) -> list[list[Sample]]:
     """Greedy continuations of prompts [n_prompts, n_tokens], case by case, steered by its better-tuned method."""
-    prompts = prompts.to(next(bench.model.parameters()).device)
-    plain = [_continued(bench, tokenizer, prompts, variant, n_new) for variant in COMPARED]
+    prompts = prompts.to(next(setup.model.parameters()).device)
+    plain = [_continued(setup, tokenizer, prompts, variant, n_new) for variant in COMPARED]
     out = []
     for case, effects in zip(cases, measured, strict=True):
         best = {method: max(map(_score, effect.tuning)) for method, effect in effects.items()}
         method = max(best, key=lambda name: best[name])
         alpha = effects[method].alpha
         steering = intervention(method, case.d, alpha, case.unit)
-        with splice(bench.model, {bench.hookpoint: steering}, bench.steered_tokens):
-            steered = [_continued(bench, tokenizer, prompts, variant, n_new) for variant in COMPARED]
+        with splice(setup.model, {setup.hookpoint: steering}, setup.steered_tokens):
+            steered = [_continued(setup, tokenizer, prompts, variant, n_new) for variant in COMPARED]
         shown = zip(prompts, *plain, *steered, strict=True)
         out.append([Sample(text_of(tokenizer, prompt), method, alpha, *texts) for prompt, *texts in shown])
     return out
 
 
-def _continued(bench: Bench, tokenizer: Any, prompts: Tensor, variant: Variant, n_new: int) -> list[str]:
-    with as_variant(bench.model, bench.spliced, variant, bench.autocast):
-        ids = generate(bench.model, tokenizer, prompts, n_new)
-    bench.progress(len(prompts) * n_new)
+def _continued(setup: SteeringSetup, tokenizer: Any, prompts: Tensor, variant: Variant, n_new: int) -> list[str]:
+    with as_variant(setup.model, setup.spliced, variant, setup.autocast):
+        ids = generate(setup.model, tokenizer, prompts, n_new)
+    setup.progress(len(prompts) * n_new)
     return [text_of(tokenizer, row[prompts.shape[1] :]) for row in ids]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saelora.core.replay import activations
+from saelora.core.partial import activations
 from saelora.core.splice import Splice, TokenMask
 from saelora.evals.steering.likelihood import BATCH_TEXTS, padded
 from saelora.evals.steering.result import TopPassage

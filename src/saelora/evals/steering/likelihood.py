@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from saelora.core import lora
 from saelora.core.head import Head, head_of
 from saelora.core.kl_head import chunk_size
-from saelora.core.replay import clean_forward, entry_layer, replay
+from saelora.core.partial import clean_forward, entry_layer, run_from
 from saelora.core.splice import Splice, TokenMask, splice
 from saelora.evals.loss_sums import wide
 from saelora.evals.steering.interventions import Intervention
@@ -90,7 +90,7 @@ def log_likelihoods(
             progress(int(attention.sum()))
             for row, steering in enumerate(interventions, 1):
                 with splice(model, {hookpoint: steering}, steered_tokens):
-                    hidden = replay(model, ids, attention, entry, clean.entries.get(entry))
+                    hidden = run_from(model, ids, attention, entry, clean.entries.get(entry))
                 found[row, picks] = mean_log_probs(hidden, ids, attention, head)
                 progress(int(attention.sum()))
     return found

@@ -9,11 +9,11 @@ from saelora.errors import InputError
 from saelora.evals.samples import prompts_from
 from saelora.evals.steering import effects as steering
 from saelora.evals.steering import latents as find
-from saelora.evals.steering.given import Given
 from saelora.evals.steering.interventions import direction
 from saelora.evals.steering.options import Options, given_texts
 from saelora.evals.steering.result import Corpora, Latent, Sample, Sides, Skipped, Steering
 from saelora.evals.steering.texts import CHARS_PER_TOKEN, SHARES, Text, apart, tokenised
+from saelora.evals.steering.user_texts import UserText
 from saelora.evals.subject import Subject
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
@@ -56,11 +56,11 @@ def run(subject: Subject, config: Options) -> Steering:
     )
     with subject.console.progress(f"steering {len(cases)} latents", total) as bar:
         mask = TokenMask() if config.steering_bos else subject.token_mask
-        bench = steering.Bench(subject.model, subject.spliced, hookpoint, mask, subject.autocast, bar.advance)
-        measured = steering.measure(bench, cases, alphas)
+        setup = steering.SteeringSetup(subject.model, subject.spliced, hookpoint, mask, subject.autocast, bar.advance)
+        measured = steering.measure(setup, cases, alphas)
         samples: list[list[Sample]] = [[] for _ in cases]
         if len(prompts):
-            samples = steering.samples(bench, subject.tokenizer, prompts, cases, measured, NEW_TOKENS)
+            samples = steering.samples(setup, subject.tokenizer, prompts, cases, measured, NEW_TOKENS)
     corpora = _corpora(subject, config, texts, divided)
     if not wanted:  # a chosen latent that lacks texts has given way to the next
         corpora, skipped = replace(corpora, n_latents_passed_over=len(skipped)), []
@@ -188,7 +188,12 @@ def _cases(
 
 
 def _sides(
-    config: Options, subject: Subject, given: dict[str, list[Given] | None], fired: find.Firing, latent: int, name: str
+    config: Options,
+    subject: Subject,
+    given: dict[str, list[UserText] | None],
+    fired: find.Firing,
+    latent: int,
+    name: str,
 ) -> dict[str, list[Text]]:
     """A latent's positives and negatives of one set: the user's own, or those that are found."""
     most = _most(config)[name]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from saelora.config import Configuration, Count, option
 from saelora.errors import InputError
-from saelora.evals.steering.given import Given, read_given
+from saelora.evals.steering.user_texts import UserText, read_user_texts
 from saelora.limits import NOT_NEGATIVE, POSITIVE, SHARE, Within, not_zero
 from saelora.options import hookpoint
 
@@ -70,14 +70,14 @@ def check(config: Options) -> None:
     given_texts(config)
 
 
-def given_texts(config: Options) -> dict[str, list[Given] | None]:
+def given_texts(config: Options) -> dict[str, list[UserText] | None]:
     """The user's own texts for each side; None where they are to be found.
 
     Raises:
         InputError: a file cannot be read, or a text is on both sides.
     """
     paths = {"positives": config.steering_positives, "negatives": config.steering_negatives}
-    given = {side: read_given(Path(path)) if path else None for side, path in paths.items()}
+    given = {side: read_user_texts(Path(path)) if path else None for side, path in paths.items()}
     both = {g.text for g in given["positives"] or []} & {g.text for g in given["negatives"] or []}
     if both:
         raise InputError(f"{both.pop()[:60]!r} is among the positives and the negatives: leave it in one file only")

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from saelora.evals.steering.result import Effect, Latent, Pooled, Shift, Steering
-from saelora.report.page import charts
-from saelora.report.page.charts import Series, style
-from saelora.report.page.read import Run
-from saelora.report.page.view import Figure, Section, Table, by_run, cell, estimates, measured, named, notes, row_of
+from saelora.reporting.page import charts
+from saelora.reporting.page.charts import Series, style
+from saelora.reporting.page.read import Run
+from saelora.reporting.page.view import Figure, Section, Table, by_run, cell, estimates, measured, named, notes, row_of
 
 _TEXTS = ("positives", "negatives")
 Found = Sequence[tuple[int, Run, Steering]]

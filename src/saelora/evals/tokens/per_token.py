@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core import lora
+from saelora.core.eval_mode import eval_mode
 from saelora.core.kl_head import kl_heads
-from saelora.core.mode import evaluating
 from saelora.core.splice import Observer, Splice, TokenMask
 from saelora.core.students import Student, Students
 from saelora.errors import InputError
@@ -65,7 +65,7 @@ class Together:
         """Evaluation mode, without gradient, for as long as this context is open."""
         with ExitStack() as stack:
             stack.enter_context(torch.no_grad())
-            stack.enter_context(evaluating(self.model))
+            stack.enter_context(eval_mode(self.model))
             if autocast is not None:
                 stack.enter_context(torch.autocast(device_of(self.model).type, autocast))
             yield

@@ -5,10 +5,10 @@ from typing import Literal
 
 from saelora.evals.tokens import text
 from saelora.evals.tokens.result import Group, Tokens
-from saelora.report.page import charts
-from saelora.report.page.charts import Series, style
-from saelora.report.page.read import Run
-from saelora.report.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
+from saelora.reporting.page import charts
+from saelora.reporting.page.charts import Series, style
+from saelora.reporting.page.read import Run
+from saelora.reporting.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
 
 Found = Sequence[tuple[int, Run, Tokens]]
 Grouping = Literal["by_position", "by_frequency", "by_recon_error"]

@@ -5,7 +5,7 @@ from typing import Literal
 from saelora.evals.estimate import Estimate, above, below, number, numbers
 from saelora.evals.tokens.result import Group, Passage, Tokens
 from saelora.evals.variant import Variant
-from saelora.report.text import one_line
+from saelora.reporting.text import one_line
 
 _BINS: dict[Literal["by_position", "by_frequency", "by_recon_error"], tuple[str, str]] = {
     "by_position": ("position in the row", "tokens before"),

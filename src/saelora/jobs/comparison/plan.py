@@ -6,13 +6,22 @@ from typing import Any
 
 from saelora.config import build
 from saelora.errors import InputError
-from saelora.jobs.comparison.recipe import Entry, JobConfig, Recipe, Start, Tune, config_type, read_recipe, student_type
+from saelora.jobs.comparison.recipe import (
+    ComparisonRecipe,
+    Entry,
+    JobConfig,
+    Start,
+    Tune,
+    config_type,
+    read_recipe,
+    student_type,
+)
 from saelora.jobs.recipe_file import compared, digest
 
 __all__ = [
+    "ComparisonRecipe",
     "Entry",
     "JobConfig",
-    "Recipe",
     "Run",
     "Start",
     "Tune",
@@ -44,7 +53,7 @@ class Run:
     start_ref: str | None = None
 
 
-def expand(recipe: Recipe, source: str) -> list[Run]:
+def expand(recipe: ComparisonRecipe, source: str) -> list[Run]:
     """All runs, seed by seed: each seed's SAEs come before the methods that start from them.
 
     Raises:
@@ -72,7 +81,7 @@ def settings(run: Run) -> JobConfig:
     return build(config_type(run.entry), {**run.values, "sae": [run.start_ref or "of-this-comparison"]})
 
 
-def entries_named(recipe: Recipe, only: Sequence[str]) -> list[Entry]:
+def entries_named(recipe: ComparisonRecipe, only: Sequence[str]) -> list[Entry]:
     """The entries of these names, and the SAEs that they start from; all of them for no names.
 
     Raises:
@@ -87,7 +96,7 @@ def entries_named(recipe: Recipe, only: Sequence[str]) -> list[Entry]:
 
 
 def _starts(
-    entry: Entry, seed: int, recipe: Recipe, runs: Mapping[str, Run]
+    entry: Entry, seed: int, recipe: ComparisonRecipe, runs: Mapping[str, Run]
 ) -> list[tuple[float | None, str | None, str | None]]:
     """(share, run, reference) of each start of an entry."""
     if entry.start is None or entry.start.name is None:
@@ -99,7 +108,13 @@ def _starts(
 
 
 def _run(
-    recipe: Recipe, entry: Entry, budget: int, seed: int, share: float | None, run: str | None, ref: str | None
+    recipe: ComparisonRecipe,
+    entry: Entry,
+    budget: int,
+    seed: int,
+    share: float | None,
+    run: str | None,
+    ref: str | None,
 ) -> Run:
     values = {**entry.values, "tokens": budget, "seed": seed}
     if len(entry.lr) == 1:

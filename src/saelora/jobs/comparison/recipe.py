@@ -64,7 +64,7 @@ class Tune:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class ComparisonRecipe:
     """What a comparison's YAML file says."""
 
     title: str
@@ -86,7 +86,7 @@ def student_type(entry: Entry) -> type[StudentConfig]:
     return finetune_sae.Config if entry.method == "finetune-sae" else adapt.Config
 
 
-def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+def read_recipe(path: Path, overrides: Sequence[str] = ()) -> ComparisonRecipe:
     """Read and check a recipe.
 
     Args:
@@ -123,7 +123,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
         )
     by_name = {entry.name: entry for entry in entries if entry.kind == "sae"}
     made = tuple(replace(entry, start=_checked_start(entry, by_name, path)) for entry in entries)
-    return Recipe(str(loaded.get("title", path.stem)), loaded["base"], tune, made)
+    return ComparisonRecipe(str(loaded.get("title", path.stem)), loaded["base"], tune, made)
 
 
 def _entries_of(loaded: Mapping[str, Any], section: str, path: Path) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,216 @@
+"""Run a decoder as prefix + suffix: below the lowest splice and the lowest adapter, teacher and student agree.
+
+The list of layers is swapped for one of the same length (layers to pass over, then a stand-in that returns a
+stored activation, then the true layers), so masks, rotary state and per-layer attention types keep their
+indices in every family.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from saelora.models.anatomy import Anatomy, anatomy_of
+from saelora.models.compiling import hooks_obeyed
+from saelora.models.hookpoints import Hookpoint
+
+NO_PREFIX = -1
+
+
+class _StandIn(nn.Module):
+    """Takes a layer's place in the list, and answers for it when asked for attributes such as its attention type."""
+
+    sites: frozenset[str] = frozenset()  # of the layer's, those that are passed through all the same
+
+    def __init__(self, layer: nn.Module):
+        super().__init__()
+        object.__setattr__(self, "_layer", layer)  # not registered: it must not appear as a child
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(object.__getattribute__(self, "_layer"), name)
+
+
+class _PassOver(_StandIn):
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        return hidden_states
+
+
+class _Enter(_StandIn):
+    """Returns the stored output of its layer; what hooks the layer's output (a splice) sees it too."""
+
+    sites = frozenset({"resid_post"})
+
+    def __init__(self, layer: nn.Module, stored: Tensor):
+        super().__init__(layer)
+        object.__setattr__(self, "_stored", stored)
+        for hooks in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
+            object.__setattr__(self, hooks, getattr(layer, hooks))
+
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        stored: Tensor = object.__getattribute__(self, "_stored")
+        return stored
+
+
+def runs(anatomy: Anatomy, hookpoint: Hookpoint) -> bool:
+    """Whether the pass that is under way goes through a hookpoint, or a stand-in keeps it out."""
+    layer = anatomy.layers[hookpoint.layer]
+    return not isinstance(layer, _StandIn) or hookpoint.site in layer.sites
+
+
+@contextmanager
+def _layers(anatomy: Anatomy, layers: Iterable[nn.Module]) -> Iterator[None]:
+    true_layers = anatomy.layers
+    setattr(anatomy.stack, anatomy.layers_name, nn.ModuleList(layers))
+    try:
+        yield
+    finally:
+        setattr(anatomy.stack, anatomy.layers_name, true_layers)
+
+
+def _from(anatomy: Anatomy, entry: int, stored: Tensor | None, top: int) -> list[nn.Module]:
+    """Layers that enter at ``entry`` with its stored output and pass over all above ``top``."""
+    layers = list(anatomy.layers)
+    above = [*layers[entry + 1 : top + 1], *map(_PassOver, layers[top + 1 :])]
+    if entry == NO_PREFIX:
+        return above
+    assert stored is not None
+    return [*map(_PassOver, layers[:entry]), _Enter(layers[entry], stored), *above]
+
+
+@contextmanager
+def cache_outputs(anatomy: Anatomy, kept: dict[int, Tensor], entries: Iterable[int]) -> Iterator[None]:
+    """While the context is open, put the named layers' outputs into ``kept``, as they are before a splice acts on them.
+
+    Outputs of ``clean_forward`` come without gradient, those of ``run_from`` with it.
+    """
+
+    def keep(index: int) -> Any:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            kept[index] = output if isinstance(output, Tensor) else output[0]
+
+        return hook
+
+    layers = anatomy.layers
+    handles = [layers[i].register_forward_hook(keep(i), prepend=True) for i in set(entries) if i != NO_PREFIX]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def entry_layer(hookpoints: Iterable[Hookpoint], adapted_layers: Iterable[int] = ()) -> int:
+    """The highest layer whose output no splice and no adapter can have changed yet, or NO_PREFIX.
+
+    A splice at a layer's resid_post acts on that output, so the layer itself still belongs to the prefix.
+    """
+    splices = [h.layer if h.site == "resid_post" else h.layer - 1 for h in hookpoints]
+    return min([*splices, *(layer - 1 for layer in adapted_layers)], default=NO_PREFIX)
+
+
+@dataclass(frozen=True)
+class CleanPass:
+    """What one pass of the clean model leaves."""
+
+    hidden: Tensor  # [batch, seq, d_model], after the final norm
+    entries: dict[int, Tensor]  # layer -> its output [batch, seq, d_model]
+
+
+def clean_forward(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, entries: Sequence[int] = ()
+) -> CleanPass:
+    """Run the model as it is, keep its final hidden states and the outputs of the named layers.
+
+    Without gradient. The caller disables splice and adapter (see ``saelora.core.lora.disabled``).
+    """
+    anatomy = anatomy_of(model)
+    kept: dict[int, Tensor] = {}
+    with torch.no_grad(), cache_outputs(anatomy, kept, entries):
+        hidden = _run(anatomy, input_ids, attention_mask)
+    return CleanPass(hidden, kept)
+
+
+@torch.no_grad()
+def shared_stem(
+    model: nn.Module,
+    input_ids: Tensor,
+    attention_mask: Tensor | None,
+    entry: int,
+    stored: Tensor | None,
+    entries: Sequence[int],
+) -> dict[int, Tensor]:
+    """Outputs of the layers ``entries``, all above ``entry``, from that layer's stored output; nothing above is run.
+
+    Splices act between, and not yet on the outputs: what enters there (``run_from``) passes through the splice again.
+    With the adapters off this is what students of one splice share below their lowest adapted layers.
+    """
+    anatomy, top = anatomy_of(model), max(entries)
+    kept: dict[int, Tensor] = {}
+    with _layers(anatomy, _from(anatomy, entry, stored, top)), cache_outputs(anatomy, kept, entries):
+        _run(anatomy, input_ids, attention_mask)
+    return kept
+
+
+def run_from(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, entry: int, stored: Tensor | None
+) -> Tensor:
+    """Run the suffix: the layers above ``entry``, from that layer's stored output.
+
+    With entry NO_PREFIX the whole model runs. Splices and adapters act as they would in a full forward.
+
+    Returns:
+        Final hidden states [batch, seq, d_model], after the final norm; equal to a full forward's.
+    """
+    anatomy = anatomy_of(model)
+    with _layers(anatomy, _from(anatomy, entry, stored, anatomy.n_layers)):
+        return _run(anatomy, input_ids, attention_mask)
+
+
+@contextmanager
+def capturing(anatomy: Anatomy, hookpoints: Sequence[Hookpoint], found: dict[Hookpoint, Tensor]) -> Iterator[None]:
+    """While the context is open, put the activations at hookpoints into ``found``, as they come to a splice there."""
+    handles = []
+    for hookpoint in hookpoints:
+        module, side = anatomy.site(hookpoint)
+
+        def on_output(_m: nn.Module, _a: Any, output: Any, hookpoint: Hookpoint = hookpoint) -> None:
+            found[hookpoint] = output if isinstance(output, Tensor) else output[0]
+
+        def on_input(_m: nn.Module, args: Any, kwargs: Any, hookpoint: Hookpoint = hookpoint) -> None:
+            found[hookpoint] = args[0] if args else kwargs["hidden_states"]
+
+        if side == "input":
+            handles.append(module.register_forward_pre_hook(on_input, with_kwargs=True))
+        else:
+            handles.append(module.register_forward_hook(on_output))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@torch.no_grad()
+def activations(
+    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, hookpoints: Sequence[Hookpoint]
+) -> dict[Hookpoint, Tensor]:
+    """Clean activations [batch, seq, d] at hookpoints; layers above the highest one are not run."""
+    anatomy = anatomy_of(model)
+    found: dict[Hookpoint, Tensor] = {}
+    top = max(h.layer for h in hookpoints)
+    with capturing(anatomy, hookpoints, found), _layers(anatomy, _from(anatomy, NO_PREFIX, None, top)):
+        _run(anatomy, input_ids, attention_mask)
+    return found
+
+
+def _run(anatomy: Anatomy, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    with hooks_obeyed(anatomy.body):
+        out = anatomy.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    hidden: Tensor = out.last_hidden_state
+    return hidden

@@ -1,0 +1,220 @@
+"""The run that every method shares: read, train, save, measure, write."""
+
+import shutil
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from saelora.assemble import Assembled, assemble, autocast_dtype, read_rows, validation_rows
+from saelora.config import to_dict
+from saelora.console import Console
+from saelora.evals.loss import evaluate_loss
+from saelora.evals.samples import continuations, prompts_from
+from saelora.files import write_whole
+from saelora.identity import measured_on
+from saelora.jobs.evaluate import measure
+from saelora.jobs.run import start
+from saelora.jobs.student_folder import manifest_of, save_adapter, save_saes
+from saelora.jobs.students import frozen_and_tuned, open_branch, student_model
+from saelora.jobs.training import evenly, repeat_command, train
+from saelora.jobs.training_options import ADAPTED, StudentConfig
+from saelora.manifest import MANIFEST, RESULTS, check_room, describe, write_json
+from saelora.models.adapters import adapter_fingerprint
+from saelora.models.hookpoints import Hookpoint
+from saelora.models.loading import pick_device
+from saelora.objectives.distill import Distill
+from saelora.objectives.fitting import fit_step
+from saelora.objectives.trainable_sae import TrainableSAE
+from saelora.reporting.card import card
+from saelora.reporting.figures import learning_curve
+from saelora.reporting.outcome import outcome
+from saelora.train.distributed import Group
+from saelora.train.loop import LoopState
+from saelora.train.shard import shard_layers
+from saelora.train.tracking import Tracker
+
+SAEs = dict[Hookpoint, Any]
+
+
+def train_and_measure(
+    config: StudentConfig, command: str, console: Console, folder: Path, group: Group, held: ExitStack
+) -> dict[str, Any]:
+    """The run of ``train_student``, whose arguments have been checked as far as they can be without a model.
+
+    Args:
+        command: the one to repeat.
+        folder: where everything goes; made here.
+        group: the processes that work on it.
+        held: closes the folder's lock, when everything is written.
+
+    Returns:
+        What results.json holds.
+
+    Raises:
+        InputError: bad input, with its remedy.
+        Interrupted: stopped by a signal after saving a checkpoint.
+    """
+    assembled = assemble(config)
+    console.say(f"reading {config.data}")
+    rows = group.on_main(lambda: read_rows(config, assembled.loaded, config.tokens, "train", config.seed))
+    heldout = group.on_main(lambda: validation_rows(config, assembled.loaded))
+    model: Any = student_model(None, config, assembled, "default")
+    if config.shard:
+        shard_layers(model, pick_device(config.device), group)
+    with ExitStack() as stack:
+        branch = open_branch(model, config, assembled, "default", stack)
+        tuned = [sae for sae in branch.spliced.saes.values() if isinstance(sae, TrainableSAE)]
+        weights = [p for module in (model, *tuned) for p in module.parameters() if p.requires_grad]
+        group.on_main(lambda: check_room(folder, 8 * 4 * sum(p.numel() for p in weights)))
+        autocast = autocast_dtype(assembled.loaded)
+        objective = Distill(model, [branch], n_rows=len(rows.input_ids), autocast=autocast, group=group)
+        if not config.compile:  # another number of rows would be compiled anew
+            fit_step(objective, rows.input_ids[: config.batch_rows], console.say, group)
+        group.on_main(lambda: start(config, folder, RESULTS, held))
+        state = _train(config, command, console, folder, assembled, objective, rows.input_ids, heldout)
+    saes = {h: sae.export() for h, sae in branch.spliced.saes.items() if isinstance(sae, TrainableSAE)}
+    saved = group.on_main(lambda: _save(model, config, assembled, saes, folder, state.n_tokens))
+    results = _measure(config, console, assembled, model, saes, heldout, state, group)
+    if objective.rows_at_once is not None:
+        results["rows_at_once"] = objective.rows_at_once
+    if config.samples:
+        console.say("writing sample continuations")
+        results["samples"] = _samples(config, assembled, model, saes, heldout)
+    about = measured_on(describe(assembled), heldout, autocast)
+    results["about"] = about | ({"trainable_saes": {s["hookpoint"]: s["fingerprint"] for s in saved}} if saved else {})
+    adapter = group.on_main(lambda: adapter_fingerprint(folder))
+    if adapter:
+        results["about"]["adapter"] = adapter
+    if group.is_main:
+        _write(config, folder, assembled, results, rows.n_documents, saved)
+    return results
+
+
+def _train(
+    config: StudentConfig,
+    command: str,
+    console: Console,
+    folder: Path,
+    assembled: Assembled,
+    objective: Distill,
+    rows: Tensor,
+    heldout: Tensor,
+) -> LoopState:
+    """Run the loop with progress that shows the gap closed so far."""
+    history = _History(assembled, objective, heldout[: max(1, config.history_tokens // heldout.shape[1])])
+    group = objective.group
+
+    def note(row: dict[str, float]) -> str | None:
+        return f"gap closed {row['gap_closed']:.1%}" if "gap_closed" in row else None
+
+    return train(
+        objective,
+        rows,
+        config,
+        folder,
+        console,
+        device=objective.device,
+        label="finetuning" if config.method == "sae" else "adapting",
+        note=note,
+        advice=repeat_command(command),
+        evaluate=lambda step: history(),
+        evaluate_at=evenly(len(rows), config.batch_rows, max(1, config.history_points)),
+        tracker=Tracker(config.track if group.is_main else None, folder, to_dict(config)),
+        resume=config.resume,
+        group=group,
+    )
+
+
+@dataclass
+class _History:
+    """Evaluates the student on a few held-out rows; the clean and spliced model are measured once."""
+
+    assembled: Assembled
+    objective: Distill
+    rows: Tensor
+    ce_sae: float | None = None
+
+    def __call__(self) -> dict[str, float]:
+        branch, frozen = self.objective.runs[0].branch, self.assembled.sae_modules
+        with branch.spliced.disabled():
+            found = evaluate_loss(
+                self.objective.model,
+                branch.spliced.saes,
+                self.assembled.token_mask,
+                self.rows,
+                arms=["adapted"] if self.ce_sae is not None else ["sae", "adapted"],
+                autocast=autocast_dtype(self.assembled.loaded),
+                group=self.objective.group,
+                reference=frozen if self.objective.runs[0].tuned else None,
+                check=False,  # the loop has, or does before its first step
+            )
+        self.ce_sae = found.get("ce_sae", self.ce_sae)
+        assert self.ce_sae is not None
+        row = {"kl": found["kl_adapted"], "ce": found["ce_adapted"]}
+        if self.ce_sae > found["ce_base"]:
+            row["gap_closed"] = (self.ce_sae - found["ce_adapted"]) / (self.ce_sae - found["ce_base"])
+        return row
+
+
+def _save(
+    model: Any, config: StudentConfig, assembled: Assembled, saes: SAEs, folder: Path, n_tokens: int
+) -> list[dict[str, Any]]:
+    """Write what was trained; returns what the manifest says of the SAEs."""
+    if config.method in ADAPTED:
+        save_adapter(model, folder)
+    if not saes:
+        return []
+    about = {"method": config.method, "objective": config.objective, "model": config.model, "n_tokens": n_tokens}
+    return save_saes(saes, assembled, about, folder, "" if config.method == "sae" else "sae")
+
+
+def _measure(
+    config: StudentConfig,
+    console: Console,
+    assembled: Assembled,
+    model: nn.Module,
+    saes: SAEs,
+    heldout: Tensor,
+    state: LoopState,
+    group: Group,
+) -> dict[str, Any]:
+    """The figures on held-out text, and what they cost."""
+    found = measure(console, assembled, model, heldout, group, saes)
+    return {
+        "method": config.method,
+        "status": outcome(found),
+        **found,
+        "n_tokens_trained": state.n_tokens,
+        "seconds_training": round(state.seconds, 3),
+        "tokens_per_second": round(state.n_tokens / max(state.seconds, 1e-9), 1),
+        "history": state.history,
+    }
+
+
+def _samples(
+    config: StudentConfig, assembled: Assembled, model: nn.Module, saes: SAEs, heldout: Tensor
+) -> list[dict[str, str]]:
+    prompts = prompts_from(heldout, config.samples)
+    with frozen_and_tuned(model, assembled, saes) as (spliced, adapted):
+        return continuations(model, spliced, assembled.loaded.tokenizer, prompts, adapted=adapted)
+
+
+def _write(
+    config: StudentConfig,
+    folder: Path,
+    assembled: Assembled,
+    results: dict[str, Any],
+    n_documents: int,
+    saved: list[dict[str, Any]],
+) -> None:
+    """Everything beside what was trained; results.json comes last and marks the run as finished."""
+    adapter = results["about"].get("adapter")
+    manifest = manifest_of(config, assembled, results, adapter=adapter, saved=saved, n_documents=n_documents)
+    write_json(folder / MANIFEST, manifest)
+    write_whole(folder / "README.md", card(manifest, results).encode())
+    learning_curve(results, folder / "learning_curve.png")
+    write_json(folder / RESULTS, results)
+    shutil.rmtree(folder / "checkpoints", ignore_errors=True)

@@ -1,0 +1,128 @@
+"""The README card that stands beside what a run trained."""
+
+import json
+import re
+from typing import Any
+
+from saelora.reporting.text import cost, headline, markdown_table, one_line, row_starts, warnings
+
+
+def card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
+    """The card of a run of any method. Pure function of manifest and results."""
+    if manifest.get("method", "lora") in ("lora", "lora+sae"):
+        return adapter_card(manifest, results)
+    return sae_card(manifest, results)
+
+
+def adapter_card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
+    """A model card: what it is, what it did, how to load it. Pure function of manifest and results."""
+    model, config = manifest["model"], manifest["config"]
+    tuned = manifest.get("trainable_saes", [])
+    also = " It belongs to SAEs that were trained with it and lie here too." if tuned else ""
+    return f"""---
+library_name: peft
+base_model: {json.dumps(one_line(model["ref"]), ensure_ascii=False)}
+tags: [lora, saelora, sparse-autoencoder]
+---
+# {_code(model["ref"])} adapted around its SAE
+
+A LoRA adapter (rank {config["rank"]}, placement {_code(config["placement"])}) that makes the model work through these
+sparse autoencoders. It means little without them:
+
+{_sae_lines(manifest)}
+
+{_measured(manifest, results)}
+
+## Load it
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+model = AutoModelForCausalLM.from_pretrained("BASE MODEL")  # {one_line(model["ref"])}
+model = PeftModel.from_pretrained(model, "THIS FOLDER")     # the adapter alone; splice the SAE in with saelora.splice
+{_loading(tuned)}```
+
+`saelora evaluate --adapter THIS_FOLDER` measures it again.{also} Method: Chen, Engels, Tegmark, arXiv 2501.19406.
+"""
+
+
+def sae_card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
+    """The card of SAEs that were trained inside a frozen model. Pure function of manifest and results."""
+    model, config = manifest["model"], manifest["config"]
+    if manifest["method"] == "linear":
+        what = f"""A low-rank affine map of each reconstruction (rank {config["rank"]}), folded into the decoder of"""
+    else:
+        what = "SAEs trained further inside the model, against its own predictions, from"
+    return f"""---
+library_name: saelens
+base_model: {json.dumps(one_line(model["ref"]), ensure_ascii=False)}
+tags: [saelora, sparse-autoencoder]
+---
+# SAE of {_code(model["ref"])}, trained inside it
+
+{what}
+
+{_sae_lines(manifest)}
+
+The model itself is as it was. In the table, "adapted" is the model with the SAE that lies here.
+
+{_measured(manifest, results)}
+
+## Load it
+
+```python
+{_loading(manifest["trainable_saes"])}```
+
+Its folder after `--sae` names it to any command of saelora; `saelora evaluate --adapter THIS_FOLDER` measures it again.
+"""
+
+
+def _sae_lines(manifest: dict[str, Any]) -> str:
+    return "\n".join(
+        f"- {_code(s['ref'])} at {_code(s['hookpoint'])}: {s['architecture']}, {s['d_sae']} latents, {s['fingerprint']}"
+        for s in manifest["saes"]
+    )
+
+
+def _measured(manifest: dict[str, Any], results: dict[str, Any]) -> str:
+    policy = manifest["token_policy"]
+    careful = "".join(f"**Careful:** {told}\n\n" for told in warnings(results))
+    return f"""{careful}{headline(results)} {cost(results)}
+
+{markdown_table(results)}
+
+Positions left alone by the SAE: token ids {policy["exempt_ids"]}\
+{_first(int(policy["first"]))}\
+{", padding" if policy["padding"] else ""}{_massive(policy)}. {row_starts(results)}""".rstrip()
+
+
+def _first(n: int) -> str:
+    return {0: "", 1: ", position 0"}.get(n, f", positions 0 to {n - 1}")
+
+
+def _massive(policy: dict[str, Any]) -> str:
+    massive = policy.get("massive")
+    if not massive:
+        return ""
+    limits = ", ".join(f"{one_line(name)}: {limit:,.4g}" for name, limit in massive["limits"].items())
+    return f", massive ones (norm above {massive['multiple']:g} times the median; {limits})"
+
+
+def _loading(tuned: list[dict[str, Any]]) -> str:
+    """Lines of Python that load a run's own SAEs."""
+    if not tuned:
+        return ""
+    lines = []
+    for entry in tuned:
+        folder = "THIS FOLDER" if entry["folder"] == "." else f"THIS FOLDER/{one_line(entry['folder'])}"
+        lines.append(f'sae = SAE.load_from_disk("{folder}")  # {one_line(entry["hookpoint"])}')
+    return "\n".join(["from sae_lens import SAE", "", *lines, ""])
+
+
+def _code(text: str) -> str:
+    """Text as inline code: a name cannot end it, break the line or be read as Markdown."""
+    text = one_line(text)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    space = " " if "`" in text else ""
+    return f"{fence}{space}{text}{space}{fence}"

@@ -1,0 +1,275 @@
+"""A comparison's figures, each as SVG and PNG; one that has nothing to show is left out."""
+
+import statistics
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from saelora.reporting.comparison.curves import (
+    COSTS,
+    curve_of,
+    finite,
+    label_of_start,
+    rival_name,
+    speedup_to_e2e,
+    speedups,
+)
+from saelora.reporting.comparison.equal import EQUAL, equal_seconds, equal_tokens, main_group
+from saelora.reporting.comparison.latents import left_behind
+from saelora.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
+from saelora.reporting.tables import Row
+
+# Okabe and Ito's palette again, more of it; SAEs from scratch are dashed, and whatever shares a colour has its marker.
+_SAE_COLOURS = ("#000000", ORANGE, "#E69F00")
+_METHOD_COLOURS = (BLUE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", GREY)
+_MARKERS = "osD^vPX<>*"
+_WIDTH = 5.0  # inches: at a phone's width, text of 10 points can still be read
+Style = dict[str, tuple[str, str, str]]  # name -> colour, marker, line
+
+
+def figures(runs: Sequence[Row], folder: Path) -> list[Path]:
+    """Draw race, speedups, equal and left_behind into a folder; returns the paths of what was drawn."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    style = style_of(runs)
+    paths: list[Path] = []
+    for name, draw in DRAWINGS.items():
+        drawn = draw(runs, style)
+        if drawn is not None:
+            made = [folder / f"{name}.svg", folder / f"{name}.png"]
+            try:
+                for path in made:
+                    save_figure(drawn, path)
+            finally:
+                plt.close(drawn)
+            paths += made
+    return paths
+
+
+def style_of(runs: Sequence[Row]) -> Style:
+    """Colour, marker and line of each name."""
+    kinds = {run["name"]: run["kind"] for run in runs}
+    counts, style = {"sae": 0, "method": 0}, {}
+    for i, (name, kind) in enumerate(kinds.items()):
+        colours = _SAE_COLOURS if kind == "sae" else _METHOD_COLOURS
+        line = "--" if kind == "sae" else "-"
+        style[name] = colours[counts[kind] % len(colours)], _MARKERS[i % len(_MARKERS)], line
+        counts[kind] += 1
+    return style
+
+
+def _race(runs: Sequence[Row], style: Style) -> Any:
+    """Cross entropy against all training time, the SAE's own counted."""
+    import matplotlib.pyplot as plt
+
+    groups: dict[Any, list[list[Row]]] = {}
+    for run in _largest_budgets(runs):
+        curve = [point for point in curve_of(run) if (point["total_seconds"] or 0) > 0]
+        if curve:
+            groups.setdefault((run["name"], label_of_start(run)), []).append(curve)
+    if not groups:
+        return None
+    figure, axes = plt.subplots(figsize=(_WIDTH, 4.6), layout="constrained")
+    seen: set[str] = set()
+    for (name, _), curves in groups.items():
+        colour, marker, line = style[name]
+        for curve in curves if len(curves) > 1 else ():
+            axes.plot(*_xy(curve), color=colour, linewidth=0.7, alpha=0.4)
+        label = None if name in seen else name
+        axes.plot(*_xy(_median_curve(curves)), marker + line, color=colour, linewidth=1.8, markersize=4, label=label)
+        seen.add(name)
+    base = _base(runs)
+    if base is not None:
+        axes.axhline(base, color=GREY, linestyle=":", label="original model")
+        axes.set_ylim(_range_of_interest(groups, base))
+    _log(axes, "x")
+    axes.set_xlabel("seconds of training, the SAE's included")
+    axes.set_ylabel("cross entropy (nats per token)")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=3)
+    return figure
+
+
+def _base(runs: Sequence[Row]) -> float | None:
+    """Cross entropy of the original model."""
+    bases = [run["final"]["ce_base"] for run in runs if finite(run["final"].get("ce_base"))]
+    return statistics.median(bases) if bases else None
+
+
+def _log(axes: Any, which: str, unit: str = "") -> None:
+    """Equal steps are equal factors; tick labels are plain numbers, in between at 2 and 5 only."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = getattr(axes, f"{which}axis")
+    axis.set_major_formatter(lambda value, _: f"{value:g}{unit}")
+    axis.set_minor_formatter(lambda value, _: f"{value:g}{unit}" if f"{value:.0e}"[0] in "25" else "")
+
+
+def _largest_budgets(runs: Sequence[Row]) -> list[Row]:
+    """Methods at the largest budget of each start, and every SAE: smaller budgets lie on almost the same lines."""
+    most: dict[Any, int] = {}
+    for run in runs:
+        key = (run["name"], label_of_start(run))
+        most[key] = max(most.get(key, 0), run["budget"])
+    return [r for r in runs if r["kind"] == "sae" or r["budget"] == most[r["name"], label_of_start(r)]]
+
+
+def _range_of_interest(groups: dict[Any, list[list[Row]]], base: float) -> tuple[float, float]:
+    """From the original model's loss up to where methods begin and SAEs end; an SAE's first loss is far above."""
+    tops = [curve[0 if start else -1]["ce"] for (_, start), curves in groups.items() for curve in curves]
+    tops += [
+        curve[min(1, len(curve) - 1)]["ce"] for (_, start), curves in groups.items() if not start for curve in curves
+    ]
+    finals = [curve[-1]["ce"] for curves in groups.values() for curve in curves]
+    top = min(max(tops), base + 4 * max(statistics.median(finals) - base, 1e-3))
+    low = min(base, *finals)
+    top = max(top, *finals, low + 1e-3)
+    return low - 0.05 * (top - low), top + 0.1 * (top - low)
+
+
+def _median_curve(curves: Sequence[Sequence[Row]]) -> list[Row]:
+    """At each share of the run that all seeds have, the medians of seconds and cross entropy."""
+    by_share: dict[float, list[Row]] = {}
+    for curve in curves:
+        for point in curve:
+            by_share.setdefault(point["share"], []).append(point)
+    columns = ("total_seconds", "ce")
+    return [
+        {column: statistics.median(point[column] for point in points) for column in columns}
+        for _, points in sorted(by_share.items())
+        if len(points) == len(curves)
+    ]
+
+
+def _xy(curve: Sequence[Row]) -> tuple[list[float], list[float]]:
+    return [point["total_seconds"] for point in curve], [point["ce"] for point in curve]
+
+
+def _speedups(runs: Sequence[Row], style: Style) -> Any:
+    """Speed-up of each rival against the loss reached; bars from the least to the most over seeds."""
+    import matplotlib.pyplot as plt
+
+    best = speedup_to_e2e(runs)
+    rows = [r for r in speedups(runs) if best and (r["target"], r["budget"]) == (best["target"], best["budget"])]
+    rows = [row for row in rows if row["median"] is not None and not row["final"]]
+    base = _base(runs)
+    rows = [row for row in rows if base is not None and row["loss"] > base]
+    if not rows or best is None or base is None:
+        return None
+    names = {rival_name(run): run["name"] for run in runs}
+    figure, panels = plt.subplots(3, 1, figsize=(_WIDTH, 7.5), layout="constrained", sharex=True)
+    for axes, cost, title in zip(panels, COSTS, ("training time", "training tokens", "operations"), strict=True):
+        for rival in dict.fromkeys(row["rival"] for row in rows):
+            colour, marker, line = style[names[rival]]
+            at = [row for row in rows if row["rival"] == rival and row["cost"] == cost]
+            x, y = [row["loss"] - base for row in at], [row["median"] for row in at]
+            sides = [[row["median"] - row["least"] for row in at], [row["most"] - row["median"] for row in at]]
+            label = rival if axes is panels[0] else None
+            axes.errorbar(x, y, yerr=sides, fmt=marker + line, color=colour, capsize=3, markersize=5, label=label)
+        axes.axhline(1, color=GREY, linewidth=0.8)
+        _log(axes, "y", "×")
+        axes.set_title(f"speed-up in {title}", fontsize=10, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    panels[-1].set_xscale("log")
+    reached = sorted({row["loss"] - base for row in rows})
+    panels[-1].set_xticks(reached, [f"{loss:.2g}" for loss in reached], rotation=45)
+    panels[-1].minorticks_off()
+    panels[0].invert_xaxis()
+    panels[-1].set_xlabel(f"loss reached, above the original model's (nats per token)\n{best['target']} costs 1×")
+    figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _equal(runs: Sequence[Row], style: Style) -> Any:
+    """Gap closed at equal tokens and in equal time: means with intervals, seeds as dots."""
+    import matplotlib.pyplot as plt
+
+    tokens = main_group(equal_tokens(runs))
+    if not tokens:
+        return None
+    where = (tokens[0]["start"], tokens[0]["budget"])
+    timed = [row for row in equal_seconds(runs) if (row["start"], row["budget"]) == where]
+    parts = [(tokens, f"at {where[1]:,} tokens", _plain_name)]
+    if timed:
+        parts.append((timed, f"in {timed[0]['limit']:,.0f} s of training", _name_and_time))
+    height = 0.8 + sum(0.7 + 0.36 * len(rows) for rows, *_ in parts)
+    figure, panels = plt.subplots(
+        len(parts), 1, figsize=(_WIDTH, height), layout="constrained", sharex=True, squeeze=False,
+        height_ratios=[len(rows) + 1 for rows, *_ in parts],
+    )  # fmt: skip
+    for axes, (rows, title, name_of) in zip(panels[:, 0], parts, strict=True):
+        _gaps(axes, rows, style, name_of)
+        axes.set_title(title, fontsize=10, loc="left")
+    figure.supxlabel(f"share of the gap closed (%)\nfrom {where[0]}", fontsize=10)
+    return figure
+
+
+def _gaps(axes: Any, rows: Sequence[Row], style: Style, name_of: Callable[[Row], str]) -> None:
+    for y, row in enumerate(rows):
+        colour, marker, _ = style[row["name"]]
+        value = row["value"] * 100
+        bars = None if row["low"] is None else [[value - row["low"] * 100], [row["high"] * 100 - value]]
+        axes.errorbar([value], [y], xerr=bars, fmt=marker, color=colour, capsize=4, markersize=7)
+        if len(row["per_seed"]) > 1:
+            seeds = [gap * 100 for gap in row["per_seed"].values()]
+            axes.plot(seeds, [y - 0.28] * len(seeds), ".", color=colour, markersize=5, alpha=0.7)
+    axes.set_yticks(range(len(rows)), [name_of(row) for row in rows])
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    axes.grid(axis="x", color="#DDDDDD", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.tick_params(axis="y", length=0)
+
+
+def _plain_name(row: Row) -> str:
+    return str(row["name"])
+
+
+def _name_and_time(row: Row) -> str:
+    if row["how"] in EQUAL:
+        return str(row["name"])
+    return f"{row['name']} (took {row['seconds']:,.0f} s)"
+
+
+def _left_behind(runs: Sequence[Row], style: Style) -> Any:
+    """One panel a figure, one bar a way."""
+    import matplotlib.pyplot as plt
+
+    titles = {
+        "fvu": "FVU of the SAE",
+        "relative_error": "squared error of a token over\nits squared norm (median)",
+        "l0": "L0 (active latents per token)",
+        "dead_frac": "latents that never fired (%)",
+        "jaccard": "same latents before and after\n(Jaccard)",
+        "rate_correlation": "firing rates before and after\n(correlation)",
+        "clean_cost": "cost with the SAE taken out\n(nats per token)",
+    }
+    rows = left_behind(runs)
+    shown = [key for key in titles if any(row[key] is not None for row in rows)]
+    if not shown:
+        return None
+    n = -(-len(shown) // 2)
+    size = (_WIDTH + 1, n * (0.8 + 0.2 * len(rows)))
+    figure, panels = plt.subplots(n, 2, figsize=size, layout="constrained", sharey=True, squeeze=False)
+    for axes in panels.flat[len(shown) :]:
+        axes.set_visible(False)
+    for axes, key in zip(panels.flat, shown, strict=False):
+        for y, row in enumerate(rows):
+            if row[key] is not None:
+                axes.barh(y, row[key] * (100 if key == "dead_frac" else 1), color=style[row["name"]][0], height=0.6)
+        axes.set_yticks(range(len(rows)), [row["name"] for row in rows])
+        axes.set_ylim(len(rows) - 0.5, -0.5)
+        axes.axvline(0, color=GREY, linewidth=0.8)
+        axes.set_title(titles[key], fontsize=9, loc="left")
+        axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+DRAWINGS: dict[str, Callable[[Sequence[Row], Style], Any]] = {
+    "race": _race,
+    "speedups": _speedups,
+    "equal": _equal,
+    "left_behind": _left_behind,
+}

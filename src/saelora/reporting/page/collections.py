@@ -1,0 +1,278 @@
+"""A sweep's or a comparison's folder -> the sections of its page. Reads JSON only: no model, no torch."""
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+from saelora.errors import InputError
+from saelora.identity import groups, model_name
+from saelora.manifest import MANIFEST, RESULTS, read_json
+from saelora.reporting import compare, sweep
+from saelora.reporting.comparison import figures as drawings
+from saelora.reporting.page import charts
+from saelora.reporting.page.charts import Series, style
+from saelora.reporting.page.provenance import rows_text
+from saelora.reporting.page.view import Figure, Section, Table
+from saelora.reporting.text import ended_worse
+
+T = TypeVar("T")
+_KINDS = {"points": "sweep", "runs": "comparison"}  # the key of results.json, and the folder of its files
+_CAPTIONS = {
+    "race": "Cross entropy against training time, the SAE's own included.",
+    "speedups": "How much sooner each loss of the SAE trained end to end was reached.",
+    "equal": "Share of the gap closed at equal tokens, and in equal time.",
+    "left_behind": "What each way leaves behind.",
+}
+_TIDY = ("name", "start", "seed", "budget", "share", "n_tokens", "total_seconds", "total_model_flops", "ce", "kl")
+
+
+@dataclass(frozen=True)
+class Collection:
+    """A sweep's points or a comparison's runs, as its results.json holds them."""
+
+    kind: str  # sweep or comparison
+    folder: Path
+    title: str
+    rows: list[dict[str, Any]]
+    x: str = "rank"
+    series: str | None = None
+
+
+def read_collection(folder: str | Path) -> Collection | None:
+    """What a folder of many runs holds; None where it is no such folder.
+
+    Raises:
+        InputError: it is one without results, or they are damaged.
+    """
+    folder = Path(folder)
+    key = next((key for key in _KINDS if (folder / key).is_dir()), None)
+    if key is None or (folder / MANIFEST).exists():
+        return None
+    kind = _KINDS[key]
+    found = read_json(folder / RESULTS)
+    rows = found.get(key) if isinstance(found, dict) else None
+    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+        raise InputError(f"{folder / RESULTS} holds no {key}: is {folder} the output folder of a saelora {kind}?")
+    if not rows:
+        raise InputError(f"{folder} has no finished {key} yet: repeat its command with --resume")
+    x, series = found.get("x", "rank"), found.get("series")
+    known = (*sweep.AXES, *sweep.SERIES)
+    x = x if x in sweep.AXES else "rank"
+    return Collection(kind, folder, str(found.get("title") or kind), rows, x, series if series in known else None)
+
+
+def lead(found: Collection) -> list[str]:
+    """What it is, and for a comparison what it found."""
+    n = len(found.rows)
+    told = f"A {found.kind} of {n} {'run' if found.kind == 'comparison' else 'point'}{'s' if n != 1 else ''}."
+    return [told, *(_read(found, lambda: compare.findings(found.rows)) if found.kind == "comparison" else [])]
+
+
+def sections(found: Collection, links_from: Path) -> list[Section]:
+    """Results, and the runs behind them.
+
+    Raises:
+        InputError: rows are not of the form that this version writes.
+    """
+    make = _sweep if found.kind == "sweep" else _comparison
+    return _read(found, lambda: [make(found), _runs(found, links_from)])
+
+
+def _read(found: Collection, make: Callable[[], T]) -> T:
+    try:
+        return make()
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+        raise InputError(
+            f"{found.folder / RESULTS} is not of the form that this version of saelora reads "
+            f"({type(error).__name__}: {error}): repeat the {found.kind} with --resume to write it anew"
+        ) from error
+
+
+def _sweep(found: Collection) -> Section:
+    rows = found.rows
+    drawn = [figure for key, y, scale in sweep.PANELS if (figure := _over_x(found, key, y, scale))]
+    if found.x == "n_saes" and (figure := _cross_entropies(found)):
+        drawn.insert(0, figure)
+    about = (
+        "Held-out text, each row read by every variant of the model. Gap closed is the share of the SAE's cost that "
+    )
+    about += "the adapter wins back; figures are nats per predicted token, with 95 % intervals."
+    return Section(
+        "results", "Result", about, figures=drawn, first=[_points_table(rows)], warnings=sweep.notes(rows)
+    )  # fmt: skip
+
+
+def _points_table(rows: Sequence[dict[str, Any]]) -> Table:
+    varied = [c for c in sweep.FIRST if len({str(row.get(c)) for row in rows}) > 1] or ["rank"]
+    measured = [c for c in sweep.FIGURES if any(row.get(c) is not None for row in rows)]
+    letters = groups([row.get("about") for row in rows])
+    marked = [("text", "text")] if len(set(letters)) > 1 else []
+    form = {"gap_closed": "share", "fvu": "number", "l0": "number"}
+    columns = [(c, "text" if c in ("model", "sae", "placement") else "number") for c in varied]
+    columns = [("point", "text"), *columns, *marked, *((c, form.get(c, "nats")) for c in measured), ("ended", "text")]
+    made = []
+    for row, letter in zip(rows, letters, strict=True):
+        ended = "worse than spliced" if ended_worse(row) else str(row.get("status"))
+        cells = [row["id"], *(row.get(c) for c in varied), *(letter for _ in marked)]
+        made.append([*cells, *(_estimate(row, c) for c in measured), ended])
+    return Table("The points", columns, made)
+
+
+def _estimate(row: dict[str, Any], key: str) -> Any:
+    value, interval = row.get(key), (row.get("ci95") or {}).get(key)
+    return value if value is None or interval is None else {"value": value, "low": interval[0], "high": interval[1]}
+
+
+def _over_x(found: Collection, key: str, y: str, scale: float) -> Figure | None:
+    """A figure of the sweep over its x, a line for each of its series; what has no place on x is a line across."""
+    rows = [row for row in found.rows if row.get("status") == "done" and row.get(key) is not None]
+    if len({row.get(found.x) for row in rows} - {None}) < 2:
+        return None
+    label, logarithmic = sweep.AXES[found.x]
+    series, table = [], []
+    for i, (shown, own) in enumerate(sweep.lines(rows, found.series).items()):
+        points = sweep.points(own, found.x, key)
+        xs = [p[0] for p in points]
+        middle, low, high = ([p[j] * scale for p in points] for j in (1, 2, 3))
+        series.append(Series(shown, xs, middle, low, high, style(i)))
+        table += [[shown or key, *_row(point)] for point in points]
+    across = [(f"placement {row.get('placement')}", row[key] * scale) for row in rows if row.get(found.x) is None]
+    log_x = logarithmic and all(x > 0 for each in series for x in each.x)
+    svg = charts.lines(series, key, label, y, zero=True, levels=across, log_x=log_x, whole=found.x in sweep.WHOLE)
+    form = "share" if key == "gap_closed" else "nats"
+    return Figure(
+        key,
+        f"{y[0].upper()}{y[1:]} over {label}. Bars: from the lowest to the highest seed; of one seed, 95 % intervals.",
+        svg,
+        Table(f"{key} over {found.x}", [("series", "text"), (found.x, "number"), (key, form)], table),
+    )
+
+
+def _row(point: tuple[float, float, float, float]) -> list[Any]:
+    x, value, low, high = point
+    return [x, {"value": value, "low": low, "high": high}]
+
+
+def _cross_entropies(found: Collection) -> Figure | None:
+    rows = [row for row in found.rows if row.get("status") == "done" and row.get("gap_closed") is not None]
+    if len({row.get("n_saes") for row in rows}) < 2:
+        return None
+    series, table = [], []
+    for i, (key, name) in enumerate((("ce_base", "original"), ("ce_sae", "spliced"), ("ce_adapted", "adapted"))):
+        points = sweep.points(rows, "n_saes", key)
+        series.append(Series(name, [p[0] for p in points], [p[1] for p in points], style=style(i)))
+        table += [[name, *_row(point)] for point in points]
+    svg = charts.lines(series, "cross-entropies", sweep.AXES["n_saes"][0], "cross entropy (nats per token)")
+    columns = [("model", "text"), ("n_saes", "number"), ("cross entropy", "nats")]
+    told = "Cross entropy over the number of SAEs."
+    return Figure("cross-entropies", told, svg, Table("Cross entropies", columns, table))
+
+
+def _comparison(found: Collection) -> Section:
+    runs = found.rows
+    tables = [_as_table(title, lines) for title, lines in compare.all_tables(runs)]
+    numbers = Table("Every evaluation of every run", [(c, _form(c)) for c in _TIDY], _tidy(runs), folded=True)
+    by_title = {table.caption: table for table in tables}
+    drawn = []
+    for name, draw in drawings.DRAWINGS.items():
+        svg = charts.embedded(lambda draw=draw: draw(runs, drawings.style_of(runs)), name)  # type: ignore[misc]
+        if svg is not None:
+            table = by_title.get(compare.TITLE_OF.get(name, ""), numbers)
+            drawn.append(Figure(name.replace("_", "-"), _CAPTIONS[name], svg, table))
+    about = "Every way to make the model work through its SAE, on the same rows, with what it cost counted."
+    told = compare.notes(runs)
+    return Section("results", "Result", about, figures=drawn, tables=[*tables[1:], numbers], first=tables[:1],
+                   warnings=told)  # fmt: skip
+
+
+def _as_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
+    """A table of text as one of the page; its first column is named."""
+    header, *rows = lines
+    return Table(title, [(name or "way", "text") for name in header], [list(row) for row in rows])
+
+
+def _form(column: str) -> str:
+    return {"name": "text", "start": "text", "ce": "nats", "kl": "nats", "share": "share"}.get(column, "number")
+
+
+def _tidy(runs: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    return [[None if _lost(row[c]) else row[c] for c in _TIDY] for row in compare.tidy(runs)]
+
+
+def _lost(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _runs(found: Collection, links_from: Path) -> Section:
+    """What each was made with and measured on, and its files."""
+    rows = found.rows
+    configs = [row.get("config") or {} for row in rows]
+    names = list(dict.fromkeys(name for config in configs for name in config))
+    common = [[n, configs[0].get(n)] for n in names if all(config.get(n) == configs[0].get(n) for config in configs)]
+    same = {name for name, _ in common}
+    varied = [name for name in names if name not in same]
+    label = [_label(row) for row in rows]
+    one = "point" if found.kind == "sweep" else "run"
+    measured = [
+        [name, model_name(about["model"]) if about.get("model") else "unknown", rows_text(about)]
+        for name, about in zip(label, (row.get("about") or {} for row in rows), strict=True)
+    ]
+    cost = [[name, *(row.get(c) for c in _SPENT)] for name, row in zip(label, rows, strict=True)]
+    tables = [
+        Table("What each was measured on", [(one, "text"), ("model", "text"), ("held-out rows", "text")], measured),
+        Table("What was spent", [(one, "text"), *((c, "number") for c in _SPENT)], cost, folded=True),
+        Table(f"Options in which the {one}s differ", [(one, "text"), *((n, "text") for n in varied)],
+              [[name, *(config.get(n) for n in varied)] for name, config in zip(label, configs, strict=True)],
+              folded=True),
+        Table(f"Options that all {one}s have", [("option", "text"), ("value", "text")], common, folded=True),
+        Table("Versions and hardware", [("what", "text"), ("value", "text")], _environment(rows), folded=True),
+    ]  # fmt: skip
+    about = f"Each {one} has a file of its own beside this page."
+    return Section(
+        "runs", "Points" if found.kind == "sweep" else "Runs", about,
+        tables=[table for table in tables if table.rows], links=_links(found, links_from),
+    )  # fmt: skip
+
+
+_SPENT = ("n_tokens_trained", "budget", "seconds_group", "n_branches", "peak_memory_bytes")
+
+
+def _label(row: dict[str, Any]) -> str:
+    return str(row["id"]) if "name" not in row else f"{row['name']}, seed {row.get('seed')} ({row['id']})"
+
+
+def _environment(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
+    """What all were made on; where they differ, each value there was."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        environment = row.get("environment") or {}
+        flat = {**environment, **(environment.get("versions") or {})}
+        for key, value in flat.items():
+            if key != "versions" and str(value) not in found.setdefault(key, []):
+                found[key].append(str(value))
+    return [[key, " / ".join(values)] for key, values in found.items()]
+
+
+def _links(found: Collection, links_from: Path) -> list[tuple[str, str]]:
+    """The files behind each row that are there: its own, and its adapter's page and card."""
+    inside = "points" if found.kind == "sweep" else "runs"
+    made = []
+    for row in found.rows:
+        name = str(row["id"])
+        if name != Path(name).name:
+            continue  # no id of ours
+        places = [(f"{_label(row)}: its file", found.folder / inside / f"{name}.json")]
+        adapter = found.folder / "adapters" / name
+        places += [(f"{_label(row)}: its adapter's page", adapter / "report.html")]
+        places += [(f"{_label(row)}: its adapter's card", adapter / "README.md")]
+        made += [(told, _address(path, links_from)) for told, path in places if path.exists()]
+    return made
+
+
+def _address(path: Path, links_from: Path) -> str:
+    relative = os.path.relpath(path.resolve(), links_from.resolve())
+    return quote(Path(relative).as_posix())

@@ -1,0 +1,192 @@
+"""What every run has: arms, gap, learning curve, and several runs side by side."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from saelora.identity import groups, not_comparable
+from saelora.reporting.page import charts
+from saelora.reporting.page.charts import Series, style
+from saelora.reporting.page.read import Run, other_rows
+from saelora.reporting.page.view import Figure, Section, Table, by_run, finite, row_of
+from saelora.reporting.text import ARM_NAMES, has_gap
+
+# what stands beside FVU, which a token or two may make: key -> the column's name and form
+SPREAD = {
+    "fvu_rest": ("FVU without the largest 0.1 % of tokens", "number"),
+    "top_variance": ("variance that those hold", "share"),
+    "relative_error": ("error of a token, median", "number"),
+    "relative_error_q10": ("10 %", "number"),
+    "relative_error_q90": ("90 %", "number"),
+}
+
+
+def estimate(results: dict[str, Any], key: str) -> Any:
+    """A figure of the results with its 95 % interval."""
+    if results.get(key) is None:
+        return None
+    low, high = results.get("ci95", {}).get(key, (None, None))
+    return {"value": results[key], "low": low, "high": high} if low is not None else results[key]
+
+
+def comparison(runs: Sequence[Run]) -> Table:
+    """A row a run: what it was and what it bought."""
+    columns = [
+        ("run", "text"),
+        ("model", "text"),
+        ("SAEs", "text"),
+        ("rank", "number"),
+        ("placement", "text"),
+        ("tokens", "count"),
+        ("CE original", "nats"),
+        ("CE spliced", "nats"),
+        ("CE adapted", "nats"),
+        ("gap closed", "share"),
+        ("KL adapted", "nats"),
+        ("CE, SAE out", "nats"),
+    ]
+    letters = groups([run.about for run in runs])
+    marked = len(set(letters)) > 1
+    columns[1:1] = [("text", "text")] if marked else []
+    rows = []
+    for run, letter in zip(runs, letters, strict=True):
+        config, results = run.manifest["config"], run.results
+        saes = ", ".join(str(sae.get("hookpoint")) for sae in run.manifest["saes"])
+        row = [
+            run.label,
+            *([letter] if marked else []),
+            run.manifest["model"].get("ref"),
+            saes,
+            config.get("rank"),
+            config.get("placement"),
+        ]
+        row += [results.get("n_tokens_trained"), results["ce_base"], results.get("ce_sae"), results.get("ce_adapted")]
+        row += [estimate(results, "gap_closed") if has_gap(results) else None]
+        rows.append([*row, results.get("kl_adapted"), results.get("ce_adapted_clean")])
+    return Table("The runs side by side (CE: cross entropy, nats per predicted token)", columns, rows)
+
+
+def arms(runs: Sequence[Run], caption: str = "Variants of the model", folded: bool = False) -> Table:
+    """The variants of each run's model, with 95 % intervals."""
+    columns = [
+        ("model", "text"),
+        ("cross entropy", "nats"),
+        ("KL to original", "nats"),
+        ("top-1 agreement", "share"),
+        ("loss recovered", "share"),
+    ]
+    rows = []
+    for run in runs:
+        for arm, name in ARM_NAMES.items():
+            if f"ce_{arm}" in run.results:
+                keys = (f"ce_{arm}", f"kl_{arm}", f"top1_{arm}", f"loss_recovered_{arm}")
+                rows.append(row_of(runs, run, [name, *(estimate(run.results, key) for key in keys)]))
+    return Table(f"{caption}: nats per predicted token, with 95 % intervals", by_run(runs, columns), rows, folded)
+
+
+def saes(runs: Sequence[Run]) -> Table:
+    """The SAEs' own figures."""
+    columns = [
+        ("hookpoint", "text"),
+        ("SAE", "text"),
+        ("latents", "count"),
+        ("FVU", "number"),
+        *SPREAD.values(),
+        ("L0", "number"),
+        ("dead share", "share"),
+    ]
+    found = [each for run in runs for each in run.results.get("saes", {}).values()]
+    keys = ["fvu", *SPREAD, "l0", "dead_frac"]
+    if any("n_massive" in each for each in found):
+        columns += [("spared as massive", "count"), ("norm above", "number")]
+        keys += ["n_massive", "massive_limit"]
+    rows = []
+    for run in runs:
+        for sae in run.manifest["saes"]:
+            figures = run.results.get("saes", {}).get(sae.get("hookpoint"), {})
+            own = [sae.get("hookpoint"), sae.get("ref"), sae.get("d_sae")]
+            rows.append(row_of(runs, run, [*own, *(figures.get(key) for key in keys)]))
+    told = "SAEs (FVU: fraction of variance unexplained; error of a token: squared, over its squared norm; L0: active "
+    return Table(f"{told}latents per token)", by_run(runs, columns), rows)
+
+
+def gap(runs: Sequence[Run]) -> Figure | None:
+    """The bar from the original model's cross entropy to the spliced one's."""
+    bars, rows = [], []
+    for run in runs:
+        results = run.results
+        if finite(results.get("ce_adapted")) is None or finite(results.get("ce_sae")) is None:
+            continue
+        cost, left = results["ce_sae"] - results["ce_base"], results["ce_adapted"] - results["ce_base"]
+        interval = results.get("ci95", {}).get("gap_closed") if has_gap(results) else None
+        ends = sorted(cost * (1 - share) for share in interval) if interval else None
+        label = run.label if len(runs) > 1 else ""
+        bars.append({"label": label, "gap": cost, "left": left, "interval": ends})
+        closed = estimate(results, "gap_closed") if has_gap(results) else None
+        rows.append(
+            [run.label, results["ce_base"], results["ce_sae"], results["ce_adapted"], cost, cost - left, closed]
+        )
+    if not bars:
+        return None
+    columns = [("run", "text"), ("CE original", "nats"), ("CE spliced", "nats"), ("CE adapted", "nats")]
+    columns += [("cost of the SAE", "nats"), ("won back", "nats"), ("gap closed", "share")]
+    told = "The gap: from the original model (0) to the spliced one, and how much of it was won back."
+    if any(bar["interval"] for bar in bars):
+        told += " The whisker is the 95 % interval of that share."
+    return Figure("gap", told, charts.gap_bars(bars, "gap"), Table("The gap", columns, rows))
+
+
+def learning_curve(runs: Sequence[Run]) -> Figure | None:
+    """What was gained on a few held-out rows against tokens of adaptation."""
+    shares = [run for run in runs if has_gap(run.results)]
+    key, scale = ("gap_closed", 100.0) if shares else ("ce", 1.0)
+    series, rows, levels = [], [], []
+    for i, run in enumerate(runs):
+        points = [row for row in run.results.get("history", []) if finite(row.get(key)) is not None]
+        if not points or (shares and run not in shares):
+            continue
+        label = run.label if len(runs) > 1 else "while adapting (a few rows)"
+        values = [row[key] * scale for row in points]
+        series.append(Series(label, [row["n_tokens"] for row in points], values, style=style(i)))
+        rows += [
+            row_of(runs, run, [row["n_tokens"], row.get("gap_closed"), row.get("ce"), row.get("kl")]) for row in points
+        ]
+    if not series:
+        return None
+    only = runs[0].results if len(runs) == 1 else None
+    if only and key == "gap_closed":
+        levels = [("at the end (all rows)", only["gap_closed"] * 100)]
+    elif only:
+        levels = [("original model", only["ce_base"]), ("spliced model", only["ce_sae"])]
+    y = "share of the gap closed (%)" if shares else "cross entropy (nats)"
+    svg = charts.lines(
+        series, "learning-curve", "tokens of adaptation", y, zero=bool(shares), levels=levels, thousands=True
+    )
+    columns = [("tokens", "count"), ("gap closed", "share"), ("cross entropy", "nats"), ("KL", "nats")]
+    told = "Learning curve on held-out text."
+    told += " " if shares else " The SAE has no measurable cost, so the cross entropy itself is shown. "
+    told += "The points are measured on a few rows only; the table above on all of them."
+    return Figure("learning-curve", told, svg, Table("Learning curve", by_run(runs, columns), rows))
+
+
+def overview(runs: Sequence[Run]) -> Section:
+    """The page's first section."""
+    first = [comparison(runs), arms(runs, folded=True)] if len(runs) > 1 else [arms(runs)]
+    again = [
+        Run(run.label, run.folder, run.manifest, run.parts["loss"]["result"], {})
+        for run in runs
+        if "ce_base" in run.parts.get("loss", {}).get("result", {})
+    ]
+    tables = [saes(runs)]
+    if again:
+        tables.append(arms(again, "Measured again by saelora evaluate", folded=True))
+    figures = [figure for figure in (gap(runs), learning_curve(runs)) if figure is not None]
+    about = (
+        "Held-out text, each row read by every variant of the model. Loss recovered: 100 % is the original model, 0 % "
+        "the model with the SAE's output replaced by zeros."
+    )
+    told = not_comparable([run.about for run in runs], "runs") if len(runs) > 1 else []
+    for run in runs:
+        if "loss" in run.parts and (found := other_rows(run.parts["loss"].get("about") or {}, run.about)):
+            name = f"{run.label}: the" if len(runs) > 1 else "The"
+            told.append(f"{name} losses that were measured again do not compare with the first ones: {found}.")
+    return Section("results", "Result", about, figures=figures, tables=tables, first=first, warnings=told)

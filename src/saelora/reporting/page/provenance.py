@@ -1,0 +1,121 @@
+"""What made the numbers: model, SAEs, policy, options, versions, hardware, commands."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from saelora.evals.registry import on_rows
+from saelora.reporting.page.read import Run
+from saelora.reporting.page.view import Section, Table, by_run, quoted, row_of, written
+
+
+def section(runs: Sequence[Run]) -> Section:
+    """Every run's provenance."""
+    tables = [
+        Table("Model", by_run(runs, _NAMED), _flat(runs, [(run, run.manifest["model"]) for run in runs])),
+        Table("SAEs", by_run(runs, _NAMED), _flat(runs, [(run, _numbered(run.manifest["saes"])) for run in runs])),
+        Table(
+            "Token policy (positions that the SAE leaves alone)",
+            by_run(runs, _NAMED),
+            _flat(runs, [(run, run.manifest.get("token_policy") or {}) for run in runs]),
+        ),
+        Table(
+            "Held-out text that was measured on", by_run(runs, _NAMED), _flat(runs, [(r, _heldout(r)) for r in runs])
+        ),
+        Table("What was spent", by_run(runs, _NAMED), _flat(runs, [(run, _spent(run)) for run in runs])),
+        Table(
+            "Versions and hardware of the training",
+            by_run(runs, _NAMED),
+            _flat(runs, [(run, run.manifest.get("environment") or {}) for run in runs]),
+        ),
+        _options(runs),
+        *(_part(run, name, len(runs) > 1) for run in runs for name in run.parts),
+    ]
+    about = "Everything that it takes to make these numbers again."
+    made = [_commands(run) for run in runs]
+    return Section("provenance", "Provenance", about, tables=[t for t in tables if t.rows], extra=made)
+
+
+_NAMED = [("what", "text"), ("value", "text")]
+
+
+def _commands(run: Run) -> tuple[Run, list[str]]:
+    command = "finetune-sae" if run.manifest.get("method") == "sae" else "adapt"
+    own = [f"saelora {command} --config {quoted(run)}/config.yaml --out NEW_FOLDER"]
+    parts = [name for name in run.parts if name != "loss"]
+    if parts:
+        own.append(f"saelora evaluate --adapter NEW_FOLDER --parts {' '.join(parts)}")
+    return run, own
+
+
+def _flat(runs: Sequence[Run], values: Sequence[tuple[Run, dict[str, Any]]]) -> list[list[Any]]:
+    """Rows of name and value; what is nested gets its names joined by dots."""
+    return [row_of(runs, run, row) for run, each in values for row in _pairs(each)]
+
+
+def _pairs(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    out: list[tuple[str, Any]] = []
+    for key, each in value.items():
+        if isinstance(each, dict):
+            out += _pairs(each, f"{prefix}{key}.")
+        else:
+            out.append((f"{prefix}{key}", each))
+    return out
+
+
+def _numbered(saes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return saes[0] if len(saes) == 1 else {str(i): sae for i, sae in enumerate(saes, 1)}
+
+
+def _heldout(run: Run) -> dict[str, str]:
+    """The rows of the result and of each part that was measured on rows."""
+    abouts = {"result": run.about} | {
+        f"part {name}": file.get("about") or {} for name, file in run.parts.items() if on_rows(name)
+    }
+    return {name: rows_text(about) for name, about in abouts.items()}
+
+
+def rows_text(about: Mapping[str, Any]) -> str:
+    """Held-out rows and precision, as a table says them."""
+    rows = about.get("heldout")
+    if not rows:
+        return "unknown: an older version did not record it"
+    half = f", autocast to {about['autocast']}" if about.get("autocast") else ""
+    return f"{rows['n_rows']} rows of {rows['context']} tokens, {rows['fingerprint']}{half}"
+
+
+def _spent(run: Run) -> dict[str, Any]:
+    results = run.results
+    keys = ("n_tokens_trained", "seconds_training", "tokens_per_second", "n_tokens_evaluated")
+    spent = {key: results[key] for key in keys if key in results}
+    if "n_documents_trained" in run.manifest:
+        spent["n_documents_trained"] = run.manifest["n_documents_trained"]
+    return spent | {f"seconds, part {name}": file["seconds"] for name, file in run.parts.items() if "seconds" in file}
+
+
+def _options(runs: Sequence[Run]) -> Table:
+    """The runs' options, a column a run."""
+    names = list(dict.fromkeys(name for run in runs for name in run.manifest["config"]))
+    columns = [("option", "text"), *((run.label if len(runs) > 1 else "value", "text") for run in runs)]
+    rows = [[name, *(run.manifest["config"].get(name) for run in runs)] for name in names]
+    return Table("Options of the training", columns, rows, folded=True)
+
+
+def _part(run: Run, name: str, several: bool) -> Table:
+    """The options and environment of a part that the training's do not already say."""
+    file = run.parts[name]
+    config = run.manifest["config"]
+    rows = [["options", key, value] for key, value in (file.get("options") or {}).items() if value != config.get(key)]
+    before = dict(_pairs(run.manifest.get("environment") or {}))
+    now = _pairs(file.get("environment") or {})
+    rows += [["environment", key, value] for key, value in now if value != before.get(key)]
+    rows += [["measured on", key, value] for key, value in _pairs(_about(file))]
+    told = f"Part {name}{f' of {run.label}' if several else ''}: options, versions and subject (where they differ)"
+    columns = [("kind", "text"), ("what", "text"), ("value", "text")]
+    return Table(told, columns, [[kind, key, written(value, "text")] for kind, key, value in rows], folded=True)
+
+
+def _about(file: dict[str, Any]) -> dict[str, Any]:
+    about = file.get("about") or {}
+    told = {"model": (about.get("model") or {}).get("fingerprint")}
+    told |= {f"SAE at {sae.get('hookpoint')}": sae.get("fingerprint") for sae in about.get("saes", [])}
+    return {key: value for key, value in told.items() if value}

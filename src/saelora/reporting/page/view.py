@@ -1,0 +1,204 @@
+"""What a page is made of: sections of words, figures and tables, as plain data for the template."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from saelora.evals.registry import EVALUATIONS
+from saelora.reporting.page.read import R, Run, differences, other_rows
+
+# How a column's numbers are written. An estimate {"value", "low", "high"} is written with its interval.
+FORMS = ("text", "nats", "share", "count", "number")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A cell as shown, and with all its digits for the CSV."""
+
+    text: str
+    interval: str = ""
+    value: Any = None
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """Columns (name, form) and rows of raw values; the first ``n_heads`` cells of a row name it."""
+
+    caption: str
+    columns: Sequence[tuple[str, str]]
+    rows: Sequence[Sequence[Any]]
+    folded: bool = False
+
+    def cells(self) -> list[list[Cell]]:
+        """The rows as they are shown."""
+        return [[cell(value, form) for value, (_, form) in zip(row, self.columns, strict=True)] for row in self.rows]
+
+    def has_interval(self, column: int) -> bool:
+        """Whether any row holds an estimate here: in the CSV, the column becomes three."""
+        return any(isinstance(row[column], Mapping) for row in self.rows)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawing with the words and the table that stand for it."""
+
+    name: str  # id in the page, and the name of exported files
+    caption: str
+    svg: str
+    table: Table
+
+
+@dataclass(frozen=True)
+class Note:
+    """What one run's part found, in words; where it was not measured, the command that does."""
+
+    run: Run
+    lines: Sequence[str] = ()
+    command: str | None = None
+    warning: str | None = None
+    rows: Sequence[str] = ()  # with what it does not compare, since it was measured on other rows
+
+
+@dataclass(frozen=True)
+class Section:
+    """A chapter of the page."""
+
+    name: str
+    title: str
+    about: str
+    notes: Sequence[Note] = ()
+    figures: Sequence[Figure] = ()
+    tables: Sequence[Table] = ()
+    first: Sequence[Table] = ()  # tables before the figures
+    short: str = ""  # the title in the navigation
+    extra: Any = None  # for sections that the template lays out itself
+    measured: bool = True
+    warnings: Sequence[str] = ()
+    links: Sequence[tuple[str, str]] = ()  # text and address, relative to the page
+    payload: Any = None  # data for the page's script, which shows text token by token
+
+
+def cell(value: Any, form: str) -> Cell:
+    """A raw value in the given form; an undefined one is a dash."""
+    if isinstance(value, Mapping):
+        point, low, high = value.get("value"), value.get("low"), value.get("high")
+        known = finite(low) is not None and finite(high) is not None
+        interval = f"{written(low, form)} to {written(high, form)}" if known else ""
+        return Cell(written(point, form), interval, point, finite(low), finite(high))
+    return Cell(written(value, form), value=None if isinstance(value, bool) else finite(value) and value)
+
+
+def written(value: Any, form: str) -> str:
+    """A number or text for a reader."""
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int | float):
+        return _number(value, form).replace("-", "−")
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "–"
+    return str(value)
+
+
+def _number(value: float, form: str) -> str:
+    if form == "share":
+        return f"{value:.1%}"
+    if form == "nats":
+        return f"{value:.4f}" if abs(value) >= 0.001 or value == 0 else f"{value:.1e}"
+    if form in ("count", "number") and isinstance(value, int):
+        return f"{value:,}"
+    if form == "count":
+        return f"{value:,.4g}"
+    if form == "number":
+        return f"{value:.3g}"
+    return str(value)
+
+
+def finite(value: Any) -> float | None:
+    """A number, or None where there is none."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def estimates(values: Sequence[Any]) -> tuple[list[float | None], list[float | None], list[float | None]]:
+    """Values, lower and upper ends of estimates; a plain number has no interval."""
+    made: tuple[list[float | None], list[float | None], list[float | None]] = ([], [], [])
+    for each in values:
+        parts = (each.get("value"), each.get("low"), each.get("high")) if isinstance(each, Mapping) else (each,) * 3
+        for side, part in zip(made, parts, strict=True):
+            side.append(finite(part))
+    return made
+
+
+def notes(runs: Sequence[Run], part: str) -> list[Note]:
+    """What each run's part found."""
+    evaluation = EVALUATIONS[part]
+    told = []
+    first: Run | None = None
+    for run in runs:
+        if part not in run.found:
+            told.append(_missing(run, part))
+            continue
+        told.append(
+            Note(
+                run, evaluation.lines(run.found[part]), warning=_warning(run, part), rows=_other_rows(run, part, first)
+            )
+        )
+        first = first or run
+    return told
+
+
+def _warning(run: Run, part: str) -> str | None:
+    about = run.parts[part].get("about") or {}
+    told = [f"Forced by --other-weights: {each}." for each in about.get("other_weights", [])]
+    if other := differences(run, part):
+        told.append(f"Measured on something else than this run's own: {'; '.join(other)}.")
+    told += [f"Not checked: {each}." for each in about.get("unchecked", [])]
+    return " ".join(told) or None
+
+
+def _other_rows(run: Run, part: str, first: Run | None) -> list[str]:
+    if not EVALUATIONS[part].on_rows:
+        return []
+    about, told = run.parts[part].get("about") or {}, []
+    if found := other_rows(about, run.about):
+        told.append(f"Its figures do not compare with the result above: {found}.")
+    if first is not None and (found := other_rows(about, first.parts[part].get("about") or {})):
+        told.append(f"Its figures do not compare with those of {first.label}: {found}.")
+    return told
+
+
+def _missing(run: Run, part: str) -> Note:
+    if run.manifest.get("trainable_saes") and not EVALUATIONS[part].of_trained_saes:
+        return Note(run, ["This is about an adapter around a frozen SAE; here the SAE was trained."])
+    return Note(run, command=f"saelora evaluate --adapter {quoted(run)} --parts {part}")
+
+
+def quoted(run: Run) -> str:
+    """The run's folder as a shell takes it."""
+    import shlex
+
+    return shlex.quote(str(run.folder))
+
+
+def measured(runs: Sequence[Run], kind: type[R]) -> list[tuple[int, Run, R]]:
+    """Number, run and result of the runs that have one; the number gives a run its colour in every figure."""
+    return [(i, run, result) for i, run in enumerate(runs) if (result := run.result(kind)) is not None]
+
+
+def by_run(runs: Sequence[Run], columns: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Columns, with the run's name in front where there are several runs."""
+    return [("run", "text"), *columns] if len(runs) > 1 else list(columns)
+
+
+def row_of(runs: Sequence[Run], run: Run, values: Sequence[Any]) -> list[Any]:
+    """A row for ``by_run``'s columns."""
+    return [run.label, *values] if len(runs) > 1 else list(values)
+
+
+def named(runs: Sequence[Run], run: Run, told: str) -> str:
+    """A series' name: the run where there are several, and what it shows."""
+    return f"{run.label}: {told}" if len(runs) > 1 and told else run.label if len(runs) > 1 else told

@@ -1,0 +1,249 @@
+"""A sweep's table -> Markdown, plain text, figures. Pure: it sees rows, never a model."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from saelora.identity import groups, not_comparable
+from saelora.reporting import tables
+from saelora.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
+from saelora.reporting.tables import Row
+from saelora.reporting.text import ended_worse
+
+AXES = {  # column -> its label, and whether equal steps on the axis are equal factors
+    "rank": ("LoRA rank", True),
+    "l0": ("L0 (active latents per token)", True),
+    "d_sae": ("SAE width (latents)", True),
+    "layer": ("layer of the (lowest) SAE", False),
+    "adapted_layer": ("the one adapted layer", False),
+    "n_adapted_layers": ("adapted layers", False),
+    "n_saes": ("SAEs spliced in at once", False),
+    "n_parameters": ("model size (parameters)", True),
+    "alpha": ("LoRA alpha", True),
+    "lr": ("peak learning rate", True),
+    "fvu": ("FVU (fraction of variance unexplained)", False),
+    "fvu_rest": ("FVU without the largest 0.1 % of tokens", False),
+    "relative_error": ("squared error of a token over its squared norm (median)", False),
+    "n_tokens_trained": ("tokens of adaptation", True),
+}
+WHOLE = ("layer", "adapted_layer", "n_adapted_layers", "n_saes")  # axes of whole numbers
+PANELS = (("gap_closed", "share of the gap closed (%)", 100.0), ("ce_gain", "gain (nats per token)", 1.0))
+SERIES = (*AXES, "placement", "model", "seed")
+_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
+_MARKERS = "osD^vPX"
+FIRST = (
+    "model",
+    "sae",
+    "layer",
+    "n_saes",
+    "d_sae",
+    "l0",
+    "fvu",
+    "relative_error",
+    "top_variance",
+    "rank",
+    "placement",
+    "lr",
+    "seed",
+)
+FIGURES = ("ce_base", "ce_sae", "ce_adapted", "ce_adapted_clean", "kl_adapted", "ce_gain", "gap_closed")
+
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """Header and lines: the columns in which rows differ, and the figures with their 95 % intervals."""
+    if not rows:
+        return [["no point is done yet"]]
+    varied = [c for c in FIRST if len({str(row.get(c)) for row in rows}) > 1] or ["rank"]
+    measured = [c for c in FIGURES if any(c in row for row in rows)]
+    letters = groups([row.get("about") for row in rows])
+    marked = ["text"] if len(set(letters)) > 1 else []
+    lines = [[*varied, *marked, *measured]]
+    for row, letter in zip(rows, letters, strict=True):
+        cells = [*(_cell(column, row.get(column)) for column in varied), *(letter for _ in marked)]
+        for column in measured:
+            interval = row.get("ci95", {}).get(column)
+            shown = _cell(column, row.get(column))
+            if interval and column in ("gap_closed", "ce_gain"):
+                shown += f" ({_cell(column, interval[0])} to {_cell(column, interval[1])})"
+            cells.append(shown)
+        if ended_worse(row):
+            cells[-1] += ", worse than spliced"
+        if row.get("status") != "done":
+            cells[-1] = str(row.get("status"))
+        lines.append(cells)
+    return lines
+
+
+def _cell(column: str, value: Any) -> str:
+    if value is None:
+        return "–"
+    if column == "gap_closed":
+        return f"{value:.1%}"
+    if column in ("sae", "hookpoint"):
+        names = [str(ref).removeprefix("{saes}/") for ref in value]
+        return names[0] if len(names) == 1 else f"{len(names)} SAEs"
+    if isinstance(value, float):
+        return (
+            f"{value:.4f}" if column.startswith(("ce_", "kl_")) else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+        )
+    return f"{value:,}" if isinstance(value, int) and column != "seed" else str(value)
+
+
+def notes(rows: Sequence[Row]) -> list[str]:
+    """What does not compare, and which points ended worse than they began."""
+    told = not_comparable([row.get("about") for row in rows], "points")
+    worse = sum(bool(ended_worse(row)) for row in rows)
+    if worse:
+        told.append(f"{worse} of {len(rows)} points ended worse than the spliced model that they began from.")
+    return told
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """The table in Markdown, with its notes."""
+    return "\n\n".join([tables.markdown(table(rows)), *notes(rows)])
+
+
+def text_table(rows: Sequence[Row]) -> str:
+    """The table in aligned plain text, with its notes."""
+    return "\n".join([tables.aligned(table(rows)), *notes(rows)])
+
+
+def figures(rows: Sequence[Row], x: str, series: str | None, title: str, folder: Path) -> list[Path]:
+    """``draw`` as SVG and PNG; the paths, none where there is nothing to draw."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure = draw(rows, x, series, title)
+    if figure is None:
+        return []
+    paths = [folder / f"{x}.svg", folder / f"{x}.png"]
+    try:
+        for path in paths:
+            save_figure(figure, path)
+    finally:
+        plt.close(figure)
+    return paths
+
+
+def draw(rows: Sequence[Row], x: str, series: str | None, title: str) -> Any:
+    """Gap closed and gain against a column (over n_saes: the cross entropies), a figure of matplotlib's.
+
+    Rows that differ in their seed alone become one point, with a bar from the lowest to the highest; a row alone has
+    its 95 % interval. None where x has fewer than two values.
+
+    Args:
+        x: one of AXES.  series: one of AXES or SERIES; a line is drawn for each of its values.
+    """
+    rows = [row for row in rows if row.get("status") == "done" and row.get("gap_closed") is not None]
+    if len({row.get(x) for row in rows} - {None}) < 2:
+        return None
+    import matplotlib.pyplot as plt
+
+    if len(set(groups([row.get("about") for row in rows]))) > 1:
+        title = f"{title}\n(not all points compare: see the notes under the table)"
+    figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
+    try:
+        if x == "n_saes":
+            _cross_entropies(axes[0], rows)
+            _panel(axes[1], rows, x, series, *PANELS[0])
+        else:
+            for panel, each in zip(axes, PANELS, strict=True):
+                _panel(panel, rows, x, series, *each)
+        for panel in axes:
+            _x_axis(panel, rows, x)
+        figure.suptitle(title, fontsize=11, parse_math=False)
+    except BaseException:
+        plt.close(figure)
+        raise
+    return figure
+
+
+def _x_axis(axes: Any, rows: Sequence[Row], x: str) -> None:
+    label, logarithmic = AXES.get(x, (x, False))
+    values = sorted({row[x] for row in rows if row.get(x) is not None})
+    if logarithmic and values[0] > 0:
+        axes.set_xscale("log")
+    if len(values) <= 10:
+        axes.set_xticks(values, [_tick(value) for value in values])
+        axes.minorticks_off()
+    axes.set_xlabel(label)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def _tick(value: float) -> str:
+    if value >= 10_000:
+        return f"{value / 1000:,.4g}k"
+    return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _panel(axes: Any, rows: Sequence[Row], x: str, series: str | None, y: str, label: str, scale: float) -> None:
+    named = lines(rows, series)
+    for i, (name, own) in enumerate(named.items()):
+        made = points(own, x, y)
+        if not made:
+            continue
+        xs, ys, lows, highs = zip(*made, strict=True)
+        bars = [[(m - low) * scale for m, low in zip(ys, lows, strict=True)]]
+        bars.append([(high - m) * scale for m, high in zip(ys, highs, strict=True)])
+        axes.errorbar(
+            xs,
+            [value * scale for value in ys],
+            yerr=[[max(0.0, v) for v in side] for side in bars],
+            fmt=f"{_MARKERS[i % 7]}-",
+            color=_COLOURS[i % 7],
+            capsize=3,
+            label=name or None,
+        )
+    elsewhere = [row for row in rows if row.get(x) is None and row.get(y) is not None]
+    for row in elsewhere:  # such as all layers adapted, beside single ones: no place on the axis, but a height
+        axes.axhline(row[y] * scale, color=_COLOURS[1], linestyle=":", label=f"placement {row.get('placement')}")
+    axes.axhline(0, color=GREY, linewidth=0.8)
+    axes.set_ylabel(label)
+    if len(named) > 1 or series is not None or elsewhere:
+        axes.legend(frameon=False, fontsize=8)
+
+
+def lines(rows: Sequence[Row], series: str | None) -> dict[str, list[Row]]:
+    """Rows by the line that they are drawn as, under its label: one for each value of ``series``.
+
+    Rows of one model that do not compare stand apart; of several models they never do, and a line may lead over them.
+    """
+    letters = groups([row.get("about") for row in rows])
+    by_model: dict[Any, set[str]] = {}
+    for row, letter in zip(rows, letters, strict=True):
+        by_model.setdefault(row.get("model"), set()).add(letter)
+    apart = any(len(each) > 1 for each in by_model.values())
+    found: dict[str, list[Row]] = {}
+    for row, letter in zip(rows, letters, strict=True):
+        parts = [] if series is None else [f"{AXES.get(series, (series,))[0]} {row.get(series)}"]
+        found.setdefault(", ".join([*parts, f"text {letter}"] if apart else parts), []).append(row)
+    return found
+
+
+def points(rows: Sequence[Row], x: str, y: str) -> list[tuple[float, float, float, float]]:
+    """(x, y, low, high), ascending in x: seeds averaged, their range the bar; a single run's bar is its interval."""
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        if row.get(x) is not None and row.get(y) is not None:
+            config = {k: v for k, v in row["config"].items() if k != "seed"}
+            groups.setdefault(repr(sorted(config.items())), []).append(row)
+    out = []
+    for group in groups.values():
+        values = [row[y] for row in group]
+        low, high = (min(values), max(values)) if len(group) > 1 else group[0]["ci95"][y]
+        out.append((math.fsum(row[x] for row in group) / len(group), math.fsum(values) / len(group), low, high))
+    return sorted(out)
+
+
+def _cross_entropies(axes: Any, rows: Sequence[Row]) -> None:
+    lines = (("ce_sae", "spliced", ORANGE, "s-"), ("ce_adapted", "spliced + adapted", BLUE, "o-"))
+    for column, name, colour, style in lines:
+        made = points(rows, "n_saes", column)
+        axes.plot([p[0] for p in made], [p[1] for p in made], style, color=colour, label=name)
+    base = points(rows, "n_saes", "ce_base")
+    axes.plot([p[0] for p in base], [p[1] for p in base], "-", color=GREY, label="original")
+    axes.set_ylabel("cross entropy (nats per token)")
+    axes.legend(frameon=False, fontsize=8)
