@@ -74,9 +74,11 @@ def measured(args: argparse.Namespace, n_loops: int) -> Taken:
         for round_ in range(args.repeats + 1):
             for machine in MACHINE:
                 with busy_loops(n_loops if machine == "busy" else 0):
-                    time.sleep(args.settle)
+                    time.sleep(args.settle if machine == "busy" else 0)
                     for name in WORK:
                         for arm in ARMS if round_ % 2 else reversed(ARMS):
+                            # a watcher takes the other arm's turn, just over, for a busy machine
+                            time.sleep(args.settle if machine == "idle" else 0)
                             found = ask(workers[arm], name)
                             if round_:
                                 taken.setdefault((name, arm, machine), []).append(found)
