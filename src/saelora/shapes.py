@@ -50,7 +50,7 @@ MANIFEST: Shape = {
     "token_policy?": dict,
     "method?": str,
     "adapter?": MAYBE_TEXT,
-    "trainable_saes?": [_TUNED],
+    "tuned_saes?": [_TUNED],
     "environment?": {"versions?": {"*": MAYBE_TEXT}},
     "metrics?": {"*": MAYBE_NUMBER},
 }

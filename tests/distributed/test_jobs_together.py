@@ -128,7 +128,7 @@ def assert_close(ours: Any, theirs: Any, rel: float) -> None:
     of weights that differ by rounding differ."""
     if isinstance(theirs, dict):
         assert ours.keys() == theirs.keys()
-        for key in theirs.keys() - {"seconds", "seconds_training", "tokens_per_second", "adapter", "trainable_saes"}:
+        for key in theirs.keys() - {"seconds", "seconds_training", "tokens_per_second", "adapter", "tuned_saes"}:
             assert_close(ours[key], theirs[key], rel)
     elif isinstance(theirs, list):
         assert len(ours) == len(theirs)

@@ -133,7 +133,7 @@ def other_subject(path: Path, file: dict[str, Any], about: Mapping[str, Any]) ->
         differs = [each for each in differs if not each.startswith(OTHER_ROWS)]
     if "saes" in then and not same_saes(then["saes"], about["saes"]):
         differs.append(f"another SAE ({sae_names(then['saes'])}, not {sae_names(about['saes'])})")
-    for key, told in (("adapter", "another adapter"), ("trainable_saes", "another trained SAE")):
+    for key, told in (("adapter", "another adapter"), ("tuned_saes", "another trained SAE")):
         if then.get(key) and about.get(key) and then[key] != about[key]:
             differs.append(f"{told} ({then[key]}, not {about[key]})")
     if differs:

@@ -222,9 +222,9 @@ def _with_trained(
         Path(config.adapter), recorded or {}, pick_device(config.device), forced=config.other_weights
     )
     if tuned:
-        about["trainable_saes"] = {str(hookpoint): sae.fingerprint for hookpoint, sae in tuned.items()}
-        then = {sae["hookpoint"]: sae["fingerprint"] for sae in (recorded or {})["trainable_saes"]}
-        if about["trainable_saes"] != then:
+        about["tuned_saes"] = {str(hookpoint): sae.fingerprint for hookpoint, sae in tuned.items()}
+        then = {sae["hookpoint"]: sae["fingerprint"] for sae in (recorded or {})["tuned_saes"]}
+        if about["tuned_saes"] != then:
             about["other_weights"] = [*about.get("other_weights", []), "a trained SAE that has changed since"]
     return model, {hookpoint: found.sae for hookpoint, found in tuned.items()}
 

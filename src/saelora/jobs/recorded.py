@@ -54,7 +54,7 @@ def recorded_run(folder: Path) -> dict[str, Any] | None:
 def check_parts(parts: list[str], recorded: dict[str, Any], adapter: str) -> None:
     """Raise InputError where a part is asked of a run that trained its SAE and has nothing to say of it."""
     others = [part for part in parts if part not in of_trained_saes()]
-    if others and recorded.get("trainable_saes"):
+    if others and recorded.get("tuned_saes"):
         raise InputError(
             f"--parts {others[0]} is about an adapter around a frozen SAE, {adapter} trained its SAE (method "
             f"{recorded['method']}): expected --parts {' '.join(of_trained_saes())}, or some of them"
@@ -87,7 +87,7 @@ def check_made_for(
         differs.append(("model", model_name(model), model_name(then), "MODEL and --revision"))
     if not same_saes(now["saes"], recorded["saes"]):
         differs.append(("SAE", sae_names(now["saes"]), sae_names(recorded["saes"]), "--sae and --hookpoint"))
-    trained = recorded.get("trainable_saes", [])
+    trained = recorded.get("tuned_saes", [])
     if trained and {s["hookpoint"] for s in now["saes"]} != {s["hookpoint"] for s in trained}:
         raise InputError(
             f"{adapter} trained an SAE at {', '.join(s['hookpoint'] for s in trained)}, but --sae names "

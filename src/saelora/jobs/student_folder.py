@@ -77,7 +77,7 @@ def manifest_of(
         **describe(assembled),
         "adapter": adapter,
         "method": config.method,
-        "trainable_saes": list(saved),
+        "tuned_saes": list(saved),
         "config": to_dict(config),
         **({} if n_documents is None else {"n_documents_trained": n_documents}),
         "environment": environment(),
@@ -120,7 +120,7 @@ def load_tuned_saes(
         InputError: one is missing or damaged, or is not the one that the run ended with and that is not ``forced``.
     """
     found = {}
-    for entry in recorded.get("trainable_saes", []):
+    for entry in recorded.get("tuned_saes", []):
         hookpoint = parse_hookpoint(entry["hookpoint"])
         loaded = load_sae(str(folder / entry["folder"]), hookpoint=hookpoint, device=device)
         if loaded.fingerprint != entry["fingerprint"] and not forced:

@@ -84,7 +84,7 @@ def train_and_measure(
         console.say("writing sample continuations")
         results["samples"] = _samples(config, assembled, model, saes, heldout)
     about = measured_on(describe(assembled), heldout, autocast)
-    results["about"] = about | ({"trainable_saes": {s["hookpoint"]: s["fingerprint"] for s in saved}} if saved else {})
+    results["about"] = about | ({"tuned_saes": {s["hookpoint"]: s["fingerprint"] for s in saved}} if saved else {})
     adapter = group.on_main(lambda: adapter_fingerprint(folder))
     if adapter:
         results["about"]["adapter"] = adapter

@@ -17,7 +17,7 @@ def card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
 def adapter_card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
     """A model card: what it is, what it did, how to load it. Pure function of manifest and results."""
     model, config = manifest["model"], manifest["config"]
-    tuned = manifest.get("trainable_saes", [])
+    tuned = manifest.get("tuned_saes", [])
     also = " It belongs to SAEs that were trained with it and lie here too." if tuned else ""
     return f"""---
 library_name: peft
@@ -72,7 +72,7 @@ The model itself is as it was. In the table, "adapted" is the model with the SAE
 ## Load it
 
 ```python
-{_loading(manifest["trainable_saes"])}```
+{_loading(manifest["tuned_saes"])}```
 
 Its folder after `--sae` names it to any command of saelora; `saelora evaluate --adapter THIS_FOLDER` measures it again.
 """
