@@ -9,7 +9,7 @@ import pytest
 from compared_runs import closing, method, race, sae, start_at
 
 from saelora.reporting import compare
-from saelora.reporting.comparison.curves import cost_at, curve_of, short
+from saelora.reporting.comparison.curves import cost_at, curve_of
 
 Row = dict[str, Any]
 
@@ -290,8 +290,3 @@ def test_a_figure_with_nothing_to_show_is_left_out(tmp_path: Path) -> None:
     assert drawn(race()) == ["race.png", "speedups.png", "equal.png", "left_behind.png"]
     assert drawn(race()[:1]) == ["race.png", "left_behind.png"]
     assert drawn([]) == []
-
-
-@pytest.mark.parametrize(("n", "said"), [(400, "400"), (25_000, "25k"), (1_500_000, "1.5M"), (2e9, "2B")])
-def test_counts_are_written_short(n: float, said: str) -> None:
-    assert short(n) == said

@@ -4,7 +4,8 @@ import json
 import re
 from typing import Any
 
-from saelora.reporting.text import cost, headline, markdown_table, one_line, row_starts, warnings
+from saelora.reporting.format import one_line
+from saelora.reporting.text import cost, headline, markdown_table, row_starts, warnings
 
 
 def card(manifest: dict[str, Any], results: dict[str, Any]) -> str:

@@ -7,11 +7,12 @@ from typing import Any
 
 from saelora.identity import groups
 from saelora.reporting import tables
-from saelora.reporting.comparison.curves import COSTS, curve_of, finite, label_of_start, short, speedup_to_e2e, speedups
+from saelora.reporting.comparison.curves import COSTS, curve_of, finite, label_of_start, speedup_to_e2e, speedups
 from saelora.reporting.comparison.equal import equal_seconds, equal_tokens, main_group
 from saelora.reporting.comparison.figures import figures
 from saelora.reporting.comparison.latents import LATENT_CHANGE, left_behind, mean
 from saelora.reporting.comparison.words import findings, notes, words
+from saelora.reporting.format import count
 from saelora.reporting.tables import Row
 
 __all__ = ["equal_seconds", "equal_tokens", "figures", "left_behind", "main_group", "markdown", "speedup_to_e2e"]
@@ -99,7 +100,7 @@ def _finals(runs: Sequence[Row]) -> list[list[str]]:
         memory = max((run.get("peak_memory_bytes") or 0 for run in group), default=0)
         lines.append(
             [
-                *(name, start or "scratch", *(letter for _ in marked), short(budget), f"{len(group)}{diverged}"),
+                *(name, start or "scratch", *(letter for _ in marked), count(budget), f"{len(group)}{diverged}"),
                 " ".join(dict.fromkeys(f"{run['lr']:g}" for run in group if run.get("lr") is not None)),
                 *(_form(ce, ".4f"), _form(kl, ".4f"), _gap(gap), _form(seconds, ",.0f"), _form(total, ",.0f")),
                 f"{memory / 2**30:.2f} GiB" if memory else "–",
@@ -118,7 +119,7 @@ def _speedups(runs: Sequence[Row]) -> list[list[str]]:
         row = costs["seconds"]
         cells = [_spread(costs[cost]) for cost in COSTS]
         seeds = f"{row['n_reached']} of {len(row['per_seed'])}"
-        lines.append([rival, f"{target} ({short(budget)} tokens)", f"{row['loss']:.4f}", *cells, seeds])
+        lines.append([rival, f"{target} ({count(budget)} tokens)", f"{row['loss']:.4f}", *cells, seeds])
     return lines
 
 
@@ -136,7 +137,7 @@ def _equal(rows: Sequence[Row]) -> list[list[str]]:
     kl = [] if timed else ["KL", "KL against the first"]
     lines = [[*header[:2], "seconds allowed" if timed else "tokens", *header[2:], *(["how"] if timed else kl)]]
     for row in rows:
-        limit = f"{row['limit']:,.0f}" if timed else short(row["budget"])
+        limit = f"{row['limit']:,.0f}" if timed else count(row["budget"])
         against = _difference(row["difference"], "{:+.1f}", 100, " points")
         interval = "–" if row["low"] is None else f"{row['low']:.1%} to {row['high']:.1%}"
         cells = [row["name"], row["start"], limit, f"{row['value']:.1%}", interval, str(len(row["per_seed"])), against]
@@ -169,7 +170,7 @@ def _left_behind(runs: Sequence[Row]) -> list[list[str]]:
     forms = (".4f", ".4f", ".0%", ".4f", ".1f", ".1%", ".3f", ".3f", "+.4f")
     for row in left_behind(runs):
         cells = [_form(row[key], form) for key, form in zip(LATENT_CHANGE, forms, strict=True)]
-        lines.append([row["name"], row["start"] or "scratch", short(row["budget"]), *cells])
+        lines.append([row["name"], row["start"] or "scratch", count(row["budget"]), *cells])
     return lines
 
 

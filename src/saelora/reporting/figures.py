@@ -1,21 +1,10 @@
 """Results -> figures. Pure: a figure never sees a model."""
 
-import io
 from pathlib import Path
 from typing import Any
 
-from saelora.files import write_whole
+from saelora.reporting.style import BLUE, GREY, ORANGE, save_figure
 from saelora.reporting.text import has_gap
-
-# Okabe and Ito's palette, which colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, GREY = "#0072B2", "#D55E00", "#009E73", "#666666"
-
-
-def save_figure(figure: Any, path: Path) -> None:
-    """Write a figure, in the format that the path's suffix names; it is whole or as it was before."""
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format=path.suffix.removeprefix("."), dpi=150)
-    write_whole(path, drawn.getvalue())
 
 
 def learning_curve(results: dict[str, Any], path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from saelora.identity import groups, not_comparable
 from saelora.reporting import tables
-from saelora.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
+from saelora.reporting.style import BLUE, COLOURS, GREY, MARKERS, ORANGE, save_drawing
 from saelora.reporting.tables import Row
 from saelora.reporting.text import ended_worse
 
@@ -30,8 +30,6 @@ AXES = {  # column -> its label, and whether equal steps on the axis are equal f
 WHOLE = ("layer", "adapted_layer", "n_adapted_layers", "n_saes")  # axes of whole numbers
 PANELS = (("gap_closed", "share of the gap closed (%)", 100.0), ("ce_gain", "gain (nats per token)", 1.0))
 SERIES = (*AXES, "placement", "model", "seed")
-_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
-_MARKERS = "osD^vPX"
 FIRST = (
     "model",
     "sae",
@@ -111,21 +109,7 @@ def text_table(rows: Sequence[Row]) -> str:
 
 def figures(rows: Sequence[Row], x: str, series: str | None, title: str, folder: Path) -> list[Path]:
     """``draw`` as SVG and PNG; the paths, none where there is nothing to draw."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure = draw(rows, x, series, title)
-    if figure is None:
-        return []
-    paths = [folder / f"{x}.svg", folder / f"{x}.png"]
-    try:
-        for path in paths:
-            save_figure(figure, path)
-    finally:
-        plt.close(figure)
-    return paths
+    return save_drawing(lambda: draw(rows, x, series, title), folder / x)
 
 
 def draw(rows: Sequence[Row], x: str, series: str | None, title: str) -> Any:
@@ -192,14 +176,14 @@ def _panel(axes: Any, rows: Sequence[Row], x: str, series: str | None, y: str, l
             xs,
             [value * scale for value in ys],
             yerr=[[max(0.0, v) for v in side] for side in bars],
-            fmt=f"{_MARKERS[i % 7]}-",
-            color=_COLOURS[i % 7],
+            fmt=f"{MARKERS[i % 7]}-",
+            color=COLOURS[i % 7],
             capsize=3,
             label=name or None,
         )
     elsewhere = [row for row in rows if row.get(x) is None and row.get(y) is not None]
     for row in elsewhere:  # such as all layers adapted, beside single ones: no place on the axis, but a height
-        axes.axhline(row[y] * scale, color=_COLOURS[1], linestyle=":", label=f"placement {row.get('placement')}")
+        axes.axhline(row[y] * scale, color=COLOURS[1], linestyle=":", label=f"placement {row.get('placement')}")
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_ylabel(label)
     if len(named) > 1 or series is not None or elsewhere:

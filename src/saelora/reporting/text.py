@@ -1,10 +1,10 @@
 """Results as aligned plain text and as Markdown: pure functions of a results dict."""
 
-import re
 import textwrap
 from collections.abc import Callable
 from typing import Any
 
+from saelora.reporting.format import nats, one_line
 from saelora.reporting.outcome import DIVERGED, DONE, outcome
 
 ARM_NAMES = {
@@ -61,15 +61,15 @@ def headline(results: dict[str, Any]) -> str:
     gap = results["ce_gap"]
     low = results.get("ci95", {}).get("ce_gap", [gap])[0]
     if low <= 0:
-        told = f"The SAE has no measurable cost: {_nats(gap)} nats per token{_interval(results, 'ce_gap', _nats)}"
+        told = f"The SAE has no measurable cost: {nats(gap)} nats per token{_interval(results, 'ce_gap', nats)}"
         if "ce_adapted" not in results:
             return f"{told}."
         change = results["ce_adapted"] - results["ce_sae"]
         subject = what[0].upper() + what[1:]
-        return f"{told}; there is no gap to close. {subject} changes the cross entropy by {_nats(change)} nats."
-    told = f"The SAE costs {_nats(gap)} nats per token"
+        return f"{told}; there is no gap to close. {subject} changes the cross entropy by {nats(change)} nats."
+    told = f"The SAE costs {nats(gap)} nats per token"
     if "gap_closed" not in results:
-        return f"{told}{_interval(results, 'ce_gap', _nats)}."
+        return f"{told}{_interval(results, 'ce_gap', nats)}."
     closed, interval = results["gap_closed"], _interval(results, "gap_closed", "{:.1%}".format)
     if closed < 0:
         return f"{told}; {what} makes it worse: gap closed {closed:.1%}{interval}."
@@ -97,10 +97,6 @@ def ended_worse(results: dict[str, Any]) -> str | None:
     ]
     told = f": {', '.join(figures)} nats per token" if figures else ""
     return f"This ended worse than the spliced model that it began from{told}"
-
-
-def _nats(value: float) -> str:
-    return f"{value:.3f}" if abs(value) >= 0.01 else f"{value:.2g}"
 
 
 def _interval(results: dict[str, Any], key: str, form: Callable[[float], str]) -> str:
@@ -195,8 +191,3 @@ def samples_text(samples: list[dict[str, str]], width: int = 100) -> str:
             if arm in sample:
                 lines += textwrap.wrap(f"{arm:>9}: {one_line(sample[arm])}", width, subsequent_indent=" " * 11)
     return "\n".join(lines)
-
-
-def one_line(text: str) -> str:
-    """Text without line breaks and control characters, which could forge lines or steer a terminal."""
-    return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", " ".join(text.split()))

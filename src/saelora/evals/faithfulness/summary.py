@@ -15,6 +15,7 @@ from saelora.evals.faithfulness.result import (
     Verdict,
 )
 from saelora.evals.variant import Variant
+from saelora.reporting.format import nats
 
 _FINDING = {
     Verdict.READS_SAE: "The adapted model reads its SAE",
@@ -59,11 +60,11 @@ def _ablation(found: Ablation) -> Iterator[str]:
 def _taken_out(found: TakenOut) -> str:
     harm, value = found.harm, number(found.harm["value"])
     if above(harm, 0):
-        told = f"makes it {_nats(value)} nats worse than the original ({_interval(harm, _nats)})"
+        told = f"makes it {nats(value)} nats worse than the original ({_interval(harm, nats)})"
     elif below(harm, 0):
-        told = f"leaves it {_nats(-value)} nats better than the original ({_interval(harm, _nats)})"
+        told = f"leaves it {nats(-value)} nats better than the original ({_interval(harm, nats)})"
     else:
-        told = f"leaves it as good as the original, as far as can be told ({_interval(harm, _nats)} nats)"
+        told = f"leaves it as good as the original, as far as can be told ({_interval(harm, nats)} nats)"
     return f"With the SAE taken out, the adapter {told}."
 
 
@@ -76,8 +77,8 @@ def _exempt(found: Exempt) -> Iterator[str]:
     if after := found.after_first:
         yield (
             f"Only those after a row's first can have seen any text (here {found.n_after_first:,}): with these "
-            f"spliced too it rises by {_two(after)}, a difference of {_nats(number(after.excess['value']))} nats "
-            f"({_interval(after.excess, _nats)})."
+            f"spliced too it rises by {_two(after)}, a difference of {nats(number(after.excess['value']))} nats "
+            f"({_interval(after.excess, nats)})."
         )
     else:
         yield "All of them begin a row, so they can have seen no text, and none can flow through them."
@@ -115,8 +116,8 @@ def _two(found: Reliance | ExemptSpliced | Step) -> str:
     """Both models' rises, in nats."""
     sae, adapted = found.rise_sae, found.rise_adapted
     return (
-        f"{_nats(number(sae['value']))} nats in the spliced model ({_interval(sae, _nats)}) and by "
-        f"{_nats(number(adapted['value']))} in the adapted one ({_interval(adapted, _nats)})"
+        f"{nats(number(sae['value']))} nats in the spliced model ({_interval(sae, nats)}) and by "
+        f"{nats(number(adapted['value']))} in the adapted one ({_interval(adapted, nats)})"
     )
 
 
@@ -129,7 +130,3 @@ def _ratio(ratio: Estimate) -> str:
 def _interval(estimate: Estimate, form: Callable[[float], str]) -> str:
     _, low, high = numbers(estimate)
     return f"{form(low)} to {form(high)}"
-
-
-def _nats(value: float) -> str:
-    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"

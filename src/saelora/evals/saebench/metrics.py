@@ -1,14 +1,13 @@
 """SAEBench's result files, read back into one table; and which of its metrics an adapter can change at all."""
 
-import math
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from saelora.errors import InputError
 from saelora.evals.saebench.result import Metric
 from saelora.manifest import read_json
 from saelora.models.hookpoints import Hookpoint
+from saelora.reporting.format import finite
 
 EVALS = ("core", "sparse_probing", "scr", "tpp", "absorption")
 DOWNSTREAM = ("model_behavior_preservation", "model_performance_preservation")  # core's, of the output
@@ -51,7 +50,7 @@ def read_metrics(folder: Path) -> dict[str, dict[str, float | None]]:
     if not isinstance(metrics, dict):
         raise InputError(f"{found[0]} holds no eval_result_metrics: expected a result file of SAEBench 0.6")
     return {
-        category: {name: _finite(value) for name, value in values.items() if value is not None}
+        category: {name: finite(value) for name, value in values.items() if value is not None}
         for category, values in metrics.items()
         if category not in _UNINTERESTING
     }
@@ -87,8 +86,3 @@ def table(
                         )
                     )
     return rows
-
-
-def _finite(value: Any) -> float | None:
-    """SAEBench writes -1 for what is not a number in core, and NaN elsewhere."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

@@ -5,7 +5,7 @@ from typing import Literal
 from saelora.evals.estimate import Estimate, above, below, number, numbers
 from saelora.evals.tokens.result import Group, Passage, Tokens
 from saelora.evals.variant import Variant
-from saelora.reporting.text import one_line
+from saelora.reporting.format import nats, one_line
 
 _BINS: dict[Literal["by_position", "by_frequency", "by_recon_error"], tuple[str, str]] = {
     "by_position": ("position in the row", "tokens before"),
@@ -23,34 +23,34 @@ def _headline(result: Tokens) -> list[str]:
     who, change = result.trained.words, result.change
     mean, low, high = numbers(change.mean)
     if below(change.mean, 0):
-        told = f"On average {who} lowers the loss by {_nats(-mean)} nats a prediction"
+        told = f"On average {who} lowers the loss by {nats(-mean)} nats a prediction"
         low, high = -high, -low
     elif above(change.mean, 0):
-        told = f"On average {who} raises the loss by {_nats(mean)} nats a prediction"
+        told = f"On average {who} raises the loss by {nats(mean)} nats a prediction"
     else:
-        told = f"On average {who} changes the loss by {_nats(mean)} nats a prediction, maybe by none"
-    interval = f"95 % interval {_nats(low)} to {_nats(high)}"
+        told = f"On average {who} changes the loss by {nats(mean)} nats a prediction, maybe by none"
+    interval = f"95 % interval {nats(low)} to {nats(high)}"
     out = [f"{told} ({interval}; {result.n_predictions:,} predictions, against the spliced model)."]
     sides = (
         f"It helps {_share(result.share_helped)} of predictions{_by(change.mean_helped)}; "
         f"it hurts {_share(result.share_hurt)}{_by(change.mean_hurt)}."
     )
     q = change.quantiles
-    middle = f"The middle 90 % of changes lie between {_nats(q['0.05'])} and {_nats(q['0.95'])} nats"
+    middle = f"The middle 90 % of changes lie between {nats(q['0.05'])} and {nats(q['0.95'])} nats"
     top = result.concentration["0.01"]
     most = "" if top is None else f"; the 1 % helped most hold {top:.0%} of all that is gained"
-    return [*out, sides, f"{middle}, the median is {_nats(q['0.5'])}{most}."]
+    return [*out, sides, f"{middle}, the median is {nats(q['0.5'])}{most}."]
 
 
 def _by(mean: Estimate) -> str:
-    return "" if mean["value"] is None else f", by {_nats(abs(mean['value']))} nats on average"
+    return "" if mean["value"] is None else f", by {nats(abs(mean['value']))} nats on average"
 
 
 def _cost(result: Tokens) -> str:
     mean, low, high = numbers(result.cost.mean)
     return (
-        f"The splice itself costs {_nats(mean)} nats a prediction (95 % interval {_nats(low)} to "
-        f"{_nats(high)}), more than {_nats(result.cost.quantiles['0.95'])} on one prediction in twenty."
+        f"The splice itself costs {nats(mean)} nats a prediction (95 % interval {nats(low)} to "
+        f"{nats(high)}), more than {nats(result.cost.quantiles['0.95'])} on one prediction in twenty."
     )
 
 
@@ -108,7 +108,3 @@ def _in_context(passage: Passage, vocab: dict[str, str], n_before: int = 14) -> 
 
 def _share(e: Estimate) -> str:
     return "{:.1%} ({:.1%} to {:.1%})".format(*numbers(e))
-
-
-def _nats(value: float) -> str:
-    return f"{value:.3f}" if abs(value) >= 0.01 or value == 0 else f"{value:.2g}"

@@ -5,8 +5,8 @@ from typing import Any
 
 from saelora.evals.tokens.result import Passage, Tokens
 from saelora.evals.variant import Variant
+from saelora.reporting.format import finite
 from saelora.reporting.page.read import Run
-from saelora.reporting.page.view import finite
 
 ROWS = 20  # whole rows in a page, of all runs together: a row of 512 tokens takes about 150 kB
 LONGEST = 200  # characters of a token that are shown

@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from saelora.reporting.format import count
 from saelora.reporting.tables import Row
 
 COSTS = ("seconds", "n_tokens", "model_flops")  # columns of a curve's points; training alone, SAE training included
@@ -17,15 +18,7 @@ def label_of_start(run: Row) -> str | None:
         return None
     if "ref" in start:
         return str(start["ref"])
-    return f"{start['name']}@{start['share']:g} ({short(start['n_tokens'])} tokens)"
-
-
-def short(n: float) -> str:
-    """A count as it is spoken: 400, 25k, 1.5M, 2B."""
-    for size, suffix in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if n >= size:
-            return f"{n / size:.3g}{suffix}"
-    return f"{n:.3g}"
+    return f"{start['name']}@{start['share']:g} ({count(start['n_tokens'])} tokens)"
 
 
 def finite(value: Any) -> bool:

@@ -2,6 +2,7 @@
 
 import statistics
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +17,21 @@ from saelora.reporting.comparison.curves import (
 )
 from saelora.reporting.comparison.equal import EQUAL, equal_seconds, equal_tokens, main_group
 from saelora.reporting.comparison.latents import left_behind
-from saelora.reporting.figures import BLUE, GREEN, GREY, ORANGE, save_figure
+from saelora.reporting.style import AMBER, BLACK, BLUE, GREEN, GREY, MARKERS, ORANGE, PINK, SKY, save_drawing
 from saelora.reporting.tables import Row
 
-# Okabe and Ito's palette again, more of it; SAEs from scratch are dashed, and whatever shares a colour has its marker.
-_SAE_COLOURS = ("#000000", ORANGE, "#E69F00")
-_METHOD_COLOURS = (BLUE, GREEN, "#CC79A7", "#56B4E9", "#E69F00", GREY)
-_MARKERS = "osD^vPX<>*"
+# SAEs from scratch are dashed, and whatever shares a colour has its marker.
+_SAE_COLOURS = (BLACK, ORANGE, AMBER)
+_METHOD_COLOURS = (BLUE, GREEN, PINK, SKY, AMBER, GREY)
 _WIDTH = 5.0  # inches: at a phone's width, text of 10 points can still be read
 Style = dict[str, tuple[str, str, str]]  # name -> colour, marker, line
 
 
 def figures(runs: Sequence[Row], folder: Path) -> list[Path]:
     """Draw race, speedups, equal and left_behind into a folder; returns the paths of what was drawn."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     style = style_of(runs)
-    paths: list[Path] = []
-    for name, draw in DRAWINGS.items():
-        drawn = draw(runs, style)
-        if drawn is not None:
-            made = [folder / f"{name}.svg", folder / f"{name}.png"]
-            try:
-                for path in made:
-                    save_figure(drawn, path)
-            finally:
-                plt.close(drawn)
-            paths += made
-    return paths
+    drawings = (save_drawing(partial(draw, runs, style), folder / name) for name, draw in DRAWINGS.items())
+    return [path for paths in drawings for path in paths]
 
 
 def style_of(runs: Sequence[Row]) -> Style:
@@ -56,7 +41,7 @@ def style_of(runs: Sequence[Row]) -> Style:
     for i, (name, kind) in enumerate(kinds.items()):
         colours = _SAE_COLOURS if kind == "sae" else _METHOD_COLOURS
         line = "--" if kind == "sae" else "-"
-        style[name] = colours[counts[kind] % len(colours)], _MARKERS[i % len(_MARKERS)], line
+        style[name] = colours[counts[kind] % len(colours)], MARKERS[i % len(MARKERS)], line
         counts[kind] += 1
     return style
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from saelora.evals.registry import EVALUATIONS
+from saelora.reporting.format import one_line
 from saelora.reporting.page import collections, losses, provenance
 from saelora.reporting.page.collections import Collection, read_collection
 from saelora.reporting.page.read import Run, read_runs
 from saelora.reporting.page.view import Section
-from saelora.reporting.text import cost, headline, one_line, warnings
+from saelora.reporting.text import cost, headline, warnings
 
 MARKER = '<meta name="generator" content="saelora">'
 __all__ = ["MARKER", "Collection", "Run", "collection_page", "page", "read_collection", "read_runs"]

@@ -7,24 +7,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from saelora.reporting.figures import BLUE, GREEN, GREY, ORANGE
-from saelora.reporting.text import one_line
+from saelora.reporting.format import count, one_line
+from saelora.reporting.style import AMBER, BLACK, BLUE, COLOURS, GREEN, GREY, MARKERS, ORANGE, PINK, SKY
 
 INK, RULE = "#010203", "#d0d1d2"  # stand for the page's own colours of text and of rules
 VARIABLES = {
     BLUE: "--blue",
     ORANGE: "--orange",
     GREEN: "--green",
-    "#CC79A7": "--pink",
-    "#E69F00": "--amber",
-    "#56B4E9": "--sky",
+    PINK: "--pink",
+    AMBER: "--amber",
+    SKY: "--sky",
     GREY: "--muted",
     INK: "--ink",
     RULE: "--rule",
-    "#000000": "--ink",
+    BLACK: "--ink",
 }
-_COLOURS = (BLUE, ORANGE, GREEN, "#CC79A7", "#E69F00", "#56B4E9", GREY)
-_MARKERS = "osD^vPX"
 _LINES = ("-", "--", "-.", ":")
 _WIDTH = 5.2  # inches: text of 10 points stays readable on a phone's 360 pixels
 _RC: Any = {
@@ -78,8 +76,8 @@ class Series:
 def style(i: int, line: int | None = None) -> dict[str, Any]:
     """Colour, marker and line of the i-th series: any two of the first seven differ in the first two of these."""
     return {
-        "color": _COLOURS[i % 7],
-        "marker": _MARKERS[i % 7],
+        "color": COLOURS[i % 7],
+        "marker": MARKERS[i % 7],
         "linestyle": _LINES[(i // 7 if line is None else line) % 4],
         "markersize": 5,
         "linewidth": 1.6,
@@ -159,7 +157,7 @@ def lines(
         elif whole:
             axes.xaxis.get_major_locator().set_params(integer=True)
         if thousands:
-            axes.xaxis.set_major_formatter(lambda value, _: thousand(value))
+            axes.xaxis.set_major_formatter(lambda value, _: count(value, 6))
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         _grid(axes, "y")
@@ -272,7 +270,7 @@ def _ticks_at(axes: Any, values: Sequence[float]) -> None:
     """A tick at every value of a logarithmic axis, or at those that do not crowd it."""
     places = sorted(set(values))
     places = places[:: -(-len(places) // 8)]
-    axes.set_xticks(places, [thousand(value) for value in places])
+    axes.set_xticks(places, [count(value, 6) for value in places])
     axes.minorticks_off()
 
 
@@ -284,14 +282,6 @@ def _grid(axes: Any, which: str) -> None:
 def _legend(axes: Any, n: int) -> None:
     if n > 1:
         axes.figure.legend(loc="outside upper left", ncols=2 if n < 9 else 3, columnspacing=1.2, handlelength=2.4)
-
-
-def thousand(value: float) -> str:
-    """1000 as 1k, which leaves room on an axis."""
-    for size, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if abs(value) >= size:
-            return f"{value / size:g}{letter}"
-    return f"{value:g}"
 
 
 def short(label: str, n: int = 30) -> str:

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from saelora.identity import groups, not_comparable
+from saelora.reporting.format import finite
 from saelora.reporting.page import charts
 from saelora.reporting.page.charts import Series, style
 from saelora.reporting.page.read import Run, other_rows
-from saelora.reporting.page.view import Figure, Section, Table, by_run, finite, row_of
+from saelora.reporting.page.view import Figure, Section, Table, by_run, row_of
 from saelora.reporting.text import ARM_NAMES, has_gap
 
 # what stands beside FVU, which a token or two may make: key -> the column's name and form

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saelora.evals.registry import EVALUATIONS
+from saelora.reporting.format import finite
 from saelora.reporting.page.read import R, Run, differences, other_rows
 
 # How a column's numbers are written. An estimate {"value", "low", "high"} is written with its interval.
@@ -116,11 +117,6 @@ def _number(value: float, form: str) -> str:
     if form == "number":
         return f"{value:.3g}"
     return str(value)
-
-
-def finite(value: Any) -> float | None:
-    """A number, or None where there is none."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def estimates(values: Sequence[Any]) -> tuple[list[float | None], list[float | None], list[float | None]]:
