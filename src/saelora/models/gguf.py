@@ -18,8 +18,9 @@ from transformers import __version__ as transformers_version
 from saelora.errors import InputError
 from saelora.files import scratch_folder, write_whole
 from saelora.models.assets import cache_dir, publish
-from saelora.models.gguf_config import FACTORS, stated_config
+from saelora.models.gguf_config import stated_config
 from saelora.models.gguf_file import GGUFFile, merge, read_gguf, shards_of
+from saelora.models.gguf_tensors import FACTORS
 
 logger = logging.getLogger(__name__)
 
