@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def quick(recipe: Path) -> list[str]:
     """Overrides that make a recipe small: one seed, few tokens, a fixed learning rate for every method."""
-    from saelora.jobs.comparison.plan import read_recipe
+    from saelora.jobs.comparison.recipe import read_recipe
 
     methods = [entry for entry in read_recipe(recipe).entries if entry.kind == "method"]
     small = [f"methods.{entry.name}.tokens={QUICK_TOKENS}" for entry in methods]

@@ -14,7 +14,7 @@ import inspect
 import math
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -29,6 +29,8 @@ C = TypeVar("C", bound="Configuration")
 _SUFFIXES = {"k": 10**3, "m": 10**6, "b": 10**9}
 _LARGEST = 10**15  # a count; far beyond any run, and exact in a float
 Count = Annotated[int, "a whole number that may be written 25k, 15M, 2B or 1e6"]
+Options = dict[str, Any]  # of a job; may be written with - or _
+Named = dict[str, Options]  # names are kept as they are written
 
 
 class Configuration(BaseModel):
@@ -44,16 +46,18 @@ class Configuration(BaseModel):
     @classmethod
     def _read(cls, values: Mapping[str, Any], info: ValidationInfo) -> dict[str, Any]:
         """The values as their fields' types; InputError, unlike ValueError, leaves pydantic as it is."""
+        source = (info.context or {}).get("source", "options")
         hints, limits = hints_of(cls), limits_of(cls)
-        for key in values:
-            if key not in hints:
-                near = difflib.get_close_matches(key.replace("-", "_"), hints, n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(sorted(hints))}"
-                raise InputError(f"unknown key {key!r} in {(info.context or {}).get('source', 'options')}{hint}")
-        made = {key: coerce(hints[key], value, key) for key, value in values.items()}
+        check_keys(values, hints, source)
+        made = {key: coerce(hints[key], value, cls.label(key, source)) for key, value in values.items()}
         for key, value in made.items():
-            check_limit(limits.get(key), value, key)
+            check_limit(limits.get(key), value, cls.label(key, source))
         return made
+
+    @classmethod
+    def label(cls, key: str, source: str) -> str:
+        """What messages call an option that stands in ``source``."""
+        return key
 
     @property
     def given(self) -> frozenset[str]:
@@ -98,6 +102,16 @@ def configured(kind: type[C], config: C | None, values: Mapping[str, Any]) -> C:
     return config
 
 
+def check_keys(keys: Iterable[str], known: Iterable[str], source: Path | str = "") -> None:
+    """Raise InputError where a key is none of the known ones, naming the nearest, and where they stand."""
+    known = sorted(known)
+    for key in keys:
+        if key not in known:
+            near = difflib.get_close_matches(key.replace("-", "_"), known, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(known)}"
+            raise InputError(f"unknown key {key!r}{f' in {source}' if source else ''}{hint}")
+
+
 def hints_of(kind: type[Configuration]) -> dict[str, Any]:
     """The options of a configuration, and the type that each declares."""
     return {
@@ -139,6 +153,10 @@ def updated(config: C, values: Mapping[str, Any], source: str = "options") -> C:
 def coerce(hint: Any, value: Any, key: str) -> Any:
     """A YAML, flag or Python value as the type a field declares."""
     origin = typing.get_origin(hint)
+    if hint is Any:
+        return value
+    if hint in MAPPINGS:
+        return _mappings(hint, value, key)
     if origin in (types.UnionType, typing.Union):
         if value is None:
             return None
@@ -159,6 +177,21 @@ def coerce(hint: Any, value: Any, key: str) -> Any:
 
 _KIND_NAMES = {Count: "a count such as 25000, 25k or 15M", int: "a whole number", float: "a number"}
 _KIND_NAMES |= {str: "text that is not empty", bool: "true or false"}
+
+
+MAPPINGS: dict[Any, str] = {Options: "option: value lines", Named: "name: {option: value, ...} lines"}
+MAPPINGS |= {list[Options]: "a list of mappings, each with options"}
+
+
+def _mappings(hint: Any, value: Any, key: str) -> Any:
+    """Options, or several of them."""
+    if hint == list[Options] and isinstance(value, list) and value and all(isinstance(each, dict) for each in value):
+        return [_mappings(Options, each, key) for each in value]
+    if hint == Named and isinstance(value, dict) and all(isinstance(each, dict) for each in value.values()):
+        return {str(name): _mappings(Options, each, key) for name, each in value.items()}
+    if hint == Options and isinstance(value, dict):
+        return {str(name).replace("-", "_"): each for name, each in value.items()}
+    raise InputError(f"{key} is {value!r:.200}, expected {MAPPINGS[hint]}")
 
 
 def _plain(hint: Any, value: Any) -> Any:

@@ -4,12 +4,13 @@ import head_to_head
 import pytest
 from report.compared_runs import CE_BASE, method, sae, start_at
 
-from saelora.jobs.comparison.plan import expand, read_recipe
+from saelora.jobs.comparison.plan import expand
+from saelora.jobs.comparison.recipe import read_recipe
 
 
 def test_quick_is_one_seed_of_every_entry_with_few_tokens_and_nothing_to_tune() -> None:
     recipe = read_recipe(head_to_head.RECIPE, head_to_head.quick(head_to_head.RECIPE))
-    runs = expand(recipe, "quick")
+    runs = expand(recipe)
     assert [run.entry.name for run in runs] == [entry.name for entry in read_recipe(head_to_head.RECIPE).entries]
     assert all(len(run.entry.lr) < 2 for run in runs)
     assert sum(run.budget for run in runs) < 70_000

@@ -1,6 +1,5 @@
 """A comparison's recipe: what it expands to, and that a mistake in it is one clear line."""
 
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +8,8 @@ import yaml
 
 from saelora.config import build
 from saelora.errors import InputError
-from saelora.jobs.comparison.plan import ComparisonRecipe, Run, config_type, entries_named, expand, read_recipe
+from saelora.jobs.comparison.plan import Run, entries_named, expand
+from saelora.jobs.comparison.recipe import ComparisonRecipe, config_type, read_recipe
 
 BASE = {"model": "m", "data": "d", "context": 128, "device": "cpu"}
 LOCAL = {"objective": "local", "hookpoint": ["layers.1.resid_post"], "tokens": "4k", "checkpoints": [0.5, 0.25]}
@@ -32,7 +32,7 @@ def recipe_of(tmp_path: Path, *overrides: str, **changes: Any) -> ComparisonReci
 
 
 def runs_of(tmp_path: Path, *overrides: str, **changes: Any) -> list[Run]:
-    return expand(recipe_of(tmp_path, *overrides, **changes), "r.yaml")
+    return expand(recipe_of(tmp_path, *overrides, **changes))
 
 
 def test_a_method_branches_off_each_checkpoint_with_each_budget_and_seed(tmp_path: Path) -> None:
@@ -149,13 +149,6 @@ def test_only_runs_what_is_named_and_the_saes_it_starts_from(tmp_path: Path) -> 
         entries_named(recipe, ["lara"])
 
 
-def test_the_same_run_twice_is_refused(tmp_path: Path) -> None:
-    recipe = recipe_of(tmp_path, methods={})
-    twice = replace(recipe, entries=(*recipe.entries, recipe.entries[0]))
-    with pytest.raises(InputError, match="holds a run twice: local, 4000 tokens, seed 0"):
-        expand(twice, "r.yaml")
-
-
 def sae(**options: Any) -> dict[str, Any]:
     return {"saes": {"local": {**LOCAL, **options}}}
 
@@ -175,7 +168,14 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "tokens": (sae(tokens="lots"), (), "tokens of saes.local of .*got 'lots'"),
     "budget twice": (method(tokens=["1k", 1000]), (), "tokens of methods.lora of .* twice"),
     "nothing": ({"saes": {}, "methods": None}, (), "names nothing to compare"),
-    "list": ({"saes": ["local"]}, (), "saes of .*expected name:"),
+    "list": ({"saes": ["local"]}, (), r"saes of .* is \['local'\], expected name:"),
+    "entry": (
+        {"saes": {"local": "e2e"}},
+        (),
+        "saes of .* is {'local': 'e2e'}, expected name: {option: value",
+    ),
+    "base list": ({"base": ["model"]}, (), r"base of .* is \['model'\], expected option: value lines"),
+    "seed": ({"seeds": -1}, (), "seeds of .*r.yaml is -1, expected a number from 0"),
     "method": (method(method="lroa"), (), "got 'lroa', expected one of lora, linear, lora.sae, finetune-sae"),
     "objective": (sae(objective="kl"), (), "objective of saes.local .*got 'kl', expected one of local, e2e"),
     "two hookpoints": (sae(hookpoint=["layers.1.mlp_out", "layers.2.mlp_out"]), (), "expected one"),
@@ -185,7 +185,11 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "from": (method(**{"from": None}), (), "from of methods.lora of .* is None, expected"),
     "from typo": (method(**{"from": "locla@0.5"}), (), "no such entry of saes; did you mean 'local'"),
     "share": (method(**{"from": "local@0.7"}), (), r"but the checkpoints of local are \[0.25, 0.5, 1.0\]"),
-    "seed": (method(seeds=[0, 7]), (), r"has seed 7, but the SAE that it starts from, local, has \[0, 1\]"),
+    "seed of no SAE": (
+        method(seeds=[0, 7]),
+        (),
+        r"has seed 7, but the SAE that it starts from, local, has \[0, 1\]",
+    ),
     "no tune": (method(lr=[1e-3, 2e-3]), (), "methods.lora of .* has several lr to choose from, but there is no tune"),
     "tune": ({"tune": {"tokens": 100}}, (), "tune of .*expected tokens and eval_tokens"),
     "tune key": ({"tune": {"token": 100}}, (), "unknown key 'token' in tune of .*did you mean 'tokens'"),
@@ -202,5 +206,5 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
 def test_a_mistake_is_one_clear_line(tmp_path: Path, case: str) -> None:
     changes, overrides, expected = BAD[case]
     with pytest.raises(InputError, match=expected) as caught:
-        expand(recipe_of(tmp_path, *overrides, **changes), "r.yaml")
+        expand(recipe_of(tmp_path, *overrides, **changes))
     assert "\n" not in str(caught.value)

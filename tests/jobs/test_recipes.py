@@ -6,8 +6,8 @@ import pytest
 
 from saelora.config import build, read_yaml
 from saelora.jobs import train_sae
-from saelora.jobs.comparison import plan
-from saelora.jobs.sweep_plan import SweepRecipe, expand, group_points, read_recipe
+from saelora.jobs.comparison import plan, recipe
+from saelora.jobs.sweep_plan import expand, group_points, read_recipe
 from saelora.saes import registry
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -60,15 +60,13 @@ def test_the_papers_experiments_are_there_each_with_a_version_for_the_default_mo
 
 @pytest.mark.parametrize("path", SWEEPS, ids=name)
 def test_recipe_expands_and_says_how_it_is_run(path: Path) -> None:
-    recipe = read_recipe(path)
-    assert expand(recipe, str(path))
+    assert expand(read_recipe(path), str(path))
     assert f"saelora sweep recipes/{path.parent.name}/{path.name}" in path.read_text()
 
 
 @pytest.mark.parametrize("path", PAPER, ids=name)
 def test_the_papers_recipe_has_its_settings_and_its_saes_exist(path: Path) -> None:
-    recipe: SweepRecipe = read_recipe(path)
-    points = expand(recipe, str(path))
+    points = expand(read_recipe(path), str(path))
     assert len(points) == N_POINTS[path.stem]
     for point in points:
         assert {key: getattr(point.config, key) for key in PUBLISHED} == PUBLISHED
@@ -100,7 +98,7 @@ def test_saes_that_sweeps_name_are_made_by_the_recipe_they_name(path: Path) -> N
 
 @pytest.mark.parametrize("path", TIMING, ids=name)
 def test_timing_recipe_expands_and_says_how_it_is_run(path: Path) -> None:
-    runs = plan.expand(plan.read_recipe(path), str(path))
+    runs = plan.expand(recipe.read_recipe(path))
     assert {"local", "e2e", "lora"} <= {run.entry.method for run in runs}
     assert f"saelora compare recipes/{path.parent.name}/{path.name}" in path.read_text()
 
@@ -108,8 +106,8 @@ def test_timing_recipe_expands_and_says_how_it_is_run(path: Path) -> None:
 @pytest.mark.parametrize("stem", TIMED)
 def test_the_papers_timing_recipe_has_its_settings(stem: str) -> None:
     path, (model, tokens, lr) = RECIPES / "paper" / f"{stem}.yaml", TIMED[stem]
-    runs = plan.expand(plan.read_recipe(path), str(path))
-    configs = [(run, build(plan.config_type(run.entry), run.values)) for run in runs]
+    runs = plan.expand(recipe.read_recipe(path))
+    configs = [(run, build(recipe.config_type(run.entry), run.values)) for run in runs]
     for _, config in configs:
         data = (config.data, config.subset, config.text_column)
         assert data == ("togethercomputer/RedPajama-Data-V2", "sample-10B", "raw_content")
@@ -136,7 +134,7 @@ def test_the_papers_timing_recipe_has_its_settings(stem: str) -> None:
 @pytest.mark.parametrize("stem", ["timing", "timing_gpu"])
 def test_the_default_models_timing_recipe_compares_every_method_at_equal_tokens(stem: str) -> None:
     path = RECIPES / "smollm" / f"{stem}.yaml"
-    runs = plan.expand(plan.read_recipe(path), str(path))
+    runs = plan.expand(recipe.read_recipe(path))
     methods = {"lora", "lora+sae", "linear", "finetune-sae"}
     assert {run.entry.method for run in runs} == methods | {"local", "e2e", "e2e+downstream"}
     finished = [run for run in runs if run.entry.kind == "method" and run.start_share in (1.0, None)]

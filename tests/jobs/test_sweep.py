@@ -197,6 +197,8 @@ BAD = {
     "arms": ({"arms": ["sae"]}, [], "arms"),
     "no-saes": ({"points": [{"sae": ["{saes}/x"]}]}, [], "no train_sae"),
     "set": ({}, ["--set", "rank"], "KEY=VALUE"),
+    "set where": ({}, ["--set", "points.rank=1"], "'points.rank=1': expected KEY=VALUE, such as --set tokens=10k"),
+    "mapping": ({"points": {"rank": 1}}, [], "points of"),
     "series": ({"series": "nonsense"}, [], "no such column"),
     "axis": ({"grid": {"rank": [1, 2]}, "x": "nonsense"}, [], "no such column"),
 }

@@ -10,7 +10,8 @@ from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.files import RUN, locked, write_whole
-from saelora.jobs.comparison.plan import ComparisonRecipe, Run, entries_named, expand, read_recipe, settings
+from saelora.jobs.comparison.plan import Run, entries_named, expand, settings
+from saelora.jobs.comparison.recipe import ComparisonRecipe, read_recipe
 from saelora.jobs.run import open_collection
 from saelora.manifest import read_json, write_json
 from saelora.named import check_named
@@ -47,7 +48,7 @@ def compare(config: Config | None = None, **options: Any) -> dict[str, Any]:
     if not config.recipe:
         raise InputError("no recipe given: name a YAML file, such as recipes/smollm/timing.yaml")
     recipe = read_recipe(Path(config.recipe), config.set)
-    runs = expand(recipe, config.recipe)
+    runs = expand(recipe)
     for run in runs:
         check_named(settings(run))
     named = {entry.name for entry in entries_named(recipe, config.only)}

@@ -14,7 +14,7 @@ from saelora.files import write_whole
 from saelora.jobs import train_sae
 from saelora.jobs.run import open_collection
 from saelora.jobs.sae_folder import FINISHED
-from saelora.jobs.sweep_plan import Point, SweepRecipe, adapter_folder, expand, group_points, read_recipe, row_file
+from saelora.jobs.sweep_plan import Point, SweepSpec, adapter_folder, expand, group_points, read_recipe, row_file
 from saelora.manifest import MANIFEST, read_json, write_json
 from saelora.models.assets import cache_dir
 from saelora.named import check_named
@@ -68,7 +68,7 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
         return _sweep(config, recipe, points, held)
 
 
-def _sweep(config: Config, recipe: SweepRecipe, points: list[Point], held: ExitStack) -> dict[str, Any]:
+def _sweep(config: Config, recipe: SweepSpec, points: list[Point], held: ExitStack) -> dict[str, Any]:
     processes = Group.current(points[0].config.device)
     console = Console(quiet=config.quiet or not processes.is_main)
     folder = processes.on_main(lambda: open_collection(config, "points", "sweep", held))
@@ -108,7 +108,7 @@ def render(results: dict[str, Any]) -> str:
     return "\n".join([results["title"], "", text_table(results["points"]), "", *results["figures"]])
 
 
-def _trained_saes(recipe: SweepRecipe, point: Point, console: Console) -> str:
+def _trained_saes(recipe: SweepSpec, point: Point, console: Console) -> str:
     """The folder of the recipe's own SAEs, trained on first use and cached for every recipe that names the same."""
     if recipe.train_sae is None:
         return ""
@@ -138,7 +138,7 @@ def _row(file: Path) -> dict[str, Any]:
     return check_file(read_json(file), shapes.POINT, file, "delete it and repeat with --resume")
 
 
-def _write_tables(recipe: SweepRecipe, points: list[Point], folder: Path) -> None:
+def _write_tables(recipe: SweepSpec, points: list[Point], folder: Path) -> None:
     rows = _rows(points, folder)
     if not rows:
         return
@@ -147,7 +147,7 @@ def _write_tables(recipe: SweepRecipe, points: list[Point], folder: Path) -> Non
     write_whole(folder / "results.md", (markdown(rows) + "\n").encode())
 
 
-def _finish(recipe: SweepRecipe, points: list[Point], folder: Path) -> list[str]:
+def _finish(recipe: SweepSpec, points: list[Point], folder: Path) -> list[str]:
     _write_tables(recipe, points, folder)
     rows = _rows(points, folder)
     return [str(path) for path in figures(rows, recipe.x, recipe.series, recipe.title, folder)]

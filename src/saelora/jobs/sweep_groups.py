@@ -27,7 +27,7 @@ from saelora.identity import measured_on
 from saelora.jobs import adapt
 from saelora.jobs.student_folder import save_run
 from saelora.jobs.students import add_adapter, recipe_of
-from saelora.jobs.sweep_plan import SAES, Point, SweepRecipe, adapter_folder, split
+from saelora.jobs.sweep_plan import SAES, Point, SweepSpec, adapter_folder, split
 from saelora.jobs.training import repeat_collection, train
 from saelora.manifest import describe, environment, read_json, write_json
 from saelora.models.anatomy import anatomy_of, widths
@@ -48,7 +48,7 @@ class Runner:
     """Runs groups one after another; keeps the model, its SAEs and its rows while the next group needs the same."""
 
     save_adapters: bool
-    recipe: SweepRecipe
+    recipe: SweepSpec
     folder: Path
     saes: str
     console: Console

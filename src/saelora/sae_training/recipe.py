@@ -7,13 +7,12 @@ early. For longer runs lower lr and passes.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
-from saelora.config import check_limit, coerce
+from saelora.config import check_keys, check_limit, coerce
 from saelora.errors import InputError
 from saelora.limits import Limit
 
@@ -133,10 +132,7 @@ def _override(name: str, common: SAERecipe, kinds: Mapping[str, Any], limits: Ma
         key = written.replace("-", "_")
         if not (written and equals and value):
             raise InputError(f"got {part!r}, expected key=value, e.g. k=16")
-        if key not in kinds:
-            near = difflib.get_close_matches(key, kinds, n=1)
-            hint = f"; did you mean {near[0]!r}?" if near else f": expected one of {', '.join(sorted(kinds))}"
-            raise InputError(f"unknown key {written!r}{hint}")
+        check_keys([key], kinds)
         if key in values:
             raise InputError(f"{key} is given twice: keep one")
         values[key] = coerce(kinds[key], value, key)

@@ -9,12 +9,14 @@ from saelora.config import build
 from saelora.core.splice import splice
 from saelora.core.students import Student
 from saelora.jobs import train_sae, train_sae_run
-from saelora.jobs.comparison.plan import Run, student_type
+from saelora.jobs.comparison.plan import Run
+from saelora.jobs.comparison.recipe import student_type
 from saelora.jobs.comparison.session import ComparisonSession, means, start_of, students
-from saelora.jobs.recipe_file import digest
+from saelora.jobs.spec import digest
 from saelora.manifest import read_json, write_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import parse_hookpoint
+from saelora.reporting.format import finite
 
 SEED = 1_000_003  # of the rows that rates are tried on, in an order that no run has
 
@@ -33,7 +35,7 @@ def learning_rate(session: ComparisonSession, run: Run) -> tuple[float | None, l
     if len(entry.lr) < 2 or tune is None:
         return (entry.lr[0] if entry.lr else None), None
     shared = {key: value for key, value in asdict(entry).items() if key not in ("seeds", "evaluations")}
-    key = digest({"entry": shared, "tune": asdict(tune)})
+    key = digest({"entry": shared, "tune": dict(tune)})
     file = session.folder / "tuning" / f"{key}.json"
     if not file.exists():
         session.console.say(f"choosing lr of {entry.name} among {', '.join(f'{lr:g}' for lr in entry.lr)}")
@@ -59,7 +61,7 @@ def _try_saes(session: ComparisonSession, run: Run, n_tokens: int) -> list[float
     for name in names:
         sae: Any = objective.inference_sae(f"{hookpoint}/{name}")
         with splice(model, {hookpoint: sae.to(model.device)}, session.token_mask(config, hookpoint)) as spliced:
-            found.append(_finite(means(evaluator.losses(model, Student(spliced)))["ce"]))
+            found.append(finite(means(evaluator.losses(model, Student(spliced)))["ce"]))
     return found
 
 
@@ -75,8 +77,4 @@ def _try_methods(session: ComparisonSession, run: Run, n_tokens: int) -> list[fl
         session.train(f"tuning-{run.id}", objective, rows, configs[0])
         every = [one.student for one in objective.runs]
         splices = [student.splice for student in every if student.splice is not None]
-        return [_finite(means(evaluator.losses(model, student, splices))["ce"]) for student in every]
-
-
-def _finite(value: float) -> float | None:
-    return value if math.isfinite(value) else None
+        return [finite(means(evaluator.losses(model, student, splices))["ce"]) for student in every]

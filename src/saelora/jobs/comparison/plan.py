@@ -1,37 +1,13 @@
 """A comparison's recipe -> runs, in an order in which they can be executed. Pure."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from saelora.config import build
 from saelora.errors import InputError
-from saelora.jobs.comparison.recipe import (
-    ComparisonRecipe,
-    Entry,
-    JobConfig,
-    Start,
-    Tune,
-    config_type,
-    read_recipe,
-    student_type,
-)
-from saelora.jobs.recipe_file import compared, digest
-
-__all__ = [
-    "ComparisonRecipe",
-    "Entry",
-    "JobConfig",
-    "Run",
-    "Start",
-    "Tune",
-    "config_type",
-    "entries_named",
-    "expand",
-    "read_recipe",
-    "settings",
-    "student_type",
-]
+from saelora.jobs.comparison.recipe import ComparisonRecipe, Entry, JobConfig, config_type
+from saelora.jobs.spec import compared, digest
 
 
 @dataclass(frozen=True)
@@ -53,25 +29,18 @@ class Run:
     start_ref: str | None = None
 
 
-def expand(recipe: ComparisonRecipe, source: str) -> list[Run]:
-    """All runs, seed by seed: each seed's SAEs come before the methods that start from them.
+_Start = tuple[float | None, str | None, str | None]  # start_share, start_run and start_ref of a run
 
-    Raises:
-        InputError: two runs that are the same.
-    """
-    runs: dict[str, Run] = {}
-    seeds = dict.fromkeys(seed for entry in recipe.entries for seed in entry.seeds)
-    for seed in seeds:
-        for entry in recipe.entries:
-            if seed not in entry.seeds:
-                continue
+
+def expand(recipe: ComparisonRecipe) -> list[Run]:
+    """All runs, seed by seed: each seed's SAEs come before the methods that start from them."""
+    runs: list[Run] = []
+    for seed in dict.fromkeys(seed for entry in recipe.entries for seed in entry.seeds):
+        for entry in (entry for entry in recipe.entries if seed in entry.seeds):
+            saes = [run for run in runs if entry.start and run.entry.name == entry.start.name and run.seed == seed]
             for budget in entry.budgets:
-                for start in _starts(entry, seed, recipe, runs):
-                    run = _run(recipe, entry, budget, seed, *start)
-                    if run.id in runs:
-                        raise InputError(f"{source} holds a run twice: {entry.name}, {budget} tokens, seed {seed}")
-                    runs[run.id] = run
-    return list(runs.values())
+                runs += [_run(recipe, entry, budget, seed, start) for start in _starts(entry, saes)]
+    return runs
 
 
 def settings(run: Run) -> JobConfig:
@@ -95,37 +64,24 @@ def entries_named(recipe: ComparisonRecipe, only: Sequence[str]) -> list[Entry]:
     return [entry for entry in recipe.entries if not only or entry.name in needed]
 
 
-def _starts(
-    entry: Entry, seed: int, recipe: ComparisonRecipe, runs: Mapping[str, Run]
-) -> list[tuple[float | None, str | None, str | None]]:
-    """(share, run, reference) of each start of an entry."""
+def _starts(entry: Entry, saes: Sequence[Run]) -> list[_Start]:
+    """Each start of an entry; ``saes`` are the runs that it may branch off."""
     if entry.start is None or entry.start.name is None:
         return [(None, None, entry.start.ref if entry.start else None)]
     share = entry.start.share
-    sae = next(each for each in recipe.entries if each.name == entry.start.name)
-    off = [run.id for run in runs.values() if run.entry.name == sae.name and run.seed == seed]
-    return [(each, run, None) for run in off for each in (sae.checkpoints if share is None else (share,))]
+    return [(at, run.id, None) for run in saes for at in (run.entry.checkpoints if share is None else (share,))]
 
 
-def _run(
-    recipe: ComparisonRecipe,
-    entry: Entry,
-    budget: int,
-    seed: int,
-    share: float | None,
-    run: str | None,
-    ref: str | None,
-) -> Run:
+def _run(recipe: ComparisonRecipe, entry: Entry, budget: int, seed: int, start: _Start) -> Run:
     values = {**entry.values, "tokens": budget, "seed": seed}
     if len(entry.lr) == 1:
         values["lr"] = entry.lr[0]
-    tune = recipe.tune if len(entry.lr) > 1 else None
     about = {
         "entry": (entry.name, entry.kind, entry.method, entry.checkpoints),
         "lr": entry.lr,
-        "tune": tune and (tune.tokens, tune.eval_tokens),
+        "tune": recipe.tune and (recipe.tune.tokens, recipe.tune.eval_tokens) if len(entry.lr) > 1 else None,
         "evaluations": entry.evaluations,
-        "start": (share, run, ref),
+        "start": start,
         "config": compared(build(config_type(entry), values)),
     }
-    return Run(digest(about), entry, budget, seed, values, share, run, ref)
+    return Run(digest(about), entry, budget, seed, values, *start)

@@ -13,7 +13,8 @@ from saelora.files import whole_folder
 from saelora.identity import measured_on
 from saelora.jobs import train_sae, train_sae_run
 from saelora.jobs.comparison.lr_search import learning_rate
-from saelora.jobs.comparison.plan import Run, student_type
+from saelora.jobs.comparison.plan import Run
+from saelora.jobs.comparison.recipe import student_type
 from saelora.jobs.comparison.session import ComparisonSession, curve, means, start_of, students
 from saelora.manifest import MANIFEST, describe, environment, write_json
 from saelora.models.anatomy import anatomy_of

@@ -17,7 +17,8 @@ from saelora.errors import InputError
 from saelora.evals.cached import CachedEvaluator
 from saelora.evals.loss_sums import LossSums
 from saelora.jobs import train_sae
-from saelora.jobs.comparison.plan import ComparisonRecipe, JobConfig, Run
+from saelora.jobs.comparison.plan import Run
+from saelora.jobs.comparison.recipe import ComparisonRecipe, JobConfig
 from saelora.jobs.students import add_student
 from saelora.jobs.training import evenly, repeat_collection, train
 from saelora.jobs.training_options import StudentConfig
