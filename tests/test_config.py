@@ -264,7 +264,7 @@ def test_there_are_recipes() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_is_understood(recipe: Path) -> None:
-    from saelora.jobs import adapt, tuning
+    from saelora.jobs import adapt, students
 
     config = build(adapt.Config, read_yaml(recipe), recipe.name)
-    assert tuning.recipe_of(config).lr == config.lr
+    assert students.recipe_of(config).lr == config.lr
