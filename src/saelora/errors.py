@@ -1,4 +1,4 @@
-"""The one error that means "the input is wrong", as opposed to "this program is wrong"."""
+"""The one error that means "the input is wrong", as opposed to "this program is wrong"; and what steps raise."""
 
 from typing import Any
 
@@ -11,6 +11,10 @@ class InputError(Exception):
     """
 
     exit_code = 2
+
+
+class NonFiniteLoss(Exception):
+    """A step's loss or gradient is NaN or infinite; nothing was updated by that step."""
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from saelora.core.numerics import ErrorSums
 from saelora.core.spread import FIGURES, Spread, n_largest
 from spread_reference import plain_figures
 
@@ -28,7 +29,7 @@ def of_parts(x, recon, sizes, n_most=None):
 
 
 def figures(spread, x, recon):
-    return spread.figures(x.sum(0), x.square().sum(), (x - recon).square().sum())
+    return spread.figures(ErrorSums(len(x), x.sum(0), x.square().sum(), (x - recon).square().sum()))
 
 
 def fvu(x, recon):

@@ -10,10 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from saelora.errors import InputError
-from saelora.train.distributed import Group
+from saelora.core.group import Group
+from saelora.errors import InputError, NonFiniteLoss
+from saelora.train.distributed import current_group
 from saelora.train.interrupt import Interrupted
-from saelora.train.loop import Loop, LoopConfig, NonFiniteLoss
+from saelora.train.loop import Loop, LoopConfig
 from saelora.train.tracking import Tracker
 
 ROOT = Path(sys.argv[1])
@@ -100,7 +101,7 @@ def loops(group: Group) -> dict[str, Any]:
     return {"whole": whole.drawn, "parts": rest.drawn, "stopped": stopped, "resumed": resumed, "failed": failed}
 
 
-group = Group.current("cpu")
+group = current_group("cpu")
 everything = group.gather({**exchanges(group), **loops(group)})
 if group.is_main:
     (ROOT / "found.json").write_text(json.dumps(everything))

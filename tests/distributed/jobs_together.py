@@ -17,7 +17,7 @@ import torch
 import saelora
 from saelora import cli
 from saelora.errors import InputError
-from saelora.train.distributed import Group
+from saelora.train.distributed import current_group
 from saelora.train.interrupt import Interrupted
 
 ROOT = Path(sys.argv[1])
@@ -46,7 +46,7 @@ def main() -> int:
     given = json.loads((ROOT / "given.json").read_text())
     noticed: dict[str, Any] = {}
     sys.addaudithook(note_writes)
-    group = Group.current("cpu")
+    group = current_group("cpu")
     noticed["results"] = {
         name: getattr(saelora, job)(**options) for name, (job, options) in given.items() if name != "stopped"
     }

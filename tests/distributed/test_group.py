@@ -10,9 +10,10 @@ import pytest
 import torch
 from launch import finished
 
+from saelora.core.group import ALONE, Group
 from saelora.errors import InputError
 from saelora.train.checkpoint import load_checkpoint
-from saelora.train.distributed import ALONE, Group
+from saelora.train.distributed import current_group
 
 pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
 
@@ -96,7 +97,7 @@ def test_metrics_are_written_once(folder: Path) -> None:
 
 def test_alone_every_exchange_gives_back_what_it_was_given() -> None:
     rows = torch.arange(6).view(3, 2)
-    assert Group.current() == ALONE
+    assert current_group() == ALONE
     assert ALONE.share(rows) == (pytest.approx(rows), 1.0)
     assert (ALONE.max(3, 1), ALONE.on_main(lambda: 4), ALONE.gather(5)) == ([3, 1], 4, [5])
     assert list(ALONE.turns(2)) == [(0, True), (1, True)]

@@ -8,9 +8,9 @@ import pytest
 import workspace as ws
 
 from saelora.cli import main
+from saelora.core.group import Group
 from saelora.errors import InputError
 from saelora.jobs.evaluate import ALL, Config, parts_of
-from saelora.train.distributed import Group
 
 FEW = {"eval_tokens": 3 * ws.CONTEXT}
 

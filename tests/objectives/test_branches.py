@@ -16,6 +16,7 @@ from families import BOS, D_MODEL, N_LAYERS, VOCAB
 from saelora.core.lora import lora_config, parameters_of
 from saelora.core.splice import Splice, splice
 from saelora.core.students import Student
+from saelora.errors import NonFiniteLoss
 from saelora.evals.loss import evaluate_branches, evaluate_loss
 from saelora.models.anatomy import anatomy_of
 from saelora.models.compiling import compile_layers
@@ -23,7 +24,6 @@ from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
 from saelora.objectives.distill_recipe import DistillRecipe
-from saelora.train.loop import NonFiniteLoss
 from tiny_saes import SPARE_SPECIAL, TinySAE
 
 N_STEPS = 3

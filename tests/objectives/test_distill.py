@@ -15,11 +15,11 @@ import families
 from families import D_MODEL, VOCAB
 from saelora.core.lora import lora_config
 from saelora.core.splice import splice
+from saelora.errors import NonFiniteLoss
 from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
 from saelora.objectives.distill_recipe import DistillRecipe
-from saelora.train.loop import NonFiniteLoss
 from tiny_saes import SPARE_SPECIAL, TinySAE
 
 N_STEPS, SITE = 4, Hookpoint(1)

@@ -4,11 +4,11 @@ import pytest
 import torch
 from test_method_steps import METHODS, batches, objective, trained
 
+from saelora.core.group import ALONE
 from saelora.errors import InputError
 from saelora.objectives import fitting
 from saelora.objectives.fitting import fit_step, needs
 from saelora.train.cost import Costed
-from saelora.train.distributed import ALONE
 
 ROWS = torch.cat([batches()[0]] * 8)
 

@@ -11,11 +11,10 @@ from test_sae import METADATA, equal, recipe, tokens
 
 from families import BOS, N_LAYERS, tiny
 from saelora.core.splice import TokenMask
-from saelora.errors import InputError
+from saelora.errors import InputError, NonFiniteLoss
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from saelora.sae_training.end_to_end import EndToEnd
-from saelora.train.loop import NonFiniteLoss
 from spread_reference import plain_figures
 from tiny_saes import hooks_in
 

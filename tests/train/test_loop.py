@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from saelora.errors import InputError
+from saelora.errors import InputError, NonFiniteLoss
 from saelora.train.checkpoint import load_checkpoint
 from saelora.train.interrupt import Interrupted, StopRequest
-from saelora.train.loop import Loop, LoopConfig, NonFiniteLoss
+from saelora.train.loop import Loop, LoopConfig
 from saelora.train.tracking import Tracker
 
 

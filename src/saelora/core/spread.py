@@ -20,6 +20,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from saelora.core.numerics import ErrorSums
+
 FIGURES = ("relative_error", "relative_error_q10", "relative_error_q90", "top_variance", "fvu_rest")
 _QUANTILES = {"relative_error": 0.5, "relative_error_q10": 0.1, "relative_error_q90": 0.9}
 _TINY = 1e-30  # a token of norm 0 has no relative error; this keeps it a number
@@ -86,25 +88,18 @@ class Spread:
         _, _, x_KD = self._largest()
         return (x_KD - mean_D).square().sum() / variation
 
-    def fvu_rest(self, sum_D: Tensor, squares: Tensor, error: Tensor) -> Tensor:
-        """The FVU of all but the largest tokens, from all tokens' sums of x, of squares, and of squared errors.
-
-        NaN where fewer than two tokens are left.
-        """
+    def fvu_rest(self, sums: ErrorSums) -> Tensor:
+        """The FVU of all but the largest tokens, from all tokens' sums; NaN where fewer than two tokens are left."""
         square_K, error_K, x_KD = self._largest()
-        n = self.n - len(x_KD)
-        if n < 2:
-            return torch.full_like(squares, torch.nan)
-        variation = squares - square_K.sum() - (sum_D - x_KD.sum(0)).square().sum() / n
-        return (error - error_K.sum()) / variation
+        rest = sums - ErrorSums(len(x_KD), x_KD.sum(0), square_K.sum(), error_K.sum())
+        return rest.fvu if self.n - len(x_KD) > 1 else torch.full_like(sums.squares, torch.nan)
 
-    def figures(self, sum_D: Tensor, squares: Tensor, error: Tensor) -> dict[str, float]:
+    def figures(self, sums: ErrorSums) -> dict[str, float]:
         """FIGURES, from all tokens' sums in float64 on the device of what was added."""
-        variation = squares - sum_D.square().sum() / self.n
         found = {
             **self.errors(),
-            "top_variance": self.top_variance(sum_D / self.n, variation),
-            "fvu_rest": self.fvu_rest(sum_D, squares, error),
+            "top_variance": self.top_variance(sums.x_D / sums.n, sums.variation),
+            "fvu_rest": self.fvu_rest(sums),
         }
         return {name: float(value) for name, value in found.items()}
 

@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from saelora.core.numerics import ErrorSums, wide
 from saelora.core.spread import FIGURES, Spread
 from saelora.evals.drift.result import LatentChange
 from saelora.evals.estimate import Estimate
 from saelora.evals.intervals import UNDEFINED, ratio
-from saelora.evals.loss_sums import wide
 from saelora.evals.variant import Variant
 
 BLOCKS = 100  # groups of rows that are drawn anew for the rates' correlation: rows by themselves are too many counts
@@ -81,7 +81,8 @@ class Firing:
         found = {}
         for name, spread in self.spreads.items():
             sums = (np.stack(self.x_RD[name]).sum(0), self.square_R[name].sum(), self.error_R[name].sum())
-            found[name] = spread.cpu().figures(*(torch.as_tensor(each, dtype=torch.float64) for each in sums))
+            wide_sums = (torch.as_tensor(each, dtype=torch.float64) for each in sums)
+            found[name] = spread.cpu().figures(ErrorSums(spread.n, *wide_sums))
         return {figure: {name: found[name][figure] for name in found} for figure in FIGURES}
 
     def _fvu(self, name: Variant) -> Estimate:

@@ -6,6 +6,7 @@ SAE replaces its input position (the token mask), which is SAELens's rule. Rows 
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,15 +15,14 @@ from torch import Tensor, nn
 from saelora.core import lora
 from saelora.core.check import check_against_whole
 from saelora.core.eval_mode import eval_mode
+from saelora.core.group import ALONE, Group
 from saelora.core.kl_head import kl_heads
 from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
 from saelora.core.students import Shared, Student, Students
 from saelora.evals.loss_sums import LossSums, SAESums
+from saelora.evals.variant import AGAINST_BASE
 from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
-from saelora.train.distributed import ALONE, Group
-
-ARMS = ("sae", "adapted", "adapted_clean", "zero")
 
 
 def evaluate_loss(
@@ -102,7 +102,9 @@ def evaluate_branches(
     device = device_of(model)
     done: list[LossSums] = []
     with eval_mode(model), ExitStack() as stack:
-        runs = _Arms(model, branches, token_mask, arms or ARMS, stack, lambda: SAESums.of(token_mask, rows), reference)
+        runs = _Arms(
+            model, branches, token_mask, arms or AGAINST_BASE, stack, lambda: SAESums.of(token_mask, rows), reference
+        )
         for turn, counts in group.turns(-(-len(rows) // batch_rows)):
             batch = rows[turn * batch_rows : (turn + 1) * batch_rows].to(device)
             with torch.autocast(device.type, autocast) if autocast else ExitStack():

@@ -4,16 +4,16 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
+from saelora.core.group import Group
 from saelora.core.massive import Massive
+from saelora.core.numerics import ErrorSums, wide
 from saelora.core.splice import TokenMask
 from saelora.core.spread import Spread
 from saelora.errors import InputError
 from saelora.evals.intervals import resampled
 from saelora.models.hookpoints import Hookpoint
-from saelora.train.distributed import Group
 
 RATIOS = ("gap_closed", "loss_recovered_sae", "loss_recovered_adapted")
 
@@ -79,11 +79,6 @@ def _derive(means: dict[str, Any]) -> dict[str, Any]:
     return out
 
 
-def wide(x: Tensor) -> Tensor:
-    """A tensor in float64, which Apple's GPUs lack: from there it comes to the CPU first."""
-    return (x.cpu() if x.device.type == "mps" else x).double()
-
-
 @dataclass
 class SAESums:
     """FVU, its robust companions, L0 and firing of the SAEs in a splice, over the whole evaluation set.
@@ -95,7 +90,8 @@ class SAESums:
 
     n_most: int
     massive: Massive | None = None
-    hookpoint_sums: dict[Hookpoint, dict[str, Tensor]] = field(default_factory=dict)
+    sums: dict[Hookpoint, ErrorSums] = field(default_factory=dict)
+    fired: dict[Hookpoint, Tensor] = field(default_factory=dict)  # [d_sae], at how many positions
     spreads: dict[Hookpoint, Spread] = field(default_factory=dict)
 
     @classmethod
@@ -107,30 +103,24 @@ class SAESums:
         """The observer of a splice."""
         x, recon, active = wide(x[mask]), wide(recon[mask]), latents[mask] != 0
         squares = (x - recon).square()
-        new = {
-            "n": torch.tensor(float(len(x))),
-            "x": x.sum(0),
-            "xx": x.square().sum(),
-            "error": squares.sum(),
-            "active": wide(active.sum()),
-            "fired": wide(active.sum(0)),
-        }
-        self._add(hookpoint, new)
+        self._add(hookpoint, ErrorSums(len(x), x.sum(0), x.square().sum(), squares.sum()), wide(active.sum(0)))
         self.spreads.setdefault(hookpoint, Spread(self.n_most)).add(x, squares.sum(-1))
 
-    def _add(self, hookpoint: Hookpoint, new: dict[str, Tensor]) -> None:
-        old = self.hookpoint_sums.get(hookpoint)
-        self.hookpoint_sums[hookpoint] = new if old is None else {k: old[k] + v for k, v in new.items()}
+    def _add(self, hookpoint: Hookpoint, sums: ErrorSums, fired_S: Tensor) -> None:
+        first = hookpoint not in self.sums
+        self.sums[hookpoint] = sums if first else self.sums[hookpoint] + sums
+        self.fired[hookpoint] = fired_S if first else self.fired[hookpoint] + fired_S
 
     def over(self, group: Group) -> "SAESums":
         """The sums of all processes."""
         total = SAESums(self.n_most, self.massive)
-        for part in group.gather({h: {k: v.cpu() for k, v in own.items()} for h, own in self.hookpoint_sums.items()}):
-            for hookpoint, sums in part.items():
-                total._add(hookpoint, sums)
-        parts = group.gather({h: own.cpu() for h, own in self.spreads.items()})
-        for hookpoint in total.hookpoint_sums:
-            total.spreads[hookpoint] = Spread.together(part[hookpoint] for part in parts if hookpoint in part)
+        own = {h: (self.sums[h].cpu(), self.fired[h].cpu(), self.spreads[h].cpu()) for h in self.sums}
+        parts = group.gather(own)
+        for part in parts:
+            for hookpoint, (sums, fired_S, _) in part.items():
+                total._add(hookpoint, sums, fired_S)
+        for hookpoint in total.sums:
+            total.spreads[hookpoint] = Spread.together(part[hookpoint][2] for part in parts if hookpoint in part)
         return total
 
     def compute(self) -> dict[str, dict[str, float]]:
@@ -139,13 +129,13 @@ class SAESums:
         Where massive positions are spared, also n_massive, how many were, of n_positions, and massive_limit, the norm.
         """
         out = {}
-        for hookpoint, s in self.hookpoint_sums.items():
-            variance = s["xx"] - s["x"].square().sum() / s["n"]
+        for hookpoint, sums in self.sums.items():
+            fired_S = self.fired[hookpoint]
             out[str(hookpoint)] = {
-                "fvu": float(s["error"] / variance),
-                **self.spreads[hookpoint].figures(s["x"], s["xx"], s["error"]),
-                "l0": float(s["active"] / s["n"]),
-                "dead_frac": float((s["fired"] == 0).double().mean()),
+                "fvu": float(sums.fvu),
+                **self.spreads[hookpoint].figures(sums),
+                "l0": float(fired_S.sum() / sums.n),
+                "dead_frac": float((fired_S == 0).double().mean()),
             }
             if self.massive is not None:
                 found = {"n_massive": self.n_most - self.spreads[hookpoint].n, "n_positions": self.n_most}

@@ -4,7 +4,10 @@ from enum import StrEnum
 
 
 class Variant(StrEnum):
-    """A model with or without its SAEs spliced in, with or without its adapter; the values are the keys in files."""
+    """A model with or without its SAEs spliced in, with or without its adapter.
+
+    The values are the keys in files, and name figures: ce_sae is the cross entropy of SPLICED.
+    """
 
     BASE = "base"  # the original model
     SPLICED = "sae"  # the SAEs in, no adapter
@@ -19,3 +22,6 @@ class Variant(StrEnum):
     @property
     def has_adapter(self) -> bool:
         return self in (Variant.ADAPTED, Variant.ADAPTED_CLEAN)
+
+
+AGAINST_BASE = (Variant.SPLICED, Variant.ADAPTED, Variant.ADAPTED_CLEAN, Variant.ZERO)  # "arms" in recipes

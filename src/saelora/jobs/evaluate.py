@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from saelora.config import Configuration, configured, option, to_dict
 from saelora.console import Console
+from saelora.core.group import ALONE, Group
 from saelora.errors import InputError
 from saelora.evals.registry import EVALUATIONS
 from saelora.files import tidy
@@ -25,7 +26,6 @@ from saelora.models.hookpoints import Hookpoint
 from saelora.named import check_named
 from saelora.options import SplicedConfig
 from saelora.reporting.text import loss_table
-from saelora.train.distributed import ALONE, Group
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

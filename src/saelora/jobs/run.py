@@ -9,12 +9,13 @@ from typing import Any, Protocol, TypeVar
 import yaml
 
 from saelora.config import Configuration, option, read_yaml, to_dict, updated
+from saelora.core.group import Group
 from saelora.errors import InputError
 from saelora.files import clear, in_use, is_locked, left_in, locked, remove_leftovers, write_whole, writing
 from saelora.limits import NOT_NEGATIVE, SEED, OneOf
 from saelora.manifest import MANIFEST, check_room, check_writable
 from saelora.options import ModelConfig
-from saelora.train.distributed import Group
+from saelora.train.distributed import current_group
 from saelora.train.tracking import TRACKERS, check_tracker
 
 RECORDED, CHECKPOINTS = "config.yaml", "checkpoints"
@@ -54,7 +55,7 @@ def processes(config: ModelConfig) -> Group:
     Raises:
         InputError: they do not fit the machine or the options.
     """
-    group = Group.current(config.device)
+    group = current_group(config.device)
     if config.shard and group.world == 1:
         raise InputError(
             "--shard splits a model over several processes, this is one: start them with "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from saelora.assemble import Assembled, assemble, autocast_dtype, read_rows, validation_rows
 from saelora.config import to_dict
 from saelora.console import Console
+from saelora.core.group import Group
 from saelora.evals.loss import evaluate_loss
 from saelora.evals.samples import continuations, prompts_from
 from saelora.files import write_whole
@@ -31,7 +32,6 @@ from saelora.objectives.trainable_sae import TrainableSAE
 from saelora.reporting.card import card
 from saelora.reporting.figures import learning_curve
 from saelora.reporting.outcome import outcome
-from saelora.train.distributed import Group
 from saelora.train.loop import LoopState
 from saelora.train.shard import shard_layers
 from saelora.train.tracking import Tracker

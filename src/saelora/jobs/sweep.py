@@ -21,7 +21,7 @@ from saelora.named import check_named
 from saelora.reporting.sweep import figures, markdown, text_table
 from saelora.reporting.tables import write_csv
 from saelora.shapes import check_file
-from saelora.train.distributed import Group
+from saelora.train.distributed import current_group
 
 MEMORY_SHARE = 0.4  # of what is free, for all processes together: they may share a machine
 
@@ -69,7 +69,7 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
 
 
 def _sweep(config: Config, recipe: SweepSpec, points: list[Point], held: ExitStack) -> dict[str, Any]:
-    processes = Group.current(points[0].config.device)
+    processes = current_group(points[0].config.device)
     console = Console(quiet=config.quiet or not processes.is_main)
     folder = processes.on_main(lambda: open_collection(config, "points", "sweep", held))
     console.say(f"{config.recipe}: {len(points)} points")

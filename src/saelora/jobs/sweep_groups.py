@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from saelora.assemble import Assembled, SAECache, assemble, autocast_dtype, load_frozen, read_rows, validation_rows
 from saelora.config import to_dict, updated
 from saelora.console import Console
+from saelora.core.group import ALONE
 from saelora.core.lora import layers_of
 from saelora.core.splice import Splice, TokenMask, splice
 from saelora.core.spread import FIGURES
@@ -36,7 +37,6 @@ from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
 from saelora.objectives.fitting import fit_step
 from saelora.reporting.outcome import DIVERGED, DONE, outcome
-from saelora.train.distributed import ALONE
 from saelora.train.memory import free_bytes
 
 POINTS, ROWS = "points.json", "rows.json"  # of a group: what it trains, and until they are published its results

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 from saelora.config import Options, build, coerce, option, read_yaml
 from saelora.errors import InputError
+from saelora.evals.variant import AGAINST_BASE
 from saelora.jobs import adapt, train_sae
 from saelora.jobs.run import NOT_COMPARED
 from saelora.jobs.spec import Recipe, compared, digest, read
@@ -18,7 +19,6 @@ SAES = "{saes}"  # in a recipe: the folder of the SAEs that its train_sae names
 # What may differ between students of one teacher on the same rows; points that differ in anything else run apart.
 BRANCH_KEYS = {"sae", "hookpoint", "rank", "alpha", "placement", "rslora", "dora", "init", "dropout"}
 BRANCH_KEYS |= {"lr", "schedule", "warmup", "weight_decay", "betas", "clip", "loss"}
-_ARMS = ("sae", "adapted", "adapted_clean", "zero")
 
 
 class SweepSpec(Recipe):
@@ -53,7 +53,7 @@ def read_recipe(path: Path, overrides: Sequence[str] = ()) -> SweepSpec:
     for key, values in spec.grid.items():
         if not isinstance(values, list) or not values:
             raise InputError(f"grid.{key} is {values!r}, expected a list of values")
-    if not {"sae", "adapted"} <= set(spec.arms) <= set(_ARMS):
+    if not {"sae", "adapted"} <= set(spec.arms) <= set(AGAINST_BASE):
         raise InputError(f"arms of {path} are {list(spec.arms)}, expected sae, adapted, and of adapted_clean, zero any")
     for name, value, known in (("x", spec.x, AXES), ("series", spec.series, SERIES)):
         if value is not None and value not in known:

@@ -7,6 +7,7 @@ from typing import Any
 from saelora.assemble import autocast_dtype, load_frozen, open_data, token_mask_of, validation_rows
 from saelora.config import to_dict
 from saelora.console import Console
+from saelora.core.group import ALONE, Group
 from saelora.data.pack import stream_rows
 from saelora.data.streamed import StreamedRows
 from saelora.jobs import training
@@ -21,7 +22,6 @@ from saelora.sae_training.end_to_end import EndToEnd
 from saelora.sae_training.local import SAEObjective
 from saelora.sae_training.warm_start import Start
 from saelora.saes.loading import load_sae
-from saelora.train.distributed import ALONE, Group
 from saelora.train.shard import shard_layers
 from saelora.train.tracking import Tracker
 

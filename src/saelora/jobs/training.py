@@ -7,8 +7,8 @@ from typing import Protocol
 import torch
 
 from saelora.console import Console
+from saelora.core.group import ALONE, Group
 from saelora.jobs.run import RECORDED
-from saelora.train.distributed import ALONE, Group
 from saelora.train.interrupt import Interrupted
 from saelora.train.loop import Loop, LoopConfig, LoopState, Objective, Rows, within_reach
 from saelora.train.tracking import Tracker

@@ -8,6 +8,7 @@ gradient's norm then means the same whatever the scale of a model's activations.
 import torch
 from torch import Tensor
 
+from saelora.core.numerics import ErrorSums
 from saelora.models.hookpoints import Hookpoint
 
 
@@ -56,9 +57,9 @@ class BatchErrors:
         mine, whole = [], []
         for hookpoint, error in self.errors.items():
             found, n, squares = self.sums[hookpoint][:3]
-            variance = squares - self.sums[hookpoint][4:].square().sum() / n
-            mine.append(error / variance.to(error.dtype))
-            whole.append((found / variance).to(error.dtype))
+            sums = ErrorSums(n, self.sums[hookpoint][4:], squares, found)
+            mine.append(error / sums.variation.to(error.dtype))
+            whole.append(sums.fvu.to(error.dtype))
         return torch.stack(mine).mean(), torch.stack(whole).mean()
 
 

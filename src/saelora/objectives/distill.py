@@ -10,14 +10,14 @@ from torch import Tensor, nn
 
 from saelora.core import lora
 from saelora.core.check import check_against_whole
+from saelora.core.group import ALONE, Group
 from saelora.core.kl_head import kl_heads
 from saelora.core.splice import Splice
 from saelora.core.students import Shared, Students
+from saelora.errors import NonFiniteLoss
 from saelora.models.anatomy import device_of
 from saelora.objectives.balance import BatchErrors, balanced
 from saelora.objectives.branch import Branch, BranchRun
-from saelora.train.distributed import ALONE, Group
-from saelora.train.loop import NonFiniteLoss
 from saelora.train.memory import saved_bytes
 
 

@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from saelora.core.group import Group
 from saelora.core.kl_head import chunk_size
 from saelora.errors import InputError
 from saelora.objectives.distill import Distill
-from saelora.train.distributed import Group
 from saelora.train.memory import free_bytes
 
 SHARE = 0.9  # of what is free

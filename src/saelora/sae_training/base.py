@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
+from saelora.core.eval_mode import eval_mode
+from saelora.core.group import ALONE, Group
 from saelora.core.partial import activations
 from saelora.core.splice import TokenMask
 from saelora.errors import InputError
@@ -19,7 +20,6 @@ from saelora.sae_training.export import inference_parts, inference_sae
 from saelora.sae_training.recipe import SAERecipe
 from saelora.sae_training.trainer import SAETrainer
 from saelora.sae_training.warm_start import Start
-from saelora.train.distributed import ALONE, Group
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import SAE
@@ -113,23 +113,13 @@ class SAETraining:
     def _activations(self, rows: Tensor) -> dict[Hookpoint, Tensor]:
         """Activations [n_kept_tokens, d_in] at each hookpoint, exempt tokens left out; layers above never run."""
         parts: dict[Hookpoint, list[Tensor]] = {hookpoint: [] for hookpoint in self.names}
-        with self._evaluating():
+        with eval_mode(self.model):
             pieces = rows.split(self.rows_per_forward)
             for index, counts in self.group.turns(len(pieces)):
                 keep = self.token_mask(pieces[index], None) & counts
                 for hookpoint, found in activations(self.model, pieces[index], None, list(self.names)).items():
                     parts[hookpoint].append(found[self.token_mask.replaced(hookpoint, found, keep)])
         return {hookpoint: torch.cat(self.group.tensors_in_turn(found)) for hookpoint, found in parts.items()}
-
-    @contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        """The frozen model without its own dropout."""
-        was_training = self.model.training
-        self.model.eval()
-        try:
-            yield
-        finally:
-            self.model.train(was_training)
 
     def state_dict(self) -> dict[str, Any]:
         """Weights, optimisers, counters and scales of all SAEs: tensors and plain values only."""

@@ -16,18 +16,18 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core.check import check_activations, check_against_whole
+from saelora.core.eval_mode import eval_mode
 from saelora.core.kl_head import kl_heads
 from saelora.core.partial import cache_outputs
 from saelora.core.splice import splice
 from saelora.core.spread import Spread
 from saelora.core.students import Shared, Student, Students
-from saelora.errors import InputError
+from saelora.errors import InputError, NonFiniteLoss
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from saelora.sae_training.base import SAETraining, summary
 from saelora.sae_training.tally import Tally
 from saelora.sae_training.trainer import SAETrainer
-from saelora.train.loop import NonFiniteLoss
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
@@ -144,7 +144,7 @@ class EndToEnd(SAETraining):
         cuts: dict[int, list[str]] = {}
         for name, trainer in self.trainers.items():
             cuts.setdefault(self._n_pieces(rows, trainer), []).append(name)
-        with self._evaluating(), self._opened() as spliced:
+        with eval_mode(self.model), self._opened() as spliced:
             for n_pieces, names in cuts.items():
                 for i, piece in enumerate(rows.tensor_split(n_pieces)):
                     batch = self._clean(piece, spliced)

@@ -11,15 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from saelora.errors import InputError
+from saelora.core.group import ALONE, Group
+from saelora.errors import InputError, NonFiniteLoss
 from saelora.train.checkpoint import load_checkpoint, save_checkpoint
-from saelora.train.distributed import ALONE, Group
 from saelora.train.interrupt import Interrupted, StopRequest
 from saelora.train.tracking import Metrics, Tracker
-
-
-class NonFiniteLoss(Exception):
-    """An objective's loss is NaN or infinite; nothing was updated by that step."""
 
 
 class Objective(Protocol):

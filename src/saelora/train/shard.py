@@ -6,8 +6,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
+from saelora.core.group import Group
 from saelora.models.anatomy import anatomy_of
-from saelora.train.distributed import Group
 
 
 def shard_layers(model: nn.Module, device: torch.device, group: Group) -> None:

@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from saelora.config import Configuration
+from saelora.core.numerics import wide
 from saelora.core.partial import activations
 from saelora.core.splice import Splice, TokenMask
 from saelora.errors import InputError
 from saelora.evals.drift.result import AWAY, Drift, Layer
 from saelora.evals.firing import Firing
 from saelora.evals.intervals import ratios
-from saelora.evals.loss_sums import wide
 from saelora.evals.subject import Subject
 from saelora.evals.switching import as_variant
 from saelora.evals.variant import Variant

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from saelora.core.eval_mode import eval_mode
 from saelora.core.head import Head
 from saelora.core.kl_head import chunk_size
+from saelora.core.numerics import wide
 from saelora.core.splice import SAE, Observer, Splice, TokenMask
 from saelora.core.students import Shared, Student, Students
 from saelora.evals.intervals import UNDEFINED, Estimate, ratio
-from saelora.evals.loss_sums import wide
 from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 

@@ -8,10 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saelora.core.numerics import wide
 from saelora.core.splice import Splice, TokenMask
 from saelora.evals.faithfulness.result import Attention, AttentionLayer
 from saelora.evals.intervals import ratio
-from saelora.evals.loss_sums import wide
 from saelora.evals.switching import as_variant
 from saelora.evals.variant import Variant
 from saelora.models.anatomy import Anatomy, anatomy_of, device_of, unwrap

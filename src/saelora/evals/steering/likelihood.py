@@ -11,9 +11,9 @@ from torch import Tensor, nn
 from saelora.core import lora
 from saelora.core.head import Head, head_of
 from saelora.core.kl_head import chunk_size
+from saelora.core.numerics import wide
 from saelora.core.partial import clean_forward, entry_layer, run_from
 from saelora.core.splice import Splice, TokenMask, splice
-from saelora.evals.loss_sums import wide
 from saelora.evals.steering.interventions import Intervention
 from saelora.evals.steering.texts import Text
 from saelora.evals.switching import as_variant
