@@ -26,6 +26,7 @@ from saelora.evals.faithfulness.ablation import (
     random_order,
     top_latents,
 )
+from saelora.evals.spliced import SplicedModel
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, Identity, TinySAE, hooks_in
@@ -105,7 +106,7 @@ def test_every_variant_equals_plain_forwards(fresh, family, layers):
         with splice(model, {HOOKPOINT: Ablated(sae, gone)}, SPARE_SPECIAL) as opened:
             variants = {"base": Student(), "adapted_clean": Student(None, "default")}
             variants |= {"sae": Student(opened), "adapted": Student(opened, "default")}
-            found = cross_entropies(model, variants, SPARE_SPECIAL, rows, others=[other], batch_rows=2)
+            found = cross_entropies(SplicedModel(model, other, SPARE_SPECIAL), variants, rows, batch_rows=2)
         assert other.enabled
         assert opened.enabled
     assert hooks_in(model) == hooks
@@ -174,7 +175,8 @@ def test_variants_of_one_batch_share_a_draw_and_batches_do_not(fresh):
         variants = {"sae": Student(opened), "adapted": Student(opened, "default")}
         spy = dict.fromkeys(variants, lambda *event: used.append(shuffle.order))
         same = rows[[0, 1, 0, 1]]  # equal batches: a second draw shows as other numbers
-        found = cross_entropies(model, variants, SPARE_SPECIAL, same, before=before, observers=spy)
+        subject = SplicedModel(model, opened, SPARE_SPECIAL)
+        found = cross_entropies(subject, variants, same, before=before, observers=spy)
     assert [id(source) for source in used] == [id(drawn[0])] * 2 + [id(drawn[1])] * 2
     assert found.ce["sae"][:2] != found.ce["sae"][2:]
 

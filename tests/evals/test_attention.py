@@ -12,6 +12,7 @@ from saelora.core.lora import lora_config, only
 from saelora.core.splice import TokenMask, splice
 from saelora.evals.faithfulness.attention import NoWeightsError, attention_to_exempt
 from saelora.evals.result_json import to_json
+from saelora.evals.spliced import SplicedModel
 from saelora.models.anatomy import anatomy_of, unwrap
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in
@@ -45,7 +46,7 @@ def test_shares_equal_those_of_weights_that_transformers_returns(fresh, family):
     model, rows = with_adapter(fresh(family)), rows_of(family)
     before = implementations(model)
     with splice(model, {HOOKPOINT: TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
-        found = to_json(attention_to_exempt(model, spliced, SPARE_SPECIAL, rows))
+        found = to_json(attention_to_exempt(SplicedModel(model, spliced, SPARE_SPECIAL), rows))
         assert implementations(model) == before
         assert spliced.enabled
         if family != "gemma2":  # whose own is eager already, with a mask that float64 allows
@@ -78,7 +79,7 @@ def test_model_is_left_as_it_was_also_by_an_error(fresh):
     with splice(model, {HOOKPOINT: Broken()}, SPARE_SPECIAL) as spliced:
         hooks = hooks_in(model)
         with pytest.raises(RuntimeError, match="broken SAE"):
-            attention_to_exempt(model, spliced, SPARE_SPECIAL, rows)
+            attention_to_exempt(SplicedModel(model, spliced, SPARE_SPECIAL), rows)
         assert hooks_in(model) == hooks
     assert implementations(model) == before
 
@@ -90,11 +91,11 @@ def test_attention_without_weights_is_said_to_have_none(fresh):
     attention.forward = lambda *args, **kwargs: (forward(*args, **kwargs)[0], None)  # as a fused kernel would
     sae, told = TinySAE(D_MODEL), pytest.raises(NoWeightsError, match="layer 2")
     with splice(model, {HOOKPOINT: sae}, SPARE_SPECIAL) as spliced, told:
-        attention_to_exempt(model, spliced, SPARE_SPECIAL, rows_of("llama"))
+        attention_to_exempt(SplicedModel(model, spliced, SPARE_SPECIAL), rows_of("llama"))
 
 
 def test_nothing_exempt_gets_nothing(fresh):
     model = with_adapter(fresh("llama"))
     with splice(model, {HOOKPOINT: TinySAE(D_MODEL)}, TokenMask()) as spliced:
-        found = attention_to_exempt(model, spliced, TokenMask(), rows_of("llama"))
+        found = attention_to_exempt(SplicedModel(model, spliced, TokenMask()), rows_of("llama"))
     assert found.mean["adapted"] == {"value": 0.0, "low": 0.0, "high": 0.0}

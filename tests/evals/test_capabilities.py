@@ -20,7 +20,7 @@ from saelora.evals.capabilities import tasks as lm_tasks
 from saelora.evals.capabilities.scores import ARMS
 from saelora.evals.capabilities.scores import evaluate_tasks as scored
 from saelora.evals.result_json import to_json
-from saelora.evals.switching import as_variant
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.variant import Variant
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
@@ -29,8 +29,8 @@ from tiny_saes import SPARE_SPECIAL, saes_at
 pytest.importorskip("lm_eval", reason="the extra capabilities is not installed")
 
 
-def evaluate_tasks(*args, **options):
-    return to_json(scored(*args, **options))
+def evaluate_tasks(model, spliced, *args, **options):
+    return to_json(scored(SplicedModel(model, spliced, SPARE_SPECIAL), *args, **options))
 
 
 TASK = """\
@@ -136,7 +136,7 @@ def test_accuracy_is_that_of_plain_forwards_in_every_arm(adapted, tokenizer, fol
         rows = evaluate_tasks(adapted, spliced, tokenizer, loaded(folder, "tiny_choice"), batch_size=4)
         right = {}
         for name in ARMS:
-            with as_variant(adapted, spliced, name):
+            with SplicedModel(adapted, spliced, SPARE_SPECIAL).running_as(name):
                 scores = [[log_likelihood(adapted, tokenizer, d["text"], c) for c in d["choices"]] for d in docs]
             best = [max(range(3), key=row.__getitem__) for row in scores]
             right[name] = [float(b == d["answer"]) for b, d in zip(best, docs, strict=True)]
@@ -156,7 +156,7 @@ def test_a_score_that_is_no_mean_differs_between_clean_and_spliced_but_has_no_in
     docs = json.loads((folder / "docs.json").read_text())
     with spliced_in(adapted) as spliced:
         [row] = evaluate_tasks(adapted, spliced, tokenizer, loaded(folder, "tiny_last"), batch_size=4)
-        with as_variant(adapted, spliced, Variant.SPLICED):
+        with SplicedModel(adapted, spliced, SPARE_SPECIAL).running_as(Variant.SPLICED):
             mean = sum(log_likelihood(adapted, tokenizer, d["text"], d["choices"][0]) for d in docs) / len(docs)
     assert row["scores"]["sae"]["value"] == pytest.approx(float(torch.tensor(-mean).exp()), rel=1e-5)
     assert row["scores"]["base"]["value"] != pytest.approx(row["scores"]["sae"]["value"], rel=1e-2)

@@ -15,6 +15,7 @@ from saelora.errors import InputError
 from saelora.evals.drift.measure import distances, measure_drift
 from saelora.evals.firing import Firing, correlation
 from saelora.evals.result_json import to_json
+from saelora.evals.spliced import SplicedModel
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from spread_reference import plain_figures
@@ -27,7 +28,7 @@ CLOSE = {"rel": 1e-6, "abs": 1e-9}
 
 def measured(model, saes, rows, **options):
     with splice(model, saes, SPARE_SPECIAL) as spliced:
-        return to_json(measure_drift(model, spliced, SPARE_SPECIAL, rows, **options))
+        return to_json(measure_drift(SplicedModel(model, spliced, SPARE_SPECIAL), rows, **options))
 
 
 @pytest.mark.parametrize("layers", [[2, 3], [0, 3]], ids=["adapter above the SAE", "adapter around the SAE"])
@@ -193,7 +194,7 @@ def test_measuring_leaves_model_and_splice_as_they_were(fresh, sae):
     with splice(model, {Hookpoint(1): sae}, SPARE_SPECIAL) as spliced:
         hooks, modes = hooks_in(model), [m.training for m in model.modules()]
         with pytest.raises(RuntimeError, match="broken SAE") if isinstance(sae, Broken) else nullcontext():
-            measure_drift(model, spliced, SPARE_SPECIAL, rows)
+            measure_drift(SplicedModel(model, spliced, SPARE_SPECIAL), rows)
         assert (hooks_in(model), spliced.observer, spliced.enabled) == (hooks, None, True)
         assert [m.training for m in model.modules()] == modes
 

@@ -25,6 +25,7 @@ from saelora.evals.faithfulness.interventions import faithfulness, n_tokens_run,
 from saelora.evals.faithfulness.reliance import classify_reliance
 from saelora.evals.faithfulness.result import Verdict
 from saelora.evals.result_json import to_json
+from saelora.evals.spliced import SplicedModel
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in
@@ -89,13 +90,17 @@ def rows_for(model: nn.Module, n_rows: int = 24, context: int = 16) -> Tensor:
     return written_by(model, template)
 
 
+def found_by(subject: SplicedModel, rows: Tensor, **options) -> dict:
+    return to_json(faithfulness(subject, rows, **options))
+
+
 @cache
 def measured(forget: float, noise: float = 0.0) -> dict:
     base = two_halves(copy.deepcopy(families.tiny("llama")))
     rows = rows_for(base)
     model = adapted(base, forget, noise)
     with splice(model, {MLP: HalfSAE()}, SPARE_SPECIAL) as spliced:
-        return to_json(faithfulness(model, spliced, SPARE_SPECIAL, rows, batch_rows=8))
+        return found_by(SplicedModel(model, spliced, SPARE_SPECIAL), rows, batch_rows=8)
 
 
 # SPEC 8.4
@@ -140,10 +145,12 @@ def noisy(model: nn.Module, layers=(2, 3)) -> nn.Module:
 SITES = [Hookpoint(0, "mlp_out"), Hookpoint(1)]
 
 
-def naive_ce(model: nn.Module, saes: dict, replaced_BS: Tensor, rows: Tensor) -> float:
-    """Mean over the counted predictions, one by one, with hooks of its own."""
+def naive_ce(
+    model: nn.Module, saes: dict, replaced: Tensor | dict, rows: Tensor, counted: Tensor | None = None
+) -> float:
+    """Mean over the counted predictions, one by one, with hooks of its own; positions replaced may be by hookpoint."""
 
-    def hook(sae):
+    def hook(sae, replaced_BS):
         def on_output(_module, _args, output):
             x = output if isinstance(output, Tensor) else output[0]
             new = torch.where(replaced_BS[..., None], sae(x), x)
@@ -151,14 +158,16 @@ def naive_ce(model: nn.Module, saes: dict, replaced_BS: Tensor, rows: Tensor) ->
 
         return on_output
 
-    handles = [anatomy_of(model).site(h)[0].register_forward_hook(hook(sae)) for h, sae in saes.items()]
+    masks = replaced if isinstance(replaced, dict) else dict.fromkeys(saes, replaced)
+    handles = [anatomy_of(model).site(h)[0].register_forward_hook(hook(sae, masks[h])) for h, sae in saes.items()]
     with torch.no_grad():
         log_p = model(input_ids=rows).logits.log_softmax(-1)
     for handle in handles:
         handle.remove()
     told = []
     for b, row in enumerate(rows.tolist()):
-        told += [-float(log_p[b, t, row[t + 1]]) for t in range(len(row) - 1) if row[t] not in (PAD, BOS, EOS)]
+        counts = [token not in (PAD, BOS, EOS) for token in row] if counted is None else counted[b]
+        told += [-float(log_p[b, t, row[t + 1]]) for t in range(len(row) - 1) if counts[t]]
     return sum(told) / len(told)
 
 
@@ -183,7 +192,9 @@ def test_every_number_equals_plain_forwards(fresh, family, layers):
     other = TinySAE(D_MODEL, seed=7)
     hooks = hooks_in(model)
     with splice(model, saes, SPARE_SPECIAL) as spliced:
-        found = to_json(faithfulness(model, spliced, SPARE_SPECIAL, rows, other=(SITES[1], other), draws=1))
+        found = to_json(
+            faithfulness(SplicedModel(model, spliced, SPARE_SPECIAL), rows, other=(SITES[1], other), draws=1)
+        )
     assert hooks_in(model) == hooks
 
     counted = torch.tensor([[token not in (PAD, BOS, EOS) for token in row] for row in rows.tolist()])
@@ -249,7 +260,9 @@ def test_the_adapter_s_own_sae_in_its_place_changes_nothing(fresh):
     base = fresh("llama")
     rows, sae = rows_for(base, n_rows=4), TinySAE(D_MODEL)
     with splice(model := noisy(base), {Hookpoint(1): sae}, SPARE_SPECIAL) as spliced:
-        found = to_json(faithfulness(model, spliced, SPARE_SPECIAL, rows, other=(Hookpoint(1), sae), draws=1))
+        found = to_json(
+            faithfulness(SplicedModel(model, spliced, SPARE_SPECIAL), rows, other=(Hookpoint(1), sae), draws=1)
+        )
     other = found["other_sae"]
     for figure in ("fvu", *FIGURES):
         assert other[figure] == pytest.approx(other[f"own_{figure}"]), figure
@@ -261,7 +274,7 @@ def test_a_policy_that_exempts_nothing_has_no_exempt_figures(fresh):
     base = fresh("llama")
     rows = rows_for(base, n_rows=4)
     with splice(model := noisy(base), {Hookpoint(1): TinySAE(D_MODEL)}, TokenMask()) as spliced:
-        found = to_json(faithfulness(model, spliced, TokenMask(), rows, draws=1))["exempt"]
+        found = found_by(SplicedModel(model, spliced, TokenMask()), rows, draws=1)["exempt"]
     assert found["n_positions"] == 0
     assert found["spliced_too"] is found["after_first"] is found["attention"] is None
     assert found["attention_missing"] == "no position is exempt"
@@ -271,7 +284,7 @@ def test_positions_that_begin_rows_leave_nothing_after_the_first(fresh):
     base = fresh("llama")
     rows = rows_for(base, n_rows=4)[1:]
     with splice(model := noisy(base), {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
-        found = to_json(faithfulness(model, spliced, SPARE_SPECIAL, rows, draws=1))["exempt"]
+        found = found_by(SplicedModel(model, spliced, SPARE_SPECIAL), rows, draws=1)["exempt"]
     assert found["n_positions"] == 3
     assert found["spliced_too"] is not None
     assert found["after_first"] is None
@@ -282,8 +295,12 @@ def test_more_draws_pool_more_latents_and_fewer_rows_ablate_less(fresh):
     rows = rows_for(base, n_rows=8)
     told = []
     with splice(model := noisy(base), {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
-        few = to_json(faithfulness(model, spliced, SPARE_SPECIAL, rows, draws=1, ablation_rows=3, progress=told.append))
-        many = to_json(faithfulness(model, spliced, SPARE_SPECIAL, rows, draws=4))
+        few = to_json(
+            faithfulness(
+                SplicedModel(model, spliced, SPARE_SPECIAL), rows, draws=1, ablation_rows=3, progress=told.append
+            )
+        )
+        many = found_by(SplicedModel(model, spliced, SPARE_SPECIAL), rows, draws=4)
     assert sum(told) == n_tokens_run(rows, 3)
     assert few["ablation"]["n_predictions"] < few["n_predictions"] == many["ablation"]["n_predictions"]
     assert few["shuffled"] == many["shuffled"]  # drawn before, whatever is ablated
@@ -314,9 +331,9 @@ def test_model_is_left_exactly_as_it_was(fresh, sae):
         before = state()
         if isinstance(sae, Broken):
             with pytest.raises(RuntimeError, match="broken SAE"):
-                faithfulness(model, spliced, SPARE_SPECIAL, rows, draws=1)
+                faithfulness(SplicedModel(model, spliced, SPARE_SPECIAL), rows, draws=1)
         else:
-            faithfulness(model, spliced, SPARE_SPECIAL, rows, draws=1)
+            faithfulness(SplicedModel(model, spliced, SPARE_SPECIAL), rows, draws=1)
         assert state() == before
         assert spliced.enabled
         assert spliced.observer is watch
@@ -325,9 +342,9 @@ def test_model_is_left_exactly_as_it_was(fresh, sae):
 def test_a_model_without_adapter_and_rows_without_counted_positions_are_refused(fresh):
     base, saes = fresh("llama"), {Hookpoint(1): TinySAE(D_MODEL)}
     with splice(base, saes, SPARE_SPECIAL) as spliced, pytest.raises(InputError, match="--adapter"):
-        faithfulness(base, spliced, SPARE_SPECIAL, rows_for(base, 2))
+        faithfulness(SplicedModel(base, spliced, SPARE_SPECIAL), rows_for(base, 2))
     with splice(model := noisy(base), saes, SPARE_SPECIAL) as spliced, pytest.raises(InputError, match="exempts every"):
-        faithfulness(model, spliced, SPARE_SPECIAL, torch.full((2, 6), EOS))
+        faithfulness(SplicedModel(model, spliced, SPARE_SPECIAL), torch.full((2, 6), EOS))
 
 
 def around(value: float | None, half: float = 0.02) -> dict:

@@ -9,6 +9,7 @@ import families
 from families import BOS, D_MODEL
 from saelora.core.splice import splice
 from saelora.evals.result_json import to_json
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.tokens import passages
 from saelora.evals.tokens.passages import extreme, show, token_text, vocabulary, whole_rows
 from saelora.evals.tokens.per_token import PerToken, per_token
@@ -82,10 +83,11 @@ def test_each_entry_is_of_the_token_in_its_place(fresh, family, chunk, monkeypat
     rows = rows_of(families.tiny(family))
     model, sae = with_adapter(fresh(family), [2, 3]), TinySAE(D_MODEL)
     with splice(model, {Hookpoint(1): sae}, SPARE_SPECIAL) as spliced:
-        found = per_token(model, spliced, SPARE_SPECIAL, rows)
+        subject = SplicedModel(model, spliced, SPARE_SPECIAL)
+        found = per_token(subject, rows)
         places = {"one": [(4, 2, 9, 6)], "rows": [(1, 0, 11, None), (4, 0, 11, None)]}
         told = []
-        shown = to_json(show(model, spliced, found, places, progress=told.append))
+        shown = to_json(show(subject, found, places, progress=told.append))
     assert told == [1, 1]  # each row is run once
     runs = plain_runs(model, {Hookpoint(1): sae}, rows)
     log_p = {arm: runs[arm]["logits"].double().log_softmax(-1) for arm in ARMS}
@@ -153,8 +155,9 @@ def test_bos_is_shown_with_what_was_expected_in_its_place(fresh):
     rows = rows_of(families.tiny("llama"))
     model = with_adapter(fresh("llama"), [2])
     with splice(model, {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
-        found = per_token(model, spliced, SPARE_SPECIAL, rows)
-        (passage,) = to_json(show(model, spliced, found, {"text": [(4, 0, 11, None)]}))["text"]
+        subject = SplicedModel(model, spliced, SPARE_SPECIAL)
+        found = per_token(subject, rows)
+        (passage,) = to_json(show(subject, found, {"text": [(4, 0, 11, None)]}))["text"]
     assert passage["ids"][5] == BOS
     assert passage["counted"][5]
     assert not passage["counted"][6]

@@ -71,7 +71,8 @@ def test_the_example_measures_tells_and_shows(fresh: Any, tmp_path: Path, monkey
     with splice(model, {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
         nothing: Any = None
         loaded: Any = SimpleNamespace(tokenizer=None)
-        subject = Subject(model, spliced, loaded, {}, SPARE_SPECIAL, rows, None, *[nothing] * 4, "run")
+        unused = dict.fromkeys(("data", "corpus", "training_rows", "console"), nothing)
+        subject = Subject(model, spliced, SPARE_SPECIAL, loaded=loaded, saes={}, rows=rows, adapter="run", **unused)
         found = added.run(subject, options.Options())
     result = added.read(found, "confidence.json")
     assert list(result.probability) == [Variant.BASE, Variant.SPLICED, Variant.ADAPTED]

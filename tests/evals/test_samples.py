@@ -8,6 +8,7 @@ from families import BOS, D_MODEL, EOS, PAD, VOCAB
 from saelora.core.lora import disabled, lora_config
 from saelora.core.splice import splice
 from saelora.evals.samples import continuations, prompts_from
+from saelora.evals.spliced import SplicedModel
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, Broken, SpecialTokens, TinySAE, hooks_in
 
@@ -52,7 +53,7 @@ def test_continuations_equal_plain_greedy_generation(adapted):
     with splice(adapted, sae, SPARE_SPECIAL):
         with_adapter = greedy(adapted)
     with splice(adapted, sae, SPARE_SPECIAL) as open_splice:
-        found = continuations(adapted, open_splice, Numbers(), PROMPTS, N_NEW)
+        found = continuations(SplicedModel(adapted, open_splice, SPARE_SPECIAL), Numbers(), PROMPTS, N_NEW)
     assert [s["original"] for s in found] == original
     assert [s["spliced"] for s in found] == spliced
     assert [s["adapted"] for s in found] == with_adapter
@@ -63,7 +64,7 @@ def test_continuations_equal_plain_greedy_generation(adapted):
 def test_model_without_adapter_has_no_adapted_continuation(fresh):
     model = fresh("llama")
     with splice(model, {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL) as open_splice:
-        found = continuations(model, open_splice, Numbers(), PROMPTS, N_NEW)
+        found = continuations(SplicedModel(model, open_splice, SPARE_SPECIAL), Numbers(), PROMPTS, N_NEW)
     assert [set(sample) for sample in found] == [{"prompt", "original", "spliced"}] * 2
 
 
@@ -80,9 +81,9 @@ def test_sampling_leaves_the_model_as_it_was(adapted, sae):
         before = state()
         if isinstance(sae, Broken):
             with pytest.raises(RuntimeError, match="broken SAE"):
-                continuations(adapted, open_splice, Numbers(), PROMPTS, N_NEW)
+                continuations(SplicedModel(adapted, open_splice, SPARE_SPECIAL), Numbers(), PROMPTS, N_NEW)
         else:
-            continuations(adapted, open_splice, Numbers(), PROMPTS, N_NEW)
+            continuations(SplicedModel(adapted, open_splice, SPARE_SPECIAL), Numbers(), PROMPTS, N_NEW)
         assert state() == before
 
 

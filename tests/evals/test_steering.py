@@ -13,6 +13,7 @@ from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.lora import lora_config
 from saelora.core.splice import splice
 from saelora.evals.result_json import to_json
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.steering import effects as steering
 from saelora.evals.steering.interventions import direction
 from saelora.evals.steering.texts import Text
@@ -49,7 +50,7 @@ def setup(fresh):
         generator = torch.Generator().manual_seed(i)
         parameter.data += 0.3 * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
     with splice(model, {HOOKPOINT: TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
-        yield steering.SteeringSetup(model, spliced, HOOKPOINT, SPARE_SPECIAL)
+        yield steering.SteeringSetup(SplicedModel(model, spliced, SPARE_SPECIAL), HOOKPOINT, SPARE_SPECIAL)
 
 
 def log_prob(model, text):
@@ -59,7 +60,7 @@ def log_prob(model, text):
 
 def by_hand(setup, case, method, alpha, adapted, text):
     """Un-steered and steered log-probability of one text by plain forwards with a hook."""
-    model, spared = setup.model, torch.tensor([token in (PAD, BOS, EOS) for token in text.ids])
+    model, spared = setup.subject.model, torch.tensor([token in (PAD, BOS, EOS) for token in text.ids])
 
     def hook(_m, _a, output):
         x = output if isinstance(output, torch.Tensor) else output[0]
@@ -67,7 +68,7 @@ def by_hand(setup, case, method, alpha, adapted, text):
         new = torch.where(spared[None, :, None], x, x + step)
         return new if isinstance(output, torch.Tensor) else (new, *output[1:])
 
-    setup.spliced.enabled = False
+    setup.subject.spliced.enabled = False
     if not adapted:
         model.base_model.disable_adapter_layers()
     before = log_prob(model, text)
@@ -75,7 +76,7 @@ def by_hand(setup, case, method, alpha, adapted, text):
     after = log_prob(model, text)
     handle.remove()
     model.base_model.enable_adapter_layers()
-    setup.spliced.enabled = True
+    setup.subject.spliced.enabled = True
     return before, after
 
 
@@ -122,7 +123,7 @@ def test_tuning_looks_neither_at_test_texts_nor_at_the_adapter(setup):
     sae = TinySAE(D_MODEL)
     before = measured(setup, [case_of(sae)], ALPHAS)["latents"][0]["methods"]
     other = measured(setup, [case_of(sae, test_seed=50)], ALPHAS)["latents"][0]["methods"]
-    for name, parameter in setup.model.named_parameters():
+    for name, parameter in setup.subject.model.named_parameters():
         if "lora_B" in name:
             parameter.data *= -2
     turned = measured(setup, [case_of(sae)], ALPHAS)["latents"][0]["methods"]
@@ -198,7 +199,7 @@ def test_pooling_takes_each_latents_mean_as_one_observation(setup):
 
 
 def test_an_adapter_that_does_nothing_makes_no_difference(setup):
-    for name, parameter in setup.model.named_parameters():
+    for name, parameter in setup.subject.model.named_parameters():
         if "lora_B" in name:
             parameter.data *= 0
     found = measured(setup, [case_of(TinySAE(D_MODEL))], ALPHAS)
@@ -232,20 +233,20 @@ def test_samples_are_greedy_continuations_of_each_model(setup):
                 x = x if isinstance(x, torch.Tensor) else x[0]
                 return torch.where(spared[None, :, None], x, x + 4.0 * case.unit * case.d)
 
-            handle = anatomy_of(setup.model).layers[1].register_forward_hook(hook) if steered else None
-            ids.append(int(setup.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            handle = anatomy_of(setup.subject.model).layers[1].register_forward_hook(hook) if steered else None
+            ids.append(int(setup.subject.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
             if handle:
                 handle.remove()
         return Numbers().decode(ids[len(row) :], True)
 
-    setup.spliced.enabled = False
+    setup.subject.spliced.enabled = False
     for sample, row in zip(samples, prompts, strict=True):
         for name, adapted in (("base", False), ("adapted", True)):
             if not adapted:
-                setup.model.base_model.disable_adapter_layers()
+                setup.subject.model.base_model.disable_adapter_layers()
             assert sample[name] == greedy(row, adapted, False)
             assert sample[f"{name}_steered"] == greedy(row, adapted, True)
-            setup.model.base_model.enable_adapter_layers()
+            setup.subject.model.base_model.enable_adapter_layers()
     assert any(sample["base"] != sample["base_steered"] for sample in samples)
 
 

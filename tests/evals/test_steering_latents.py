@@ -9,6 +9,7 @@ import families
 from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.splice import splice
 from saelora.evals.result_json import to_json
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.steering.latents import Firing, Reader, choose, firing, negatives, passages, positives
 from saelora.evals.steering.texts import Text
 from saelora.models.anatomy import anatomy_of
@@ -41,17 +42,17 @@ def latents_by_hand(model, sae, text):
 def reader(request):
     model = families.tiny(request.param)
     with splice(model, {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
-        yield Reader(model, spliced, Hookpoint(1), SPARE_SPECIAL)
+        yield Reader(SplicedModel(model, spliced, SPARE_SPECIAL), Hookpoint(1))
 
 
 def test_peaks_and_rates_are_those_of_a_plain_loop(reader):
     texts = some_texts()
     found = firing(reader, texts)
-    reader.spliced.enabled = False
+    reader.subject.spliced.enabled = False
     by_hand = np.zeros((len(texts), 24))
     halves = np.zeros((2, len(texts), 24), bool)
     for i, text in enumerate(texts):
-        for t, latents in enumerate(latents_by_hand(reader.model, reader.sae, text)):
+        for t, latents in enumerate(latents_by_hand(reader.subject.model, reader.sae, text)):
             if latents is not None:
                 by_hand[i] = np.maximum(by_hand[i], latents.numpy())
                 halves[int(t >= len(text.ids) / 2), i] |= latents.numpy() > 0
@@ -100,9 +101,9 @@ def test_passages_show_each_token_with_its_activation(reader):
     found = firing(reader, some_texts())
     latent = int(found.rates().argmax())
     shown = to_json(passages(reader, found, latent, Numbers(), 3))
-    reader.spliced.enabled = False
+    reader.subject.spliced.enabled = False
     for passage, text in zip(shown, positives(found, latent, 3), strict=True):
-        rows = latents_by_hand(reader.model, reader.sae, text)
+        rows = latents_by_hand(reader.subject.model, reader.sae, text)
         acts = [0.0 if row is None else float(row[latent]) for row in rows]
         assert passage["tokens"] == [f"<{i}>" for i in text.ids]
         assert passage["activations"] == pytest.approx(acts, abs=1e-4)

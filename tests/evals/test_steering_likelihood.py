@@ -11,6 +11,7 @@ from families import BOS, D_MODEL, EOS
 from saelora.core.head import Head
 from saelora.core.lora import disabled, lora_config
 from saelora.core.splice import TokenMask, splice
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.steering.interventions import Add, Scale
 from saelora.evals.steering.likelihood import log_likelihoods, mean_log_probs, padded
 from saelora.evals.steering.texts import Text
@@ -95,7 +96,8 @@ def test_likelihood_of_a_bigram_model_is_the_hand_computed_mean():
 def test_likelihoods_equal_plain_forwards_in_every_family(model):
     hookpoint = Hookpoint(1)
     with splice(model, {hookpoint: TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
-        found = log_likelihoods(model, spliced, Variant.BASE, TEXTS, hookpoint, STEERINGS, SPARE_SPECIAL)
+        subject = SplicedModel(model, spliced, SPARE_SPECIAL)
+        found = log_likelihoods(subject, Variant.BASE, TEXTS, hookpoint, STEERINGS, SPARE_SPECIAL)
     spared = (families.PAD, BOS, EOS)
     for i, text in enumerate(TEXTS):
         assert found[0, i].item() == pytest.approx(by_hand(model, text), rel=1e-5, abs=1e-6)
@@ -119,8 +121,9 @@ def test_every_site_and_placement_equals_plain_forwards(fresh, site, layers):
     d[3] = 1.0
     steering = Scale(d, 2.0)
     with splice(model, {hookpoint: TinySAE(width)}, SPARE_SPECIAL) as spliced:
+        subject = SplicedModel(model, spliced, SPARE_SPECIAL)
         found = {
-            name: log_likelihoods(model, spliced, name, TEXTS, hookpoint, [steering], TokenMask())
+            name: log_likelihoods(subject, name, TEXTS, hookpoint, [steering], TokenMask())
             for name in (Variant.BASE, Variant.ADAPTED_CLEAN)
         }
     module, side = anatomy.site(hookpoint)
@@ -159,8 +162,9 @@ def test_every_site_and_placement_equals_plain_forwards(fresh, site, layers):
 def test_likelihood_does_not_hang_on_padding_or_company():
     model, hookpoint = families.tiny("llama"), Hookpoint(1)
     with splice(model, {hookpoint: TinySAE(D_MODEL)}, SPARE_SPECIAL) as spliced:
-        together = log_likelihoods(model, spliced, Variant.BASE, TEXTS, hookpoint, STEERINGS, SPARE_SPECIAL)
-        alone = [log_likelihoods(model, spliced, Variant.BASE, [t], hookpoint, STEERINGS, SPARE_SPECIAL) for t in TEXTS]
+        given, how = (SplicedModel(model, spliced, SPARE_SPECIAL), Variant.BASE), (hookpoint, STEERINGS, SPARE_SPECIAL)
+        together = log_likelihoods(*given, TEXTS, *how)
+        alone = [log_likelihoods(*given, [t], *how) for t in TEXTS]
     torch.testing.assert_close(together, torch.cat(alone, 1), **CLOSE)
 
 
@@ -203,9 +207,10 @@ def test_steering_leaves_the_model_as_it_was_also_after_an_error(fresh):
             return [m.training for m in model.modules()], hooks_in(model), spliced.enabled, layers
 
         before = state()
-        log_likelihoods(model, spliced, Variant.ADAPTED_CLEAN, TEXTS, Hookpoint(1), STEERINGS, SPARE_SPECIAL)
+        subject = SplicedModel(model, spliced, SPARE_SPECIAL)
+        log_likelihoods(subject, Variant.ADAPTED_CLEAN, TEXTS, Hookpoint(1), STEERINGS, SPARE_SPECIAL)
         assert state() == before
         broken = [Scale(torch.ones(D_MODEL + 1), 1.0)]
         with pytest.raises(RuntimeError):
-            log_likelihoods(model, spliced, Variant.BASE, TEXTS, Hookpoint(1), broken, SPARE_SPECIAL)
+            log_likelihoods(subject, Variant.BASE, TEXTS, Hookpoint(1), broken, SPARE_SPECIAL)
         assert state() == before

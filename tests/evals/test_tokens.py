@@ -12,6 +12,7 @@ from saelora.core.splice import splice
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
 from saelora.evals.result_json import to_json
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.tokens.bins import frequency_bins, position_bins, recon_error_bins
 from saelora.evals.tokens.per_token import PerToken, lowest, per_token, summarise
 from saelora.models.anatomy import anatomy_of
@@ -30,7 +31,7 @@ def summarised(*args):
 
 def measured(model, saes, rows, **options) -> PerToken:
     with splice(model, saes, SPARE_SPECIAL) as spliced:
-        return per_token(model, spliced, SPARE_SPECIAL, rows, **options)
+        return per_token(SplicedModel(model, spliced, SPARE_SPECIAL), rows, **options)
 
 
 @pytest.mark.parametrize("layers", [[2, 3], [0, 3]], ids=["adapter above the SAE", "adapter around the SAE"])
@@ -109,7 +110,7 @@ def test_measuring_leaves_model_and_splice_as_they_were(fresh):
     seen, before = [], hooks_in(model)
     with splice(model, {Hookpoint(1): TinySAE(D_MODEL)}, SPARE_SPECIAL, observer=lambda *a: seen.append(a)) as spliced:
         observer, hooks, modes = spliced.observer, hooks_in(model), [m.training for m in model.modules()]
-        per_token(model, spliced, SPARE_SPECIAL, rows_of(families.tiny("llama")))
+        per_token(SplicedModel(model, spliced, SPARE_SPECIAL), rows_of(families.tiny("llama")))
         assert spliced.observer is observer
         assert spliced.enabled
         assert hooks_in(model) == hooks

@@ -1,19 +1,18 @@
 """Held-out rows whose clean pass is done once, to measure many students of one model on."""
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from saelora.core.eval_mode import eval_mode
-from saelora.core.kl_head import kl_heads
-from saelora.core.partial import NO_PREFIX, CleanPass, clean_forward, entry_layer
+from saelora.core.partial import clean_forward, entry_layer
 from saelora.core.splice import Splice, TokenMask
 from saelora.core.students import Student, Students
+from saelora.evals.batches import Batch, batches
 from saelora.evals.loss_sums import LossSums, SAESums
-from saelora.models.anatomy import device_of
+from saelora.evals.variant import Variant
 from saelora.models.hookpoints import Hookpoint
 
 
@@ -43,14 +42,10 @@ class CachedEvaluator:
                 price of a whole pass.
             autocast: half precision to run in.
         """
-        self.rows, self.token_mask, self.autocast = rows, token_mask, autocast
-        self.device = device_of(model)
+        self.rows, self.token_mask, self.autocast, self.batch_rows = rows, token_mask, autocast, batch_rows
         entry = entry_layer(hookpoints)
-        self._clean: list[tuple[Tensor, CleanPass]] = []
-        with eval_mode(model), self._autocast():
-            for batch in rows.split(batch_rows):
-                ids = batch.to(self.device)
-                self._clean.append((ids, clean_forward(model, ids, None, [entry])))
+        with self._batches(Students(model, [])) as each:
+            self._clean = [clean_forward(model, batch.input_ids, None, [entry]) for batch in each]
 
     def losses(
         self, model: nn.Module, student: Student, others: Sequence[Splice] = (), observe: SAESums | None = None
@@ -62,30 +57,22 @@ class CachedEvaluator:
             others: further splices that are open there, and are to be kept out.
             observe: also takes what the student's SAEs do.
         """
-        students = Students(model, [student], others)
-        head, own = students.head(), students.head(student)
+        observers = {} if observe is None else {student: observe}
         found = LossSums()
-        with eval_mode(model), torch.no_grad(), self._autocast():
-            for ids, clean in self._clean:
-                stored = students.enters(student) in (NO_PREFIX, *clean.entries)
-                with student.splice.observed_by(observe) if student.splice else nullcontext():
-                    shared = students.share(ids, None, clean) if stored else students.teacher(ids)
-                    hidden = students.hidden(student, shared)
-                labels = ids[:, 1:]
-                flat = [h[:, :-1].flatten(0, 1) for h in (hidden, clean.hidden)]
-                (out,) = kl_heads(flat[:1], flat[1], head, labels_N=labels.flatten(), student_heads=[own])
-                values = {"ce_base": out.ce_teacher_N, "ce": out.ce_student_N, "kl": out.kl_N, "top1": out.top1_N}
-                shaped = {name: value.view(labels.shape) for name, value in values.items() if value is not None}
-                found.update(self.token_mask(ids)[:, :-1].to(shaped["ce"].dtype), shaped)
+        with self._batches(Students(model, [student], others, without_stem=[student])) as each:
+            for batch, clean in zip(each, self._clean, strict=True):
+                batch.clean = clean
+                found.update(batch.mask[:, :-1], batch.losses({"": student}, observers))
         return found
 
-    def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
+    def _batches(self, students: Students) -> AbstractContextManager[Iterator[Batch]]:
+        return batches(students, self.token_mask, self.rows, batch_rows=self.batch_rows, autocast=self.autocast)
 
 
 def against_start(start: LossSums, now: LossSums, seed: int = 0) -> dict[str, Any]:
     """Figures of a student and of the spliced model it began as, on the same rows, as ``LossSums.compute`` has them:
     ce_base, ce_sae, ce_adapted, kl_adapted, top1_adapted, gap_closed, ... and 95 % intervals, paired by row."""
-    sums = {"ce_base": now.sums["ce_base"], "ce_sae": start.sums["ce"], "kl_sae": start.sums["kl"]}
-    sums |= {f"{name}_adapted": now.sums[name] for name in ("ce", "kl", "top1")}
+    sums = {"ce_base": now.sums["ce_base"]}
+    sums |= {f"{name}_{Variant.SPLICED}": start.sums[name] for name in ("ce", "kl")}
+    sums |= {f"{name}_{Variant.ADAPTED}": now.sums[name] for name in ("ce", "kl", "top1")}
     return LossSums(now.n, sums).compute(seed)

@@ -3,14 +3,13 @@
 import torch
 from torch import Tensor, nn
 
-from saelora.core.eval_mode import eval_mode
 from saelora.core.partial import activations
 from saelora.core.splice import Splice, TokenMask
 from saelora.core.students import Student, Students
+from saelora.evals.batches import batches
 from saelora.evals.drift.measure import clean_latents, observed
 from saelora.evals.drift.result import LatentChange
 from saelora.evals.firing import Firing, Seen
-from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 
 
@@ -34,21 +33,16 @@ def latent_change(
     Returns:
         hookpoint -> how its latents fire, called base under ``reference`` and adapted under the student.
     """
-    device, hookpoints = device_of(model), list(reference.saes)
+    assert student.splice is not None
     students = Students(model, [student], [reference])
-    firing = {hookpoint: Firing(len(rows)) for hookpoint in hookpoints}
-    with eval_mode(model), torch.no_grad(), torch.autocast(device.type, autocast, enabled=autocast is not None):
-        for start in range(0, len(rows), batch_rows):
-            batch = rows[start : start + batch_rows].to(device)
-            mask = token_mask(batch)
-            with students.only(Student()):
-                clean = activations(model, batch, None, hookpoints)
-            before_mask = {h: token_mask.replaced(h, x, mask) for h, x in clean.items()}
-            before = {h: clean_latents(reference, h, x, before_mask[h]) for h, x in clean.items()}
+    firing = {hookpoint: Firing(len(rows)) for hookpoint in reference.saes}
+    with batches(students, token_mask, rows, batch_rows=batch_rows, autocast=autocast) as each:
+        for batch in each:
+            before, replaced = clean_latents(reference, token_mask, students, batch)
             after: dict[Hookpoint, Seen] = {}
-            assert student.splice is not None
             with students.only(student), observed(student.splice, after) as used:
-                activations(model, batch, None, hookpoints)
+                activations(model, batch.input_ids, None, list(reference.saes))
             for hookpoint, seen in after.items():
-                firing[hookpoint].update(start, before_mask[hookpoint] & used[hookpoint], before[hookpoint], seen)
+                mask = replaced[hookpoint] & used[hookpoint]
+                firing[hookpoint].update(batch.start, mask, before[hookpoint], seen)
     return {str(hookpoint): each.compute() for hookpoint, each in firing.items()}

@@ -6,7 +6,6 @@ SAE replaces its input position (the token mask), which is SAELens's rule. Rows 
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from functools import partial
 from typing import Any
 
 import torch
@@ -14,14 +13,12 @@ from torch import Tensor, nn
 
 from saelora.core import lora
 from saelora.core.check import check_against_whole
-from saelora.core.eval_mode import eval_mode
 from saelora.core.group import ALONE, Group
-from saelora.core.kl_head import kl_heads
 from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
-from saelora.core.students import Shared, Student, Students
+from saelora.core.students import Student, Students
+from saelora.evals.batches import batches
 from saelora.evals.loss_sums import LossSums, SAESums
-from saelora.evals.variant import AGAINST_BASE
-from saelora.models.anatomy import device_of
+from saelora.evals.variant import AGAINST_BASE, Variant
 from saelora.models.hookpoints import Hookpoint
 
 
@@ -99,26 +96,23 @@ def evaluate_branches(
     All share the clean pass, and the students of one splice its spliced arm. ``reference``: the open splice that is the
     spliced arm of all of them, where their own SAEs were trained; the adapted arm then needs no adapter.
     """
-    device = device_of(model)
+    variants = [Variant(arm) for arm in arms or AGAINST_BASE]
     done: list[LossSums] = []
-    with eval_mode(model), ExitStack() as stack:
-        runs = _Arms(
-            model, branches, token_mask, arms or AGAINST_BASE, stack, lambda: SAESums.of(token_mask, rows), reference
-        )
-        for turn, counts in group.turns(-(-len(rows) // batch_rows)):
-            batch = rows[turn * batch_rows : (turn + 1) * batch_rows].to(device)
-            with torch.autocast(device.type, autocast) if autocast else ExitStack():
-                weight, values = runs.batch(batch, token_mask, observe=counts)
-            if counts:
+    with ExitStack() as stack:
+        runs = _Arms(model, branches, token_mask, variants, stack, reference)
+        observers = {student: SAESums.of(token_mask, rows) for student in runs.watched}
+        options: Any = {"batch_rows": batch_rows, "autocast": autocast, "progress": progress, "group": group}
+        for batch in stack.enter_context(batches(runs.students, token_mask, rows, **options)):
+            values = batch.losses(runs.names, observers if batch.counts else {})
+            if batch.counts:
                 done.append(LossSums())
-                done[-1].update(weight, values)
-            progress(rows[turn * batch_rows : (turn + group.world) * batch_rows].numel())
+                done[-1].update(batch.mask[:, :-1], values)
     losses = LossSums()
     for part in group.in_turn(done):  # in the order of the rows, so that any number of processes draws the same
         losses.extend(part)
-    runs.sae_sums = {student: sums.over(group) for student, sums in runs.sae_sums.items()}
+    saes = {student: sums.over(group).compute() for student, sums in observers.items()}
     starts = token_mask.row_starts(rows)
-    return {name: {**runs.results(name, losses), "row_starts": starts} for name in branches}
+    return {name: {**runs.results(name, losses, saes), "row_starts": starts} for name in branches}
 
 
 class _Arms:
@@ -129,88 +123,41 @@ class _Arms:
         model: nn.Module,
         branches: Mapping[str, Student],
         token_mask: TokenMask,
-        arms: Sequence[str],
+        arms: Sequence[Variant],
         stack: ExitStack,
-        unseen: Callable[[], SAESums],
-        reference: Splice | None = None,
+        reference: Splice | None,
     ):
-        made: dict[Any, Student] = {}
-        zeros: dict[frozenset[Hookpoint], Splice] = {}
-        self.sae_sums: dict[Student, SAESums] = {}
-        self.plan: dict[str, dict[str, Student]] = {}
+        spliced: dict[Splice, Student] = {}
+        zeroed: dict[frozenset[Hookpoint], Student] = {}
+        self.plan: dict[str, dict[Variant, Student]] = {}
         for name, branch in branches.items():
             assert branch.splice is not None
-            where = frozenset(branch.splice.saes)
-            plan: dict[str, Student] = {}
-            for arm in arms:
-                if arm == "sae":
-                    before = reference or branch.splice
-                    plan[arm] = made.setdefault((arm, before), Student(before))
-                    self.sae_sums.setdefault(plan[arm], unseen())
-                elif arm == "zero":
-                    if where not in zeros:
-                        zeros[where] = stack.enter_context(
-                            splice(model, dict.fromkeys(where, ZeroAblation()), token_mask)
-                        )
-                    plan[arm] = made.setdefault((arm, where), Student(zeros[where]))
-                elif branch.adapter is not None or (arm == "adapted" and reference is not None):
-                    plan[arm] = Student(branch.splice if arm == "adapted" else None, branch.adapter)
-                    if arm == "adapted" and reference is not None:
-                        self.sae_sums[plan[arm]] = unseen()
-            self.plan[name] = plan
-        every = {student: None for plan in self.plan.values() for student in plan.values()}
-        self.number = {student: i for i, student in enumerate(every)}
-        own = [b.splice for b in branches.values()] + [reference]
-        others = [spliced for spliced in own if spliced is not None]
-        watched = [s for s in every if s.adapter is not None and s in self.sae_sums]
-        self.students = Students(model, list(every), others, without_stem=watched)
+            before, where = reference or branch.splice, frozenset(branch.splice.saes)
+            own = {Variant.SPLICED: spliced.setdefault(before, Student(before))}
+            if Variant.ZERO in arms and where not in zeroed:
+                zeros = dict.fromkeys(branch.splice.saes, ZeroAblation())
+                zeroed[where] = Student(stack.enter_context(splice(model, zeros, token_mask)))
+            if Variant.ZERO in arms:
+                own[Variant.ZERO] = zeroed[where]
+            if branch.adapter is not None or reference is not None:
+                own[Variant.ADAPTED] = Student(branch.splice, branch.adapter)
+            if branch.adapter is not None:
+                own[Variant.ADAPTED_CLEAN] = Student(None, branch.adapter)
+            self.plan[name] = {arm: own[arm] for arm in arms if arm in own}
+        every = list(dict.fromkeys(student for plan in self.plan.values() for student in plan.values()))
+        self.names = {str(i): student for i, student in enumerate(every)}
+        trained = {} if reference is None else {Variant.ADAPTED: "saes_adapted"}
+        self.keys = {arm: key for arm, key in {Variant.SPLICED: "saes", **trained}.items() if arm in arms}
+        self.watched = list(dict.fromkeys(plan[arm] for plan in self.plan.values() for arm in self.keys))
+        others = [branch.splice for branch in branches.values()] + [reference]
+        self.students = Students(model, every, [each for each in others if each is not None], self.watched)
 
-    def batch(
-        self, input_ids: Tensor, token_mask: TokenMask, *, observe: bool = True
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weights [batch, seq-1] and the per-token values of every arm, under its student's number.
-
-        ``observe``: whether the batch counts for the SAEs' own figures.
-        """
-        with torch.no_grad():
-            shared = self.students.teacher(input_ids)
-            hidden = [self._hidden(student, shared, observe) for student in self.number]
-        shape = input_ids[:, 1:].shape
-        flat = [h[:, :-1].flatten(0, 1) for h in (shared.clean.hidden, *hidden)]
-        own = [self.students.head(student) for student in self.number]
-        head = self.students.head()
-        heads = kl_heads(flat[1:], flat[0], head, labels_N=input_ids[:, 1:].flatten(), student_heads=own)
-        values = {}
-        for i, out in enumerate(heads):
-            assert out.ce_teacher_N is not None
-            assert out.ce_student_N is not None
-            assert out.top1_N is not None
-            values["ce_base"] = out.ce_teacher_N.view(shape)
-            values[f"ce_{i}"] = out.ce_student_N.view(shape)
-            values[f"kl_{i}"] = out.kl_N.view(shape)
-            values[f"top1_{i}"] = out.top1_N.view(shape)
-        return token_mask(input_ids)[:, :-1].to(values["ce_base"].dtype), values
-
-    def _hidden(self, student: Student, shared: Shared, observe: bool) -> Tensor:
-        observer = self.sae_sums.get(student) if observe else None
-        if student.splice is None or observer is None:
-            return self.students.hidden(student, shared)
-        with student.splice.observed_by(observer):
-            return self.students.hidden(student, shared)
-
-    def results(self, name: str, losses: LossSums) -> dict[str, Any]:
-        """One branch's figures, from the sums of its arms."""
+    def results(self, name: str, losses: LossSums, saes: Mapping[Student, dict[str, Any]]) -> dict[str, Any]:
+        """One branch's figures, from the sums of its arms; the SAEs' own as spliced, and where trained, as adapted."""
+        numbers = {student: number for number, student in self.names.items()}
         sums = {"ce_base": losses.sums["ce_base"]}
         for arm, student in self.plan[name].items():
             for figure in ("ce", "kl", "top1"):
-                sums[f"{figure}_{arm}"] = losses.sums[f"{figure}_{self.number[student]}"]
-        return {**LossSums(losses.n, sums).compute(), **self._saes(name)}
-
-    def _saes(self, name: str) -> dict[str, Any]:
-        """The SAEs' own figures: as spliced, and where they were trained, as adapted."""
-        figures: dict[str, Any] = {"saes": {}}
-        for arm, key in (("sae", "saes"), ("adapted", "saes_adapted")):
-            student = self.plan[name].get(arm)
-            if student in self.sae_sums:
-                figures[key] = self.sae_sums[student].compute()
-        return figures
+                sums[f"{figure}_{arm}"] = losses.sums[f"{figure}_{numbers[student]}"]
+        own = {key: saes[self.plan[name][arm]] for arm, key in self.keys.items()}
+        return {**LossSums(losses.n, sums).compute(), "saes": {}, **own}

@@ -25,11 +25,11 @@ class LossSums:
     n: list[float] = field(default_factory=list)
     sums: dict[str, list[float]] = field(default_factory=dict)
 
-    def update(self, weight_BS: Tensor, values: dict[str, Tensor]) -> None:
-        """Add rows: weights and per-token values [batch, seq]."""
-        self.n += wide(weight_BS).sum(1).tolist()
+    def update(self, counted_BP: Tensor, values: dict[str, Tensor]) -> None:
+        """Add rows: which predictions count, and each one's values [batch, seq - 1]."""
+        self.n += wide(counted_BP).sum(1).tolist()
         for name, value in values.items():
-            self.sums.setdefault(name, []).extend(wide(value * weight_BS).sum(1).tolist())
+            self.sums.setdefault(name, []).extend(wide(value * counted_BP).sum(1).tolist())
 
     def extend(self, more: "LossSums") -> None:
         """Add the rows of another."""

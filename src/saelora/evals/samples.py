@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core import lora
-from saelora.core.splice import Splice
-from saelora.evals.switching import as_variant
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.variant import Variant
 from saelora.models.anatomy import device_of
 
@@ -20,30 +19,21 @@ def prompts_from(rows: Tensor, n_prompts: int, n_tokens: int = 32) -> Tensor:
 
 
 def continuations(
-    model: Any,
-    spliced: Splice,
-    tokenizer: Any,
-    prompts: Tensor,
-    n_new_tokens: int = 40,
-    *,
-    adapted: Splice | None = None,
+    subject: SplicedModel, tokenizer: Any, prompts: Tensor, n_new_tokens: int = 40
 ) -> list[dict[str, str]]:
     """Greedy continuations of prompts [n_prompts, n_tokens] by each model.
-
-    Args:
-        spliced: the model's open splice.
-        adapted: the adapted model's open splice, where that has SAEs of its own.
 
     Returns:
         One dict a prompt: prompt, original, spliced, adapted (the last only where there is an adapted model).
     """
+    model = subject.model
     variants = {"original": Variant.BASE, "spliced": Variant.SPLICED}
-    if lora.adapter_name(model) or adapted is not None:
+    if lora.adapter_name(model) or subject.adapted is not None:
         variants["adapted"] = Variant.ADAPTED
     prompts = prompts.to(device_of(model))
     out = [{"prompt": text_of(tokenizer, row)} for row in prompts]
     for name, variant in variants.items():
-        with as_variant(model, spliced, variant, adapted=adapted):
+        with subject.running_as(variant):
             ids = generate(model, tokenizer, prompts, n_new_tokens)
         for sample, row in zip(out, ids, strict=True):
             sample[name] = text_of(tokenizer, row[prompts.shape[1] :])

@@ -145,17 +145,17 @@ def _subject(
     return Subject(
         model,
         spliced,
-        assembled.loaded,
-        assembled.saes,
         assembled.token_mask,
-        rows,
         autocast_dtype(assembled.loaded),
-        config,
-        lambda: open_data(config),
-        lambda n: read_rows(config, assembled.loaded, n, "train", VALIDATION_SEED).input_ids,
-        console,
-        str(config.adapter),
         adapted,
+        loaded=assembled.loaded,
+        saes=assembled.saes,
+        rows=rows,
+        data=config,
+        corpus=lambda: open_data(config),
+        training_rows=lambda n: read_rows(config, assembled.loaded, n, "train", VALIDATION_SEED).input_ids,
+        console=console,
+        adapter=str(config.adapter),
     )
 
 

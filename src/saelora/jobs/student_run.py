@@ -14,6 +14,7 @@ from saelora.console import Console
 from saelora.core.group import Group
 from saelora.evals.loss import evaluate_loss
 from saelora.evals.samples import continuations, prompts_from
+from saelora.evals.spliced import SplicedModel
 from saelora.files import write_whole
 from saelora.identity import measured_on
 from saelora.jobs.evaluate import measure
@@ -199,7 +200,8 @@ def _samples(
 ) -> list[dict[str, str]]:
     prompts = prompts_from(heldout, config.samples)
     with frozen_and_tuned(model, assembled, saes) as (spliced, adapted):
-        return continuations(model, spliced, assembled.loaded.tokenizer, prompts, adapted=adapted)
+        subject = SplicedModel(model, spliced, assembled.token_mask, adapted=adapted)
+        return continuations(subject, assembled.loaded.tokenizer, prompts)
 
 
 def _write(

@@ -17,16 +17,13 @@ def run(subject: Subject, config: Options) -> Capabilities:
         total = len(ARMS) * loaded.n_requests(config.limit)
     with subject.console.progress("capabilities", total, "requests") as bar:
         rows = evaluate_tasks(
-            subject.model,
-            subject.spliced,
+            subject,
             subject.tokenizer,
             loaded,
             limit=config.limit,
             batch_size=config.capability_batch,
             bos=config.capability_bos,
-            autocast=subject.autocast,
             progress=bar.advance,
-            adapted=subject.adapted,
         )
     return Capabilities(
         arms=list(ARMS),

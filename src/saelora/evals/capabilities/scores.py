@@ -12,14 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
-from saelora.core.splice import Splice
 from saelora.evals.bos import with_bos
 from saelora.evals.capabilities.result import Difference, Score, Task
 from saelora.evals.capabilities.tasks import Loaded, quietly
 from saelora.evals.intervals import UNDEFINED, Estimate, t_interval
-from saelora.evals.switching import as_variant
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.variant import Variant
 
 ARMS = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED, Variant.ADAPTED_CLEAN)
@@ -32,8 +30,7 @@ Samples = dict[tuple[str, Any], dict[Variant, float]]  # (task, document) -> var
 
 
 def evaluate_tasks(
-    model: nn.Module,
-    spliced: Splice,
+    subject: SplicedModel,
     tokenizer: Any,
     loaded: Loaded,
     *,
@@ -41,20 +38,16 @@ def evaluate_tasks(
     limit: int | None = None,
     batch_size: int = 8,
     bos: bool = True,
-    autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n: None,
-    adapted: Splice | None = None,
 ) -> list[Task]:
     """Scores of each variant on each task, metric by metric.
 
     Args:
-        spliced: the model's open splice.
         loaded: the tasks, from ``saelora.evals.capabilities.tasks.load``.
         limit: documents of each task; None is all.
         batch_size: requests a forward pass.
         bos: begin every text with BOS, see ``saelora.evals.bos``; else as the tokenizer does.
         progress: called with numbers of requests answered; there are ``loaded.n_requests(limit)`` an arm.
-        adapted: the adapted model's own open splice, where its SAEs were trained.
 
     Returns:
         One entry a task and metric, groups before their tasks; differences have 95 % t-intervals.
@@ -63,8 +56,8 @@ def evaluate_tasks(
     with same_draws():
         tokenizer = with_bos(tokenizer) if bos else tokenizer
         for name in arms:
-            with as_variant(model, spliced, name, autocast, adapted=adapted), quietly():
-                raw[name] = _ask(model, tokenizer, loaded, limit, batch_size, progress)
+            with subject.running_as(name), quietly():
+                raw[name] = _ask(subject.model, tokenizer, loaded, limit, batch_size, progress)
         return _rows(raw, loaded)
 
 

@@ -18,70 +18,61 @@ from saelora.config import Configuration
 from saelora.core.numerics import wide
 from saelora.core.partial import activations
 from saelora.core.splice import Splice, TokenMask
+from saelora.core.students import CLEAN, Students
 from saelora.errors import InputError
+from saelora.evals.batches import Batch
 from saelora.evals.drift.result import AWAY, Drift, Layer
-from saelora.evals.firing import Firing
+from saelora.evals.firing import Firing, Seen
 from saelora.evals.intervals import ratios
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.subject import Subject
-from saelora.evals.switching import as_variant
 from saelora.evals.variant import Variant
-from saelora.models.anatomy import Anatomy, anatomy_of, device_of
+from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.hookpoints import Hookpoint
 
 MEASURES = ("l2", "relative_l2", "cosine_distance")
 
 
 def measure_drift(
-    model: nn.Module,
-    spliced: Splice,
-    token_mask: TokenMask,
+    subject: SplicedModel,
     rows: Tensor,
     *,
     batch_rows: int = 1,
-    autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
-    adapted: Splice | None = None,
 ) -> Drift:
     """Distances of every layer's output from the clean base's, and the latents' firing, on rows [n_rows, context].
 
-    Args:
-        spliced: the model's open splice.
-        adapted: the adapted model's own open splice, where its SAEs were trained; its latents are then set against
-            those of the SAEs as they were.
-
-    A layer's output is what the next layer gets: after replacement, where an SAE sits at its resid_post.
+    Where the adapted model's SAEs were trained, its latents are set against those of the SAEs as they were. A layer's
+    output is what the next layer gets: after replacement, where an SAE sits at its resid_post.
 
     Raises:
         InputError: no position of the rows is replaced by the SAE.
     """
-    if not token_mask(rows).any():
+    if not subject.token_mask(rows).any():
         raise InputError(
             "nothing to measure: no position is replaced by the SAE; expected rows with tokens that the token policy "
             "does not exempt"
         )
-    device, anatomy = device_of(model), anatomy_of(model)
+    anatomy = anatomy_of(subject.model)
     distances = Distances(anatomy.n_layers)
-    firing = {hookpoint: Firing(len(rows)) for hookpoint in spliced.saes}
-    for start in range(0, len(rows), batch_rows):
-        batch = rows[start : start + batch_rows].to(device)
-        mask = token_mask(batch)
-        base: dict[int, Tensor] = {}
-        with as_variant(model, spliced, Variant.BASE, autocast, adapted=adapted):
-            with watching(anatomy, base.__setitem__):
-                _forward(anatomy, batch)
-            clean = activations(model, batch, None, list(spliced.saes))
-            before_mask = {h: token_mask.replaced(h, x, mask) for h, x in clean.items()}
-            before = {h: clean_latents(spliced, h, x, before_mask[h]) for h, x in clean.items()}
-        distances.begin(base, mask)
-        for variant in AWAY:
-            # spliced is observed too, though not looked at: an SAE may reconstruct by other steps where nobody watches
-            after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]] = {}
-            opened = as_variant(model, spliced, variant, autocast, adapted=adapted)
-            with opened as running, distances.of(anatomy, variant), observed(running, after) as used:
-                _forward(anatomy, batch)
-            for hookpoint, seen in after.items() if variant is Variant.ADAPTED else ():
-                firing[hookpoint].update(start, before_mask[hookpoint] & used[hookpoint], before[hookpoint], seen)
-        progress(batch.numel())
+    firing = {hookpoint: Firing(len(rows)) for hookpoint in subject.spliced.saes}
+    plan = {variant: subject.student(variant) for variant in (Variant.BASE, *AWAY)}
+    students = subject.students(plan.values())
+    with subject.batches(students, rows, batch_rows, progress) as each:
+        for batch in each:
+            base: dict[int, Tensor] = {}
+            with students.only(plan[Variant.BASE]), watching(anatomy, base.__setitem__):
+                _forward(anatomy, batch.input_ids)
+            seen, replaced = clean_latents(subject.spliced, subject.token_mask, students, batch)
+            distances.begin(base, batch.mask)
+            for variant in AWAY:
+                # spliced is observed too: an SAE may reconstruct by other steps, to other bits, where nobody watches
+                after: dict[Hookpoint, Seen] = {}
+                watched = distances.of(anatomy, variant), observed(subject.splice_of(variant), after)
+                with students.only(plan[variant]), watched[0], watched[1] as used:
+                    _forward(anatomy, batch.input_ids)
+                for hookpoint, found in after.items() if variant is Variant.ADAPTED else ():
+                    firing[hookpoint].update(batch.start, replaced[hookpoint] & used[hookpoint], seen[hookpoint], found)
     latents = {str(h): each.compute() for h, each in firing.items()}
     return Drift(int(sum(distances.n)), distances.compute(), latents)
 
@@ -109,9 +100,7 @@ def watching(anatomy: Anatomy, see: Callable[[int, Tensor], None]) -> Iterator[N
 
 
 @contextmanager
-def observed(
-    spliced: Splice, after: dict[Hookpoint, tuple[Tensor, Tensor, Tensor]]
-) -> Iterator[dict[Hookpoint, Tensor]]:
+def observed(spliced: Splice, after: dict[Hookpoint, Seen]) -> Iterator[dict[Hookpoint, Tensor]]:
     """Put x, latents and recon of every SAE that runs while the context is open into ``after``; masks are yielded."""
     masks: dict[Hookpoint, Tensor] = {}
 
@@ -122,11 +111,23 @@ def observed(
         yield masks
 
 
-def clean_latents(spliced: Splice, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What an observer would see of a clean activation, by the very steps of a splice, so that bits compare."""
-    sae = spliced.saes[hookpoint]
-    latents = sae.encode(spliced.given(hookpoint, x, mask))
-    return spliced.seen(hookpoint, x), latents, sae.decode(latents).to(x.dtype)
+def clean_latents(
+    spliced: Splice, token_mask: TokenMask, students: Students, batch: Batch
+) -> tuple[dict[Hookpoint, Seen], dict[Hookpoint, Tensor]]:
+    """What an observer would see of clean activations, by the very steps of a splice, so that bits compare.
+
+    Returns:
+        hookpoint -> x, latents, reconstruction; and which positions [batch, seq] would be replaced there.
+    """
+    with students.only(CLEAN):
+        clean = activations(students.model, batch.input_ids, None, list(spliced.saes))
+    seen, masks = {}, {}
+    for hookpoint, x in clean.items():
+        masks[hookpoint] = token_mask.replaced(hookpoint, x, batch.mask)
+        sae = spliced.saes[hookpoint]
+        latents = sae.encode(spliced.given(hookpoint, x, masks[hookpoint]))
+        seen[hookpoint] = spliced.seen(hookpoint, x), latents, sae.decode(latents).to(x.dtype)
+    return seen, masks
 
 
 @dataclass
@@ -188,13 +189,5 @@ def distances(x_BSD: Tensor, base_BSD: Tensor) -> dict[str, Tensor]:
 def run(subject: Subject, config: Configuration) -> Drift:
     """Distances of every layer's output from the original's, and whether the latents fire as before."""
     with subject.console.progress("drift", subject.rows.numel()) as bar:
-        found = measure_drift(
-            subject.model,
-            subject.spliced,
-            subject.token_mask,
-            subject.rows,
-            autocast=subject.autocast,
-            progress=bar.advance,
-            adapted=subject.adapted,
-        )
+        found = measure_drift(subject, subject.rows, progress=bar.advance)
     return replace(found, trained=subject.trained)

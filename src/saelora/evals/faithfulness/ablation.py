@@ -6,7 +6,6 @@ counts.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,14 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from saelora.core.eval_mode import eval_mode
 from saelora.core.head import Head
 from saelora.core.kl_head import chunk_size
 from saelora.core.numerics import wide
-from saelora.core.splice import SAE, Observer, Splice, TokenMask
-from saelora.core.students import Shared, Student, Students
+from saelora.core.splice import SAE, Observer
+from saelora.core.students import Student
 from saelora.evals.intervals import UNDEFINED, Estimate, ratio
-from saelora.models.anatomy import device_of
+from saelora.evals.spliced import SplicedModel
 from saelora.models.hookpoints import Hookpoint
 
 
@@ -140,52 +138,33 @@ class CrossEntropies:
 
 
 def cross_entropies(
-    model: nn.Module,
+    subject: SplicedModel,
     variants: Mapping[str, Student],
-    token_mask: TokenMask,
     rows: Tensor,
     *,
-    others: Sequence[Splice] = (),
     observers: Mapping[str, Observer] | None = None,
     before: Callable[[Tensor], None] = lambda mask_BS: None,
     batch_rows: int = 2,
-    autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
 ) -> CrossEntropies:
     """Run variants of a model on packed rows [n_rows, context]; one without splice and adapter is the clean model.
 
     Args:
-        token_mask: which predictions count: those from the positions that it replaces.
-        others: further splices that are open on the model, to be kept out of it.
+        subject: its own splices are kept out of variants that do not name them; its token mask says which predictions
+            count: those from the positions that it replaces.
         observers: variant -> what sees its SAEs at work.
         before: called with each batch's token mask before its variants run.
     """
-    found, device = CrossEntropies(), device_of(model)
+    found, students = CrossEntropies(), subject.students(variants.values())
     found.ce = {name: [] for name in variants}
-    students = Students(model, [v for v in variants.values() if v.splice or v.adapter], others)
-    for start in range(0, len(rows), batch_rows):
-        ids = rows[start : start + batch_rows].to(device)
-        mask = token_mask(ids)
-        before(mask)
-        found.n += mask[:, :-1].sum(1).double().tolist()
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(eval_mode(model))
-            if autocast is not None:
-                stack.enter_context(torch.autocast(device.type, autocast))
-            shared = students.teacher(ids)
+    with subject.batches(students, rows, batch_rows, progress) as each:
+        for batch in each:
+            before(batch.mask)
+            found.n += batch.mask[:, :-1].sum(1).double().tolist()
             for name, variant in variants.items():
-                hidden = _hidden(students, variant, shared, (observers or {}).get(name))
-                found.ce[name] += _row_sums(hidden, ids, mask, students.head(variant))
-        progress(ids.numel())
+                hidden = batch.hidden(variant, (observers or {}).get(name))
+                found.ce[name] += _row_sums(hidden, batch.input_ids, batch.mask, students.head(variant))
     return found
-
-
-def _hidden(students: Students, variant: Student, shared: Shared, observer: Observer | None) -> Tensor:
-    if variant.splice is None:
-        return students.hidden(variant, shared) if variant.adapter else shared.clean.hidden
-    with variant.splice.observed_by(observer or variant.splice.observer):
-        return students.hidden(variant, shared)
 
 
 def _row_sums(hidden_BSD: Tensor, ids_BS: Tensor, mask_BS: Tensor, head: Head) -> list[float]:

@@ -5,16 +5,14 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 from saelora.core.numerics import wide
-from saelora.core.splice import Splice, TokenMask
 from saelora.evals.faithfulness.result import Attention, AttentionLayer
 from saelora.evals.intervals import ratio
-from saelora.evals.switching import as_variant
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.variant import Variant
-from saelora.models.anatomy import Anatomy, anatomy_of, device_of, unwrap
+from saelora.models.anatomy import Anatomy, anatomy_of, unwrap
 
 VARIANTS = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED)
 
@@ -24,13 +22,7 @@ class NoWeightsError(Exception):
 
 
 def attention_to_exempt(
-    model: nn.Module,
-    spliced: Splice,
-    token_mask: TokenMask,
-    rows: Tensor,
-    *,
-    autocast: torch.dtype | None = None,
-    progress: Callable[[int], None] = lambda n_tokens: None,
+    subject: SplicedModel, rows: Tensor, *, progress: Callable[[int], None] = lambda n_tokens: None
 ) -> Attention:
     """The share of attention that counted (replaced) positions pay to exempt ones, a mean over heads and positions.
 
@@ -40,17 +32,16 @@ def attention_to_exempt(
     Raises:
         NoWeightsError: the model's attention does not hand out its weights.
     """
-    n_layers = anatomy_of(model).n_layers
+    n_layers = anatomy_of(subject.model).n_layers
     sums = {name: np.zeros((len(rows), n_layers)) for name in VARIANTS}
-    with _eager(model):
-        for i, row in enumerate(rows):
-            ids = row[None].to(device_of(model))
-            mask_S = token_mask(ids)[0]
-            for name in VARIANTS:
-                with as_variant(model, spliced, name, autocast):
-                    sums[name][i] = _exempt_sums(model, ids, mask_S)
-            progress(ids.numel())
-    n = [float(token_mask(row[None]).sum()) for row in rows]
+    plan = {variant: subject.student(variant) for variant in VARIANTS}
+    students = subject.students(plan.values())
+    with _eager(subject.model), subject.batches(students, rows, 1, progress) as each:
+        for batch in each:
+            for name, student in plan.items():
+                with students.only(student):
+                    sums[name][batch.start] = _exempt_sums(subject.model, batch.input_ids, batch.mask[0])
+    n = subject.token_mask(rows).sum(1).double().tolist()
     by_layer = {name: [ratio(own_RL[:, i].tolist(), n) for i in range(n_layers)] for name, own_RL in sums.items()}
     layers = [AttentionLayer(i, *(by_layer[name][i] for name in VARIANTS)) for i in range(n_layers)]
     over = {name: own_RL.mean(1) for name, own_RL in sums.items()}

@@ -15,10 +15,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saelora.core import lora
-from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
+from saelora.core.splice import SAE, TokenMask, ZeroAblation, splice
 from saelora.core.spread import FIGURES
 from saelora.core.students import Student
 from saelora.errors import InputError
@@ -49,6 +49,7 @@ from saelora.evals.faithfulness.result import (
 )
 from saelora.evals.intervals import UNDEFINED
 from saelora.evals.loss_sums import SAESums
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.variant import Variant
 from saelora.models.hookpoints import Hookpoint
 
@@ -58,9 +59,7 @@ Saes = Mapping[Hookpoint, SAE]
 
 
 def faithfulness(
-    model: nn.Module,
-    spliced: Splice,
-    token_mask: TokenMask,
+    subject: SplicedModel,
     rows: Tensor,
     *,
     other: tuple[Hookpoint, SAE] | None = None,
@@ -69,7 +68,6 @@ def faithfulness(
     attention_rows: int = 16,
     batch_rows: int = 2,
     seed: int = 0,
-    autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
 ) -> Faithfulness:
     """Measure how an adapted model depends on its SAEs, on packed rows [n_rows, context].
@@ -77,7 +75,6 @@ def faithfulness(
     Several SAEs are ablated, shuffled and zeroed all at once, each by its own latents.
 
     Args:
-        spliced: the model's open splice.
         other: an SAE to put in the place of the one at the same hookpoint.
         draws: of random latents; their rises are pooled.
         ablation_rows, attention_rows: how many evenly spaced rows these two use; None is all.
@@ -91,16 +88,18 @@ def faithfulness(
     Raises:
         InputError: the model has no adapter, or no position of the rows is replaced.
     """
-    case = _Case(model, spliced, _adapter(model), token_mask, batch_rows, autocast, progress)
-    if not token_mask(rows)[:, :-1].any():
+    if lora.adapter_name(subject.model) is None:
+        raise InputError("faithfulness is asked of an adapted model, this one has no adapter: give one with --adapter")
+    if not subject.token_mask(rows)[:, :-1].any():
         raise InputError("nothing to measure: the token policy exempts every position of the rows; change --exempt")
+    case = _Case(subject, batch_rows, progress)
     generator = torch.Generator().manual_seed(seed)
     main, seen = _main(case, rows, other, generator)
     picks = spaced(len(rows), ablation_rows)
     ablation = _ablation(case, rows[picks], main.at(picks), seen.mass, draws, generator)
     attention = _attention(case, rows[spaced(len(rows), attention_rows)])
-    shuffled, exempt = _relied(main, "shuffled"), _exempt(main, token_mask, rows, *attention)
-    gain = main.mean(main.row_sums("sae") - main.row_sums("adapted"))
+    shuffled, exempt = _relied(main, "shuffled"), _exempt(main, subject.token_mask, rows, *attention)
+    gain = main.mean(main.row_sums(Variant.SPLICED) - main.row_sums(Variant.ADAPTED))
     excess = None if exempt.after_first is None else exempt.after_first.excess
     verdict, why = classify_reliance(shuffled.reliance, ablation.top_pooled, gain, excess)
     return Faithfulness(
@@ -118,42 +117,21 @@ def faithfulness(
     )
 
 
-def _adapter(model: nn.Module) -> str | tuple[str, ...]:
-    name = lora.adapter_name(model)
-    if name is None:
-        raise InputError("faithfulness is asked of an adapted model, this one has no adapter: give one with --adapter")
-    return name
-
-
 @dataclass(frozen=True)
 class _Case:
     """What every pass through the rows has in common."""
 
-    model: nn.Module
-    spliced: Splice
-    adapter: str | tuple[str, ...]
-    token_mask: TokenMask
+    subject: SplicedModel
     batch_rows: int
-    autocast: torch.dtype | None
     progress: Callable[[int], None]
 
     def run(self, rows: Tensor, variants: Mapping[str, Student], **more: Any) -> CrossEntropies:
-        return cross_entropies(
-            self.model,
-            variants,
-            self.token_mask,
-            rows,
-            others=[self.spliced],
-            batch_rows=self.batch_rows,
-            autocast=self.autocast,
-            progress=self.progress,
-            **more,
-        )
+        return cross_entropies(self.subject, variants, rows, batch_rows=self.batch_rows, progress=self.progress, **more)
 
     def both(self, name: str, saes: Saes, mask: TokenMask, stack: ExitStack) -> dict[str, Student]:
         """The spliced and the adapted model under an intervention, its splice open as long as ``stack``."""
-        opened = stack.enter_context(splice(self.model, saes, mask))
-        return {f"{name}.sae": Student(opened), f"{name}.adapted": Student(opened, self.adapter)}
+        opened = stack.enter_context(splice(self.subject.model, saes, mask))
+        return {f"{name}.{variant}": Student(opened, self.subject.student(variant).adapter) for variant in PAIR}
 
 
 @dataclass
@@ -193,7 +171,7 @@ def _main(
     case: _Case, rows: Tensor, other: tuple[Hookpoint, SAE] | None, generator: torch.Generator
 ) -> tuple[CrossEntropies, _Seen]:
     """Every variant and intervention but the ablations, in one pass through the rows."""
-    saes, policy, shuffle = case.spliced.saes, case.token_mask, Shuffle()
+    saes, policy, shuffle = case.subject.spliced.saes, case.subject.token_mask, Shuffle()
     plans: dict[str, tuple[Saes, TokenMask]] = {
         "shuffled": ({h: Shuffled(sae, shuffle) for h, sae in saes.items()}, policy),
         "zeroed": (dict.fromkeys(saes, ZeroAblation()), policy),
@@ -207,15 +185,14 @@ def _main(
     if other:
         plans["other"] = ({**saes, other[0]: other[1]}, policy)
     seen = _Seen(LatentMass(saes), SAESums.of(policy, rows), SAESums.of(policy, rows))
-    variants = {"base": Student(), "adapted_clean": Student(None, case.adapter)}
-    variants |= {"sae": Student(case.spliced), "adapted": Student(case.spliced, case.adapter)}
+    variants: dict[str, Student] = {v: case.subject.student(v) for v in (Variant.BASE, Variant.ADAPTED_CLEAN, *PAIR)}
     with ExitStack() as stack:
         for name, (put_in, mask) in plans.items():
             variants |= case.both(name, put_in, mask, stack)
         found = case.run(
             rows,
             variants,
-            observers={"sae": seen.watch, "other.sae": seen.other},
+            observers={Variant.SPLICED: seen.watch, f"other.{Variant.SPLICED}": seen.other},
             before=lambda mask_BS: shuffle.draw(mask_BS, generator),
         )
     return found, seen
@@ -236,10 +213,10 @@ def _ablation(
         variants: dict[str, Student] = {}
         for (kind, k), sets in chosen.items():
             for i, latents in enumerate(sets):
-                put_in = {h: Ablated(sae, latents[h]) for h, sae in case.spliced.saes.items()}
-                variants |= case.both(f"{kind}.{k}.{i}", put_in, case.token_mask, stack)
+                put_in = {h: Ablated(sae, latents[h]) for h, sae in case.subject.spliced.saes.items()}
+                variants |= case.both(f"{kind}.{k}.{i}", put_in, case.subject.token_mask, stack)
         found = case.run(rows, variants)
-    found.ce |= {arm: whole.ce[arm] for arm in ("sae", "adapted")}
+    found.ce |= {variant: whole.ce[variant] for variant in PAIR}
     steps: dict[str, list[Step]] = {}
     pooled: dict[str, Estimate] = {}
     for kind in ("random", "top"):
@@ -293,36 +270,32 @@ def _exempt(
 
 def _spliced_too(ce: CrossEntropies, name: str) -> ExemptSpliced | None:
     """What splicing some of the exempt positions costs; None where there are none."""
-    if f"{name}.sae" not in ce.ce:
+    if f"{name}.{Variant.SPLICED}" not in ce.ce:
         return None
     found = _relied(ce, name)
-    plain = ce.row_sums("adapted") - ce.row_sums("sae")
-    apart = ce.row_sums(f"{name}.adapted") - ce.row_sums(f"{name}.sae")
+    plain, apart = (ce.row_sums(a) - ce.row_sums(s) for s, a in (PAIR, [f"{name}.{variant}" for variant in PAIR]))
     return ExemptSpliced(found.ce_sae, found.ce_adapted, found.rise_sae, found.rise_adapted, ce.mean(apart - plain))
 
 
 def _taken_out(ce: CrossEntropies) -> TakenOut:
-    base, adapted = ce.row_sums("base"), ce.row_sums("adapted_clean")
+    base, adapted = ce.row_sums(Variant.BASE), ce.row_sums(Variant.ADAPTED_CLEAN)
     return TakenOut(ce.mean(base), ce.mean(adapted), ce.mean(adapted - base))
 
 
 def _attention(case: _Case, rows: Tensor) -> tuple[Attention | None, str | None]:
     """Attention to exempt positions, or why it was not measured."""
-    if case.token_mask(rows).all():
+    if case.subject.token_mask(rows).all():
         return None, "no position is exempt"
     try:
-        found = attention_to_exempt(
-            case.model, case.spliced, case.token_mask, rows, autocast=case.autocast, progress=case.progress
-        )
+        return attention_to_exempt(case.subject, rows, progress=case.progress), None
     except NoWeightsError as error:
         return None, str(error)
-    return found, None
 
 
 def _other(ce: CrossEntropies, hookpoint: Hookpoint, seen: _Seen) -> OtherSAE:
     """Figures under another SAE, beside those under the adapter's own."""
-    base, sae, adapted = (ce.row_sums(arm) for arm in ("base", "sae", "adapted"))
-    other_sae, other_adapted = (ce.row_sums(f"other.{arm}") for arm in ("sae", "adapted"))
+    base, sae, adapted = (ce.row_sums(variant) for variant in (Variant.BASE, *PAIR))
+    other_sae, other_adapted = (ce.row_sums(f"other.{variant}") for variant in PAIR)
     others, own = (sums.compute()[str(hookpoint)] for sums in (seen.other, seen.own))
     figures: dict[str, Any] = {name: others[name] for name in FIGURES} | {f"own_{name}": own[name] for name in FIGURES}
     return OtherSAE(

@@ -24,14 +24,11 @@ def run(subject: Subject, config: Options) -> Faithfulness:
     ablation_rows = max(2, config.ablation_tokens // context)
     with subject.console.progress("faithfulness", n_tokens_run(rows, ablation_rows)) as bar:
         found = faithfulness(
-            subject.model,
-            subject.spliced,
-            subject.token_mask,
+            subject,
             rows,
             other=other,
             draws=config.ablation_draws,
             ablation_rows=ablation_rows,
-            autocast=subject.autocast,
             progress=bar.advance,
         )
     if found.other_sae is None:

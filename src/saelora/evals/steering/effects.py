@@ -12,18 +12,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from saelora.core.splice import Splice, TokenMask, splice
+from saelora.core.splice import TokenMask, splice
 from saelora.evals.intervals import Estimate, t_interval
 from saelora.evals.samples import generate, text_of
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.steering.interventions import intervention
 from saelora.evals.steering.likelihood import log_likelihoods
 from saelora.evals.steering.result import Effect, Method, Pooled, Sample, Shift, Try, Tuned
 from saelora.evals.steering.texts import Text
-from saelora.evals.switching import as_variant
 from saelora.evals.variant import Variant
+from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 
 LEVEL = 0.9
@@ -50,13 +50,11 @@ class Case:
 
 @dataclass(frozen=True)
 class SteeringSetup:
-    """A model with an open splice, and where and at which positions it is steered."""
+    """A model, and where and at which positions it is steered."""
 
-    model: nn.Module
-    spliced: Splice
+    subject: SplicedModel
     hookpoint: Hookpoint
     steered_tokens: TokenMask
-    autocast: torch.dtype | None = None
     progress: Callable[[int], None] = lambda n_tokens: None
 
     def changes(
@@ -64,17 +62,8 @@ class SteeringSetup:
     ) -> tuple[Tensor, Tensor]:
         """Un-steered mean log-probabilities [n_texts], and the steered ones [n_steps, n_texts]."""
         steerings = [intervention(method, case.d, alpha, case.unit) for method, alpha in steps]
-        found = log_likelihoods(
-            self.model,
-            self.spliced,
-            variant,
-            texts,
-            self.hookpoint,
-            steerings,
-            self.steered_tokens,
-            autocast=self.autocast,
-            progress=self.progress,
-        )
+        where = self.hookpoint, steerings, self.steered_tokens
+        found = log_likelihoods(self.subject, variant, texts, *where, progress=self.progress)
         return found[0], found[1:]
 
 
@@ -176,7 +165,7 @@ def samples(
     n_new: int,
 ) -> list[list[Sample]]:
     """Greedy continuations of prompts [n_prompts, n_tokens], case by case, steered by its better-tuned method."""
-    prompts = prompts.to(next(setup.model.parameters()).device)
+    prompts = prompts.to(device_of(setup.subject.model))
     plain = [_continued(setup, tokenizer, prompts, variant, n_new) for variant in COMPARED]
     out = []
     for case, effects in zip(cases, measured, strict=True):
@@ -184,7 +173,7 @@ def samples(
         method = max(best, key=lambda name: best[name])
         alpha = effects[method].alpha
         steering = intervention(method, case.d, alpha, case.unit)
-        with splice(setup.model, {setup.hookpoint: steering}, setup.steered_tokens):
+        with splice(setup.subject.model, {setup.hookpoint: steering}, setup.steered_tokens):
             steered = [_continued(setup, tokenizer, prompts, variant, n_new) for variant in COMPARED]
         shown = zip(prompts, *plain, *steered, strict=True)
         out.append([Sample(text_of(tokenizer, prompt), method, alpha, *texts) for prompt, *texts in shown])
@@ -192,7 +181,7 @@ def samples(
 
 
 def _continued(setup: SteeringSetup, tokenizer: Any, prompts: Tensor, variant: Variant, n_new: int) -> list[str]:
-    with as_variant(setup.model, setup.spliced, variant, setup.autocast):
-        ids = generate(setup.model, tokenizer, prompts, n_new)
+    with setup.subject.running_as(variant):
+        ids = generate(setup.subject.model, tokenizer, prompts, n_new)
     setup.progress(len(prompts) * n_new)
     return [text_of(tokenizer, row[prompts.shape[1] :]) for row in ids]

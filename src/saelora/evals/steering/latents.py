@@ -9,15 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saelora.core.partial import activations
-from saelora.core.splice import Splice, TokenMask
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.steering.likelihood import BATCH_TEXTS, padded
 from saelora.evals.steering.result import TopPassage
 from saelora.evals.steering.texts import Text
-from saelora.evals.switching import as_variant
 from saelora.evals.variant import Variant
+from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 
 LEAST_PASSAGES = 8  # in which a latent has to fire, to be chosen
@@ -27,23 +27,21 @@ LEAST_PASSAGES = 8  # in which a latent has to fire, to be chosen
 class Reader:
     """Reads an SAE's latents off the clean model at its hookpoint."""
 
-    model: nn.Module
-    spliced: Splice
+    subject: SplicedModel
     hookpoint: Hookpoint
-    token_mask: TokenMask
-    autocast: torch.dtype | None = None
 
     @property
     def sae(self) -> Any:
-        return self.spliced.saes[self.hookpoint]
+        return self.subject.spliced.saes[self.hookpoint]
 
     def latents(self, texts: Sequence[Text]) -> tuple[Tensor, Tensor]:
         """Latents [n_tokens, d_sae] of the positions that the SAE replaces, and where these are [batch, seq]."""
-        ids, attention = padded(texts, next(self.model.parameters()).device)
-        with as_variant(self.model, self.spliced, Variant.BASE, self.autocast):
-            x = activations(self.model, ids, attention, [self.hookpoint])[self.hookpoint]
-            mask = self.token_mask(ids, attention) & attention.bool()
-            return self.sae.encode(self.spliced.given(self.hookpoint, x, mask)[mask]), mask
+        model = self.subject.model
+        ids, attention = padded(texts, device_of(model))
+        with self.subject.running_as(Variant.BASE):
+            x = activations(model, ids, attention, [self.hookpoint])[self.hookpoint]
+            mask = self.subject.token_mask(ids, attention) & attention.bool()
+            return self.sae.encode(self.subject.spliced.given(self.hookpoint, x, mask)[mask]), mask
 
 
 @dataclass(frozen=True)

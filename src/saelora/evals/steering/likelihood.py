@@ -6,17 +6,16 @@ Shapes: B texts, S positions, N predictions, D d_model, V d_vocab.
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from saelora.core import lora
 from saelora.core.head import Head, head_of
 from saelora.core.kl_head import chunk_size
 from saelora.core.numerics import wide
 from saelora.core.partial import clean_forward, entry_layer, run_from
-from saelora.core.splice import Splice, TokenMask, splice
+from saelora.core.splice import TokenMask, splice
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.steering.interventions import Intervention
 from saelora.evals.steering.texts import Text
-from saelora.evals.switching import as_variant
 from saelora.evals.variant import Variant
 from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
@@ -55,15 +54,13 @@ def mean_log_probs(hidden_BSD: Tensor, ids_BS: Tensor, attention_BS: Tensor, hea
 
 
 def log_likelihoods(
-    model: nn.Module,
-    spliced: Splice,
+    subject: SplicedModel,
     variant: Variant,
     texts: Sequence[Text],
     hookpoint: Hookpoint,
     interventions: Sequence[Intervention],
     steered_tokens: TokenMask,
     *,
-    autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
 ) -> Tensor:
     """``mean_log_probs`` of texts under a variant: float64 [1 + n_interventions, n_texts], un-steered first.
@@ -71,17 +68,17 @@ def log_likelihoods(
     Everything below the hookpoint is run once for all interventions, since nothing there changes.
 
     Args:
-        spliced: the model's open splice.
         variant: base or adapted_clean: the SAE itself is not put in.
         steered_tokens: the positions that an intervention acts on.
         progress: told of tokens, once for each pass over them.
     """
-    head = head_of(model, lora.adapter_name(model) if variant.has_adapter else None)
+    model = subject.model
+    head = head_of(model, subject.student(variant).adapter)
     device = device_of(model)
     entry = entry_layer([hookpoint])
     found = torch.zeros(1 + len(interventions), len(texts), dtype=torch.float64)
     by_length = sorted(range(len(texts)), key=lambda i: len(texts[i].ids))
-    with as_variant(model, spliced, variant, autocast):
+    with subject.running_as(variant):
         for start in range(0, len(texts), BATCH_TEXTS):
             picks = by_length[start : start + BATCH_TEXTS]
             ids, attention = padded([texts[i] for i in picks], device)

@@ -31,7 +31,7 @@ def run(subject: Subject, config: Options) -> Steering:
     """
     hookpoint = _hookpoint(config, subject)
     wanted = _wanted(config, subject.saes[hookpoint].d_sae)
-    reader = find.Reader(subject.model, subject.spliced, hookpoint, subject.token_mask, subject.autocast)
+    reader = find.Reader(subject, hookpoint)
     texts, divided = _held_out(config, subject)
     _check_embedded(texts.values(), subject)
     with subject.console.progress("latents on held-out text", _n_tokens(*texts.values())) as bar:
@@ -56,7 +56,7 @@ def run(subject: Subject, config: Options) -> Steering:
     )
     with subject.console.progress(f"steering {len(cases)} latents", total) as bar:
         mask = TokenMask() if config.steering_bos else subject.token_mask
-        setup = steering.SteeringSetup(subject.model, subject.spliced, hookpoint, mask, subject.autocast, bar.advance)
+        setup = steering.SteeringSetup(subject, hookpoint, mask, bar.advance)
         measured = steering.measure(setup, cases, alphas)
         samples: list[list[Sample]] = [[] for _ in cases]
         if len(prompts):

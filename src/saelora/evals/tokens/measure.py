@@ -14,15 +14,7 @@ def run(subject: Subject, config: Options) -> Tokens:
     """Losses of every held-out prediction, their distribution, and passages; see saelora.evals.tokens, .passages."""
     count_V, counted_on = _frequencies(subject, config)
     with subject.console.progress("tokens", subject.rows.numel()) as bar:
-        found = per_token(
-            subject.model,
-            subject.spliced,
-            subject.token_mask,
-            subject.rows,
-            autocast=subject.autocast,
-            progress=bar.advance,
-            adapted=subject.adapted,
-        )
+        found = per_token(subject, subject.rows, progress=bar.advance)
     places = {
         "most_helped": extreme(found, config.passages, helped=True),
         "most_hurt": extreme(found, config.passages, helped=False),
@@ -30,15 +22,7 @@ def run(subject: Subject, config: Options) -> Tokens:
     }
     n_rows = len({row for some in places.values() for row, *_ in some})
     with subject.console.progress("likeliest tokens", n_rows, "rows") as bar:
-        shown = show(
-            subject.model,
-            subject.spliced,
-            found,
-            places,
-            autocast=subject.autocast,
-            progress=bar.advance,
-            adapted=subject.adapted,
-        )
+        shown = show(subject, found, places, progress=bar.advance)
     return Tokens(
         **vars(summarise(found, count_V)),
         trained=subject.trained,

@@ -8,15 +8,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from saelora.core.head import Head
 from saelora.core.kl_head import chunk_size
-from saelora.core.splice import Splice
-from saelora.evals.tokens.per_token import PerToken, Together, unobserved
+from saelora.evals.spliced import SplicedModel
+from saelora.evals.tokens.per_token import PerToken, together, unobserved
 from saelora.evals.tokens.result import Passage
 from saelora.evals.variant import Variant
-from saelora.models.anatomy import device_of
 
 WINDOW = 48  # tokens of a passage
 BEFORE = 36  # of which before the token that it is shown for, where the row has as many
@@ -51,41 +50,27 @@ def whole_rows(found: PerToken, n_rows: int) -> list[Place]:
 
 
 def show(
-    model: nn.Module,
-    spliced: Splice,
+    subject: SplicedModel,
     found: PerToken,
     places: dict[str, list[Place]],
     *,
-    autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_rows: None,
-    adapted: Splice | None = None,
 ) -> dict[str, list[Passage]]:
-    """Passages in full, under the names of ``places``; each row that occurs is run once.
-
-    Args:
-        spliced: the model's open splice.
-        adapted: the adapted model's own open splice, where its SAEs were trained.
-    """
-    models = Together(model, spliced, adapted)
-    top = _likeliest_of_rows(models, found, {row for some in places.values() for row, *_ in some}, autocast, progress)
+    """Passages in full, under the names of ``places``; each row that occurs is run once."""
+    top = _likeliest_of_rows(subject, found, sorted({row for some in places.values() for row, *_ in some}), progress)
     return {name: [_passage(found, place, top[place[0]]) for place in some] for name, some in places.items()}
 
 
 def _likeliest_of_rows(
-    models: Together,
-    found: PerToken,
-    rows: Iterable[int],
-    autocast: torch.dtype | None,
-    progress: Callable[[int], None],
+    subject: SplicedModel, found: PerToken, numbers: list[int], progress: Callable[[int], None]
 ) -> dict[int, Likeliest]:
     """row -> model -> the likeliest tokens after each position."""
-    device = device_of(models.model)
+    students, plan = together(subject)
     top = {}
-    with models.running(autocast):
-        for row in sorted(rows):
-            hidden = models.hidden(torch.from_numpy(found.ids[row : row + 1]).to(device), unobserved)
-            top[row] = {name: _likeliest(models.heads[name], h[0, :-1]) for name, h in hidden.items()}
-            progress(1)
+    with subject.batches(students, torch.from_numpy(found.ids[numbers]), 1, lambda n_tokens: progress(1)) as each:
+        for number, batch in zip(numbers, each, strict=True):
+            hidden = {variant: batch.hidden(student, unobserved)[0, :-1] for variant, student in plan.items()}
+            top[number] = {v: _likeliest(students.head(plan[v]), h_PD) for v, h_PD in hidden.items()}
     return top
 
 

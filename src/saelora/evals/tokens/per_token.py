@@ -7,29 +7,26 @@ adapter helps.
 Shapes: R rows, P predictions of a row (one fewer than its tokens), N counted predictions of all rows.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from saelora.core import lora
-from saelora.core.eval_mode import eval_mode
-from saelora.core.kl_head import kl_heads
-from saelora.core.splice import Observer, Splice, TokenMask
+from saelora.core.splice import Splice
 from saelora.core.students import Student, Students
 from saelora.errors import InputError
 from saelora.evals.intervals import ratios
+from saelora.evals.spliced import SplicedModel
 from saelora.evals.tokens.bins import Bin, frequency_bins, position_bins, recon_error_bins, table
 from saelora.evals.tokens.result import Change, Cost, Distribution, Group, Histogram
 from saelora.evals.variant import Variant
-from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 EDGES = np.logspace(-5, 1, 51)  # the paper's histogram of |ce_sae - ce_adapted|: 50 log bins
+COMPARED = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED)
 FIGURES = ("ce_base", "ce_sae", "ce_adapted", "kl_sae", "kl_adapted")
 # of the sites in a layer's forward pass
 _IN_ORDER = ("resid_pre", "attn_z", "attn_module_out", "attn_out", "mlp_module_out", "mlp_out", "resid_post")
@@ -49,77 +46,46 @@ class PerToken:
         return self.values["ce_adapted"] - self.values["ce_sae"]
 
 
-class Together:
-    """A model's base, spliced and adapted variants, run together on a batch; whatever they share is run once."""
+def together(subject: SplicedModel) -> tuple[Students, dict[Variant, Student]]:
+    """The base, the spliced and the adapted model, to be run together; whatever they share is run once.
 
-    def __init__(self, model: nn.Module, spliced: Splice, adapted: Splice | None = None):
-        """``spliced``: the model's open splice; ``adapted``: the adapted model's, where its SAEs were trained."""
-        self.model, self.spliced = model, spliced
-        changed = Student(adapted or spliced, lora.adapter_name(model))
-        self.plan = {Variant.SPLICED: Student(spliced), Variant.ADAPTED: changed}
-        self.students = Students(model, list(self.plan.values()))
-        self.heads = {Variant.BASE: self.students.head()} | {n: self.students.head(s) for n, s in self.plan.items()}
-
-    @contextmanager
-    def running(self, autocast: torch.dtype | None) -> Iterator[None]:
-        """Evaluation mode, without gradient, for as long as this context is open."""
-        with ExitStack() as stack:
-            stack.enter_context(torch.no_grad())
-            stack.enter_context(eval_mode(self.model))
-            if autocast is not None:
-                stack.enter_context(torch.autocast(device_of(self.model).type, autocast))
-            yield
-
-    def hidden(self, input_ids: Tensor, observer: Observer) -> dict[Variant, Tensor]:
-        """Final hidden states [batch, seq, d_model] of each variant; ``observer`` watches the spliced one alone.
-
-        The SAE runs with an observer in both, since it may reconstruct by other steps, to other bits, where nobody
-        watches: then even an adapter of zeros would seem to help here and hurt there.
-        """
-        with ExitStack() as stack:
-            for opened in self.students.splices:
-                stack.enter_context(opened.observed_by(unobserved))
-            shared = self.students.teacher(input_ids)
-            with self.spliced.observed_by(observer):
-                spliced = self.students.hidden(self.plan[Variant.SPLICED], shared)
-            adapted = self.students.hidden(self.plan[Variant.ADAPTED], shared)
-        return {Variant.BASE: shared.clean.hidden, Variant.SPLICED: spliced, Variant.ADAPTED: adapted}
+    No SAE runs in a stem, where nobody watches: see ``unobserved``.
+    """
+    plan = {variant: subject.student(variant) for variant in COMPARED}
+    return subject.students(plan.values(), without_stem=plan.values()), plan
 
 
 def unobserved(hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
-    """An observer that does nothing: with any, an SAE reconstructs by the steps that an observer sees."""
+    """An observer that does nothing: with any, an SAE reconstructs by the steps that an observer sees.
+
+    It may do so by other steps, to other bits, where nobody watches: then even an adapter of zeros would seem to help
+    here and hurt there. So all variants are observed.
+    """
 
 
 def per_token(
-    model: nn.Module,
-    spliced: Splice,
-    token_mask: TokenMask,
+    subject: SplicedModel,
     rows: Tensor,
     *,
     batch_rows: int = 2,
-    autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
-    adapted: Splice | None = None,
 ) -> PerToken:
     """Cross entropies and KL of every prediction of rows [n_rows, context], in one pass.
-
-    Args:
-        spliced: the model's open splice.
-        adapted: the adapted model's own open splice, where its SAEs were trained.
 
     Raises:
         InputError: no prediction counts.
     """
-    device, models = device_of(model), Together(model, spliced, adapted)
-    watch = _ReconError(lowest(spliced))
+    students, plan = together(subject)
+    changed = {variant: plan[variant] for variant in COMPARED if variant is not Variant.BASE}
+    watch = _ReconError(lowest(subject.spliced))
+    observers = {plan[Variant.SPLICED]: watch, plan[Variant.ADAPTED]: unobserved}
     found: dict[str, list[Tensor]] = {name: [] for name in FIGURES}
-    with models.running(autocast):
-        for batch in rows.split(batch_rows):
-            values = _batch(models, batch.to(device), watch)
-            for name, value in values.items():
-                found[name].append(value.cpu())
-            progress(batch.numel())
-    counted = token_mask(rows)[:, :-1].numpy()
+    with subject.batches(students, rows, batch_rows, progress) as each:
+        for batch in each:
+            values = batch.losses(changed, observers)
+            for name in FIGURES:
+                found[name].append(values[name].cpu())
+    counted = subject.token_mask(rows)[:, :-1].numpy()
     if not counted.any():
         raise InputError(
             "nothing to evaluate: no position is replaced by the SAE; expected rows with tokens that the token policy "
@@ -127,24 +93,6 @@ def per_token(
         )
     arrays = {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
     return PerToken(rows.numpy(), counted, arrays, torch.cat(watch.found)[:, :-1].double().numpy())
-
-
-def _batch(models: Together, input_ids: Tensor, observer: Observer) -> dict[str, Tensor]:
-    """FIGURES of a batch [batch, seq], each [batch, seq - 1]."""
-    hidden = {name: h[:, :-1].flatten(0, 1) for name, h in models.hidden(input_ids, observer).items()}
-    own, labels_N = [models.heads[name] for name in models.plan], input_ids[:, 1:].flatten()
-    heads = kl_heads(
-        [hidden[name] for name in models.plan],
-        hidden[Variant.BASE],
-        models.heads[Variant.BASE],
-        labels_N=labels_N,
-        student_heads=own,
-    )
-    values = {"ce_base": heads[0].ce_teacher_N}
-    for name, out in zip(models.plan, heads, strict=True):
-        values |= {f"ce_{name}": out.ce_student_N, f"kl_{name}": out.kl_N}
-    shape = input_ids[:, 1:].shape
-    return {name: value.view(shape) for name, value in values.items() if value is not None}
 
 
 def lowest(spliced: Splice) -> Hookpoint:
