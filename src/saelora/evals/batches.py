@@ -13,6 +13,7 @@ from saelora.core.kl_head import kl_heads
 from saelora.core.partial import NO_PREFIX, CleanPass
 from saelora.core.splice import Observer, TokenMask
 from saelora.core.students import CLEAN, Shared, Student, Students
+from saelora.evals.variant import Variant
 from saelora.models.anatomy import device_of
 
 
@@ -68,7 +69,7 @@ class Batch:
         own = [self.students.head(student) for student in named.values()]
         labels = self.input_ids[:, 1:]
         heads = kl_heads(flat, clean, self.students.head(), labels_N=labels.flatten(), student_heads=own)
-        values = {"ce_base": heads[0].ce_teacher_N}
+        values = {Variant.BASE.ce: heads[0].ce_teacher_N}
         for name, out in zip(named, heads, strict=True):
             end = name and f"_{name}"
             values |= {f"ce{end}": out.ce_student_N, f"kl{end}": out.kl_N, f"top1{end}": out.top1_N}

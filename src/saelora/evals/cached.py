@@ -72,7 +72,7 @@ class CachedEvaluator:
 def against_start(start: LossSums, now: LossSums, seed: int = 0) -> dict[str, Any]:
     """Figures of a student and of the spliced model it began as, on the same rows, as ``LossSums.compute`` has them:
     ce_base, ce_sae, ce_adapted, kl_adapted, top1_adapted, gap_closed, ... and 95 % intervals, paired by row."""
-    sums = {"ce_base": now.sums["ce_base"]}
-    sums |= {f"{name}_{Variant.SPLICED}": start.sums[name] for name in ("ce", "kl")}
+    sums = {Variant.BASE.ce: now.sums[Variant.BASE.ce]}
+    sums |= {Variant.SPLICED.ce: start.sums["ce"], Variant.SPLICED.kl: start.sums["kl"]}
     sums |= {f"{name}_{Variant.ADAPTED}": now.sums[name] for name in ("ce", "kl", "top1")}
     return LossSums(now.n, sums).compute(seed)

@@ -155,7 +155,7 @@ class _Arms:
     def results(self, name: str, losses: LossSums, saes: Mapping[Student, dict[str, Any]]) -> dict[str, Any]:
         """One branch's figures, from the sums of its arms; the SAEs' own as spliced, and where trained, as adapted."""
         numbers = {student: number for number, student in self.names.items()}
-        sums = {"ce_base": losses.sums["ce_base"]}
+        sums = {Variant.BASE.ce: losses.sums[Variant.BASE.ce]}
         for arm, student in self.plan[name].items():
             for figure in ("ce", "kl", "top1"):
                 sums[f"{figure}_{arm}"] = losses.sums[f"{figure}_{numbers[student]}"]

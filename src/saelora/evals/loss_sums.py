@@ -13,9 +13,10 @@ from saelora.core.splice import TokenMask
 from saelora.core.spread import Spread
 from saelora.errors import InputError
 from saelora.evals.intervals import resampled
+from saelora.evals.variant import SIDE_BY_SIDE, Variant
 from saelora.models.hookpoints import Hookpoint
 
-RATIOS = ("gap_closed", "loss_recovered_sae", "loss_recovered_adapted")
+RATIOS = ("gap_closed", *(f"loss_recovered_{variant}" for variant in (Variant.SPLICED, Variant.ADAPTED)))
 
 
 @dataclass
@@ -66,16 +67,15 @@ class LossSums:
 def _derive(means: dict[str, Any]) -> dict[str, Any]:
     """Add gap and ratios to means, single ones or [n_draws]; NaN where a ratio has nothing to be a share of."""
     out = dict(means)
-    base, sae = means["ce_base"], means.get("ce_sae")
-    adapted, zero = means.get("ce_adapted"), means.get("ce_zero")
+    base, sae, adapted, zero = (means.get(v.ce) for v in (*SIDE_BY_SIDE, Variant.ZERO))
     if sae is not None:
         out["ce_gap"] = sae - base
     if sae is not None and adapted is not None:
         out["ce_gain"] = sae - adapted
         out["gap_closed"] = (sae - adapted) / np.where(sae > base, sae - base, np.nan)
-    for arm, ce in (("sae", sae), ("adapted", adapted)):
+    for variant, ce in ((Variant.SPLICED, sae), (Variant.ADAPTED, adapted)):
         if ce is not None and zero is not None:
-            out[f"loss_recovered_{arm}"] = (zero - ce) / np.where(zero > base, zero - base, np.nan)
+            out[f"loss_recovered_{variant}"] = (zero - ce) / np.where(zero > base, zero - base, np.nan)
     return out
 
 

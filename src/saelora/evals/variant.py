@@ -6,7 +6,7 @@ from enum import StrEnum
 class Variant(StrEnum):
     """A model with or without its SAEs spliced in, with or without its adapter.
 
-    The values are the keys in files, and name figures: ce_sae is the cross entropy of SPLICED.
+    The values are the keys in files.
     """
 
     BASE = "base"  # the original model
@@ -23,5 +23,16 @@ class Variant(StrEnum):
     def has_adapter(self) -> bool:
         return self in (Variant.ADAPTED, Variant.ADAPTED_CLEAN)
 
+    @property
+    def ce(self) -> str:
+        """What its cross entropy is called in results."""
+        return f"ce_{self}"
 
+    @property
+    def kl(self) -> str:
+        """What the KL divergence of the original from it is called."""
+        return f"kl_{self}"
+
+
+SIDE_BY_SIDE = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED)
 AGAINST_BASE = (Variant.SPLICED, Variant.ADAPTED, Variant.ADAPTED_CLEAN, Variant.ZERO)  # "arms" in recipes

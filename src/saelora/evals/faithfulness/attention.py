@@ -11,10 +11,8 @@ from saelora.core.numerics import wide
 from saelora.evals.faithfulness.result import Attention, AttentionLayer
 from saelora.evals.intervals import ratio
 from saelora.evals.spliced import SplicedModel
-from saelora.evals.variant import Variant
+from saelora.evals.variant import SIDE_BY_SIDE, Variant
 from saelora.models.anatomy import Anatomy, anatomy_of, unwrap
-
-VARIANTS = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED)
 
 
 class NoWeightsError(Exception):
@@ -33,8 +31,8 @@ def attention_to_exempt(
         NoWeightsError: the model's attention does not hand out its weights.
     """
     n_layers = anatomy_of(subject.model).n_layers
-    sums = {name: np.zeros((len(rows), n_layers)) for name in VARIANTS}
-    plan = {variant: subject.student(variant) for variant in VARIANTS}
+    sums = {name: np.zeros((len(rows), n_layers)) for name in SIDE_BY_SIDE}
+    plan = {variant: subject.student(variant) for variant in SIDE_BY_SIDE}
     students = subject.students(plan.values())
     with _eager(subject.model), subject.batches(students, rows, 1, progress) as each:
         for batch in each:
@@ -43,10 +41,10 @@ def attention_to_exempt(
                     sums[name][batch.start] = _exempt_sums(subject.model, batch.input_ids, batch.mask[0])
     n = subject.token_mask(rows).sum(1).double().tolist()
     by_layer = {name: [ratio(own_RL[:, i].tolist(), n) for i in range(n_layers)] for name, own_RL in sums.items()}
-    layers = [AttentionLayer(i, *(by_layer[name][i] for name in VARIANTS)) for i in range(n_layers)]
+    layers = [AttentionLayer(i, *(by_layer[name][i] for name in SIDE_BY_SIDE)) for i in range(n_layers)]
     over = {name: own_RL.mean(1) for name, own_RL in sums.items()}
     change = ratio((over[Variant.ADAPTED] - over[Variant.SPLICED]).tolist(), n)
-    return Attention(layers, {name: ratio(over[name].tolist(), n) for name in VARIANTS}, change, len(rows))
+    return Attention(layers, {name: ratio(over[name].tolist(), n) for name in SIDE_BY_SIDE}, change, len(rows))
 
 
 def _exempt_sums(model: nn.Module, ids: Tensor, mask_S: Tensor) -> list[float]:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from saelora.evals.estimate import Estimate
 from saelora.evals.faithfulness.result import AttentionLayer, Faithfulness, Intervention, Reliance
-from saelora.evals.variant import Variant
+from saelora.evals.variant import SIDE_BY_SIDE
 from saelora.reporting.page import charts
 from saelora.reporting.page.charts import Series, style
 from saelora.reporting.page.losses import SPREAD
@@ -16,8 +16,6 @@ from saelora.reporting.text import ARM_NAMES
 Found = Sequence[tuple[int, Run, Faithfulness]]
 Order = Literal["random", "top"]
 _ORDERS: dict[Order, str] = {"random": "random ones among those that fire", "top": "those of most activation"}
-
-_VARIANTS = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED)
 
 
 def sections(runs: Sequence[Run]) -> list[Section]:
@@ -76,24 +74,24 @@ def _attention(runs: Sequence[Run], found: Found) -> Figure | None:
         if (attention := result.exempt.attention) is None:
             continue
         layers = attention.layers
-        for j, variant in enumerate(_VARIANTS):
+        for j, variant in enumerate(SIDE_BY_SIDE):
             look = style(i, j) if len(runs) > 1 else style((2, 1, 0)[j])
             values = estimates([_shares(layer)[j] for layer in layers])
             name = named(runs, run, ARM_NAMES[variant])
             series.append(Series(name, [layer.layer for layer in layers], *values, style={**look, "markersize": 3.5}))
         rows += [row_of(runs, run, [layer.layer, *_shares(layer)]) for layer in layers]
         if layers:
-            rows.append(row_of(runs, run, ["all", *(attention.mean[variant] for variant in _VARIANTS)]))
+            rows.append(row_of(runs, run, ["all", *(attention.mean[variant] for variant in SIDE_BY_SIDE)]))
     if not rows:
         return None
-    columns = [("layer", "text"), *((ARM_NAMES[variant], "number") for variant in _VARIANTS)]
+    columns = [("layer", "text"), *((ARM_NAMES[variant], "number") for variant in SIDE_BY_SIDE)]
     told = "Attention that replaced positions pay to those which the SAE leaves alone: a way round it would raise this."
     svg = charts.lines(series, "attention", "layer", "share of attention")
     return Figure("attention", told, svg, Table("Attention to exempt positions", by_run(runs, columns), rows))
 
 
 def _shares(layer: AttentionLayer) -> tuple[Estimate, ...]:
-    """In the order of _VARIANTS."""
+    """In the order of SIDE_BY_SIDE."""
     return layer.base, layer.sae, layer.adapted
 
 

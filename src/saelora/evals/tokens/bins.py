@@ -10,10 +10,10 @@ import numpy as np
 
 from saelora.evals.intervals import UNDEFINED, ratios
 from saelora.evals.tokens.result import Group
+from saelora.evals.variant import SIDE_BY_SIDE
 
 LEAST_ROWS = 5  # that a bin's predictions are from: drawing fewer anew says nothing about how they vary
 RATES = (1, 10, 100, 1_000, 10_000)  # of a token per million
-_ARMS = ("ce_base", "ce_sae", "ce_adapted")
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def table(bins: list[Bin], counted_RP: np.ndarray, values: dict[str, np.ndarray]
         return []
     n, tops, bottoms = 6, list[np.ndarray](), list[np.ndarray]()
     for _, member_RP in members:
-        base, sae, adapted = ((values[arm] * member_RP).sum(1) for arm in _ARMS)
+        base, sae, adapted = ((values[variant.ce] * member_RP).sum(1) for variant in SIDE_BY_SIDE)
         count = member_RP.sum(1)
         tops += [base, sae, adapted, adapted - sae, sae - base, sae - adapted]
         bottoms += [count, count, count, count, count, sae - base]

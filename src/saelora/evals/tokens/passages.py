@@ -88,8 +88,8 @@ def _likeliest(head: Head, hidden_PD: Tensor) -> list[list[tuple[int, float]]]:
 
 def _passage(found: PerToken, place: Place, top: Likeliest) -> Passage:
     row, start, end, token = place
-    ce = {variant: found.values[f"ce_{variant}"][row] for variant in top}
-    kl = {variant: found.values[f"kl_{variant}"][row] for variant in (Variant.SPLICED, Variant.ADAPTED)}
+    ce = {variant: found.values[variant.ce][row] for variant in top}
+    kl = {variant: found.values[variant.kl][row] for variant in (Variant.SPLICED, Variant.ADAPTED)}
 
     def of_tokens(of_predictions: Any, form: Callable[[Any], Any]) -> list[Any]:
         return [None if i == 0 else form(of_predictions[i - 1]) for i in range(start, end)]

@@ -21,13 +21,12 @@ from saelora.evals.intervals import ratios
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.tokens.bins import Bin, frequency_bins, position_bins, recon_error_bins, table
 from saelora.evals.tokens.result import Change, Cost, Distribution, Group, Histogram
-from saelora.evals.variant import Variant
+from saelora.evals.variant import SIDE_BY_SIDE, Variant
 from saelora.models.hookpoints import Hookpoint
 
 QUANTILES = (0.01, 0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 0.95, 0.99)
 EDGES = np.logspace(-5, 1, 51)  # the paper's histogram of |ce_sae - ce_adapted|: 50 log bins
-COMPARED = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED)
-FIGURES = ("ce_base", "ce_sae", "ce_adapted", "kl_sae", "kl_adapted")
+FIGURES = (*(variant.ce for variant in SIDE_BY_SIDE), Variant.SPLICED.kl, Variant.ADAPTED.kl)
 # of the sites in a layer's forward pass
 _IN_ORDER = ("resid_pre", "attn_z", "attn_module_out", "attn_out", "mlp_module_out", "mlp_out", "resid_post")
 
@@ -43,7 +42,7 @@ class PerToken:
 
     @property
     def change(self) -> np.ndarray:
-        return self.values["ce_adapted"] - self.values["ce_sae"]
+        return self.values[Variant.ADAPTED.ce] - self.values[Variant.SPLICED.ce]
 
 
 def together(subject: SplicedModel) -> tuple[Students, dict[Variant, Student]]:
@@ -51,7 +50,7 @@ def together(subject: SplicedModel) -> tuple[Students, dict[Variant, Student]]:
 
     No SAE runs in a stem, where nobody watches: see ``unobserved``.
     """
-    plan = {variant: subject.student(variant) for variant in COMPARED}
+    plan = {variant: subject.student(variant) for variant in SIDE_BY_SIDE}
     return subject.students(plan.values(), without_stem=plan.values()), plan
 
 
@@ -76,7 +75,7 @@ def per_token(
         InputError: no prediction counts.
     """
     students, plan = together(subject)
-    changed = {variant: plan[variant] for variant in COMPARED if variant is not Variant.BASE}
+    changed = {variant: student for variant, student in plan.items() if variant is not Variant.BASE}
     watch = _ReconError(lowest(subject.spliced))
     observers = {plan[Variant.SPLICED]: watch, plan[Variant.ADAPTED]: unobserved}
     found: dict[str, list[Tensor]] = {name: [] for name in FIGURES}
@@ -122,7 +121,7 @@ def summarise(found: PerToken, count_V: np.ndarray | None = None) -> Distributio
     """
     kept = found.counted.any(1)  # rows without a counted prediction say nothing
     counted_RP, change_RP = found.counted[kept], found.change[kept]
-    cost_RP = (found.values["ce_sae"] - found.values["ce_base"])[kept]
+    cost_RP = (found.values[Variant.SPLICED.ce] - found.values[Variant.BASE.ce])[kept]
     helped_RP, hurt_RP = counted_RP & (change_RP < 0), counted_RP & (change_RP > 0)
     n_R = counted_RP.sum(1)
     sums = [
@@ -137,7 +136,7 @@ def summarise(found: PerToken, count_V: np.ndarray | None = None) -> Distributio
         np.stack([top for top, _ in sums]), np.stack([bottom for _, bottom in sums])
     )
     change_N, cost_N = change_RP[counted_RP], cost_RP[counted_RP]
-    values = {name: found.values[name][kept] for name in ("ce_base", "ce_sae", "ce_adapted")}
+    values = {variant.ce: found.values[variant.ce][kept] for variant in SIDE_BY_SIDE}
 
     def groups(bins: list[Bin]) -> list[Group]:
         return table(bins, counted_RP, values)

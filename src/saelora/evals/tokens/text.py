@@ -4,13 +4,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from saelora.evals.tokens.result import Passage, Tokens
-from saelora.evals.variant import Variant
+from saelora.evals.variant import SIDE_BY_SIDE
 from saelora.reporting.format import finite
 from saelora.reporting.page.read import Run
 
 ROWS = 20  # whole rows in a page, of all runs together: a row of 512 tokens takes about 150 kB
 LONGEST = 200  # characters of a token that are shown
-_VARIANTS = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED)
 
 
 def payload(runs: Sequence[Run]) -> dict[str, Any]:
@@ -49,10 +48,10 @@ def _passage(passage: Passage, group: str) -> dict[str, Any]:
         "focus": passage.focus,
         "ids": passage.ids,
         "counted": [int(each) for each in passage.counted],
-        "ce": [_numbers(passage.ce[variant]) for variant in _VARIANTS],
-        "kl": [_numbers(passage.kl[variant]) for variant in _VARIANTS[1:]],
+        "ce": [_numbers(passage.ce[variant]) for variant in SIDE_BY_SIDE],
+        "kl": [_numbers(passage.kl[variant]) for variant in SIDE_BY_SIDE[1:]],
         "error": _numbers(passage.recon_error),
-        "top": [_tops(each) for each in zip(*(passage.top[variant] for variant in _VARIANTS), strict=True)],
+        "top": [_tops(each) for each in zip(*(passage.top[variant] for variant in SIDE_BY_SIDE), strict=True)],
     }
 
 
