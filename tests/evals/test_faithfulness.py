@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import families
 from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.lora import disabled, lora_config
+from saelora.core.massive import Massive
 from saelora.core.splice import TokenMask, splice
 from saelora.core.spread import FIGURES
 from saelora.errors import InputError
@@ -278,6 +279,37 @@ def test_a_policy_that_exempts_nothing_has_no_exempt_figures(fresh):
     assert found["n_positions"] == 0
     assert found["spliced_too"] is found["after_first"] is found["attention"] is None
     assert found["attention_missing"] == "no position is exempt"
+
+
+@pytest.mark.parametrize("ids", [(PAD, BOS, EOS), ()], ids=["by token too", "by norm alone"])
+# SPEC 8.5
+def test_positions_spared_by_their_norm_are_counted_and_spliced_too(fresh, ids):
+    base = fresh("llama")
+    rows, model = rows_for(base, n_rows=5), noisy(base)
+    saes, seen, policy = {h: TinySAE(D_MODEL, seed=i) for i, h in enumerate(SITES)}, {}, TokenMask(ids)
+    with disabled(model), splice(model, saes, policy, observer=lambda h, x, a, r, m: seen.update({h: x.norm(dim=-1)})):
+        model(input_ids=rows)
+    limits = tuple((h, float(norm_BS.flatten().quantile(0.8))) for h, norm_BS in seen.items())
+    policy, masks = TokenMask(ids, massive=Massive(2.0, limits)), []
+    with disabled(model), splice(model, saes, policy, observer=lambda *event: masks.append(event[-1])):
+        model(input_ids=rows)
+    spared = ~torch.stack(masks).all(0)
+    with splice(model, saes, policy) as spliced:
+        found = found_by(SplicedModel(model, spliced, policy), rows, draws=1)["exempt"]
+    assert int((~policy(rows))[:, 1:].sum()) < found["n_after_first"] == int(spared[:, 1:].sum()) < found["n_positions"]
+    assert found["n_positions"] == int(spared.sum())
+    assert spared[:, 0].any()
+
+    own = {h: plain(sae) for h, sae in saes.items()}
+    counted = policy(rows)
+    with disabled(model):
+        every = naive_ce(model, own, torch.ones_like(counted), rows, counted)
+        first_spared = [torch.cat([mask[:, :1], torch.ones_like(mask[:, 1:])], 1) for mask in masks]
+        after_first = naive_ce(model, own, dict(zip(saes, first_spared, strict=True)), rows, counted)
+    assert found["spliced_too"]["ce_sae"]["value"] == pytest.approx(every, rel=1e-5)
+    assert found["after_first"]["ce_sae"]["value"] == pytest.approx(after_first, rel=1e-5)
+    assert every != pytest.approx(after_first, rel=1e-4)
+    assert found["attention"] is not None if ids else "by its token" in found["attention_missing"]
 
 
 def test_positions_that_begin_rows_leave_nothing_after_the_first(fresh):

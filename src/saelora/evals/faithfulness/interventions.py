@@ -10,7 +10,7 @@ adapted model depends on the latents as the spliced one does, and 0 where it doe
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -98,7 +98,7 @@ def faithfulness(
     picks = spaced(len(rows), ablation_rows)
     ablation = _ablation(case, rows[picks], main.at(picks), seen.mass, draws, generator)
     attention = _attention(case, rows[spaced(len(rows), attention_rows)])
-    shuffled, exempt = _relied(main, "shuffled"), _exempt(main, subject.token_mask, rows, *attention)
+    shuffled, exempt = _relied(main, "shuffled"), _exempt(main, subject.token_mask, torch.cat(seen.spared), *attention)
     gain = main.mean(main.row_sums(Variant.SPLICED) - main.row_sums(Variant.ADAPTED))
     excess = None if exempt.after_first is None else exempt.after_first.excess
     verdict, why = classify_reliance(shuffled.reliance, ablation.top_pooled, gain, excess)
@@ -136,23 +136,33 @@ class _Case:
 
 @dataclass
 class _Seen:
-    """What the SAEs did in the spliced model."""
+    """What the SAEs did in the spliced model.
+
+    Args:
+        spared: of each batch [batch, seq], the positions that some SAE left alone, for their tokens or their norms.
+    """
 
     mass: LatentMass
     own: SAESums
     other: SAESums
+    spared: list[Tensor] = field(default_factory=list)
 
     def watch(self, *event: Any) -> None:
         """The observer of the adapter's own SAEs."""
         self.mass(*event)
         self.own(*event)
+        self.spared[-1] |= ~event[-1].to(self.spared[-1].device)
 
 
 class _AllButFirst(TokenMask):
-    """The positions of a policy, and every exempt one but a row's first, which cannot have seen any text."""
+    """The positions of a policy, and every spared one but a row's first, which cannot have seen any text."""
 
     def at(self, input_ids: Tensor, position_BS: Tensor) -> Tensor:
         return super().at(input_ids, position_BS) | (position_BS != 0)
+
+    def replaced(self, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> Tensor:
+        """Massive ones too, but for a row's first; rows are packed, so that it stands at 0."""
+        return torch.cat([super().replaced(hookpoint, x, mask)[:, :1], mask[:, 1:]], 1)
 
 
 def spaced(n_rows: int, n: int | None) -> list[int]:
@@ -176,16 +186,20 @@ def _main(
         "shuffled": ({h: Shuffled(sae, shuffle) for h, sae in saes.items()}, policy),
         "zeroed": (dict.fromkeys(saes, ZeroAblation()), policy),
     }
-    spared_BS = ~policy(rows)
-    if spared_BS.any():
-        plans["exempt"] = (saes, TokenMask((), False, policy.exempt_padding))
-    if spared_BS[:, 1:].any():
-        widened = _AllButFirst(policy.exempt_ids, policy.exempt_first, policy.exempt_padding)
-        plans["after_first"] = (saes, widened)
+    spared_BS, by_norm = ~policy(rows), policy.massive is not None  # the latter are known once the SAEs have run
+    if spared_BS.any() or by_norm:
+        plans["exempt"] = (saes, TokenMask((), 0, policy.exempt_padding))
+    if spared_BS[:, 1:].any() or by_norm:
+        plans["after_first"] = (saes, _AllButFirst(**vars(policy)))
     if other:
         plans["other"] = ({**saes, other[0]: other[1]}, policy)
     seen = _Seen(LatentMass(saes), SAESums.of(policy, rows), SAESums.of(policy, rows))
     variants: dict[str, Student] = {v: case.subject.student(v) for v in (Variant.BASE, Variant.ADAPTED_CLEAN, *PAIR)}
+
+    def begin(mask_BS: Tensor) -> None:
+        shuffle.draw(mask_BS, generator)
+        seen.spared.append(~mask_BS)
+
     with ExitStack() as stack:
         for name, (put_in, mask) in plans.items():
             variants |= case.both(name, put_in, mask, stack)
@@ -193,7 +207,7 @@ def _main(
             rows,
             variants,
             observers={Variant.SPLICED: seen.watch, f"other.{Variant.SPLICED}": seen.other},
-            before=lambda mask_BS: shuffle.draw(mask_BS, generator),
+            before=begin,
         )
     return found, seen
 
@@ -252,26 +266,24 @@ def _relied(ce: CrossEntropies, name: str) -> Reliance:
 
 
 def _exempt(
-    ce: CrossEntropies, token_mask: TokenMask, rows: Tensor, attention: Attention | None, missing: str | None
+    ce: CrossEntropies, token_mask: TokenMask, spared_RS: Tensor, attention: Attention | None, missing: str | None
 ) -> Exempt:
-    """What splicing exempt positions too costs."""
-    spared_BS = ~token_mask(rows)
+    """What splicing spared positions too costs."""
+    n, n_after_first = int(spared_RS.sum()), int(spared_RS[:, 1:].sum())
     return Exempt(
         list(token_mask.exempt_ids),
         token_mask.exempt_first,
-        int(spared_BS.sum()),
-        int(spared_BS[:, 1:].sum()),
-        _spliced_too(ce, "exempt"),
-        _spliced_too(ce, "after_first"),
+        n,
+        n_after_first,
+        _spliced_too(ce, "exempt") if n else None,
+        _spliced_too(ce, "after_first") if n_after_first else None,
         attention,
         missing,
     )
 
 
-def _spliced_too(ce: CrossEntropies, name: str) -> ExemptSpliced | None:
-    """What splicing some of the exempt positions costs; None where there are none."""
-    if f"{name}.{Variant.SPLICED}" not in ce.ce:
-        return None
+def _spliced_too(ce: CrossEntropies, name: str) -> ExemptSpliced:
+    """What splicing some of the spared positions costs."""
     found = _relied(ce, name)
     plain, apart = (ce.row_sums(a) - ce.row_sums(s) for s, a in (PAIR, [f"{name}.{variant}" for variant in PAIR]))
     return ExemptSpliced(found.ce_sae, found.ce_adapted, found.rise_sae, found.rise_adapted, ce.mean(apart - plain))
@@ -284,8 +296,9 @@ def _taken_out(ce: CrossEntropies) -> TakenOut:
 
 def _attention(case: _Case, rows: Tensor) -> tuple[Attention | None, str | None]:
     """Attention to exempt positions, or why it was not measured."""
-    if case.subject.token_mask(rows).all():
-        return None, "no position is exempt"
+    policy = case.subject.token_mask
+    if policy(rows).all():
+        return None, "no position is exempt" if policy.massive is None else "no position is exempt by its token"
     try:
         return attention_to_exempt(case.subject, rows, progress=case.progress), None
     except NoWeightsError as error:

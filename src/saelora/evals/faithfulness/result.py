@@ -115,9 +115,11 @@ class Exempt:
     Args:
         ids, first: the policy: exempt token ids, and how many positions at a row's start are exempt; older versions
             say whether one is.
-        n_positions, n_after_first: exempt ones, and those of them that can have seen text.
+        n_positions, n_after_first: those that an SAE leaves alone in the spliced model, for their tokens or as massive,
+            and those of them that can have seen text; older results count no massive ones.
         spliced_too, after_first: of all of them, and of those after a row's first; None where there are none.
-        attention: None where it was not measured; ``attention_missing`` says why.
+        attention: to positions that are exempt by their tokens. None where it was not measured; ``attention_missing``
+            says why.
     """
 
     ids: list[int]
