@@ -7,10 +7,9 @@ from saelora.core.partial import activations
 from saelora.core.splice import Splice, TokenMask
 from saelora.core.students import Student, Students
 from saelora.evals.batches import batches
-from saelora.evals.drift.measure import clean_latents, observed
+from saelora.evals.drift.measure import add, clean_latents, observed
 from saelora.evals.drift.result import LatentChange
-from saelora.evals.firing import Firing, Seen
-from saelora.models.hookpoints import Hookpoint
+from saelora.evals.firing import Firing
 
 
 def latent_change(
@@ -38,11 +37,8 @@ def latent_change(
     firing = {hookpoint: Firing(len(rows)) for hookpoint in reference.saes}
     with batches(students, token_mask, rows, batch_rows=batch_rows, autocast=autocast) as each:
         for batch in each:
-            before, replaced = clean_latents(reference, token_mask, students, batch)
-            after: dict[Hookpoint, Seen] = {}
-            with students.only(student), observed(student.splice, after) as used:
+            clean = clean_latents(reference, token_mask, students, batch)
+            with students.only(student), observed(student.splice) as found:
                 activations(model, batch.input_ids, None, list(reference.saes))
-            for hookpoint, seen in after.items():
-                mask = replaced[hookpoint] & used[hookpoint]
-                firing[hookpoint].update(batch.start, mask, before[hookpoint], seen)
-    return {str(hookpoint): each.compute() for hookpoint, each in firing.items()}
+            add(firing, batch.start, clean, found)
+    return {str(hookpoint): own.compute() for hookpoint, own in firing.items()}

@@ -5,7 +5,7 @@ Everything is of replaced positions (the token mask) alone. Only the base's laye
 Shapes: B rows of a batch, S tokens, D width, F latents; N replaced positions of a batch.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -30,6 +30,7 @@ from saelora.evals.variant import Variant
 from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.hookpoints import Hookpoint
 
+Watched = dict[Hookpoint, tuple[Seen, Tensor]]  # what an SAE saw and did, and which positions [batch, seq] it replaces
 MEASURES = ("l2", "relative_l2", "cosine_distance")
 
 
@@ -63,17 +64,16 @@ def measure_drift(
             base: dict[int, Tensor] = {}
             with students.only(plan[Variant.BASE]), watching(anatomy, base.__setitem__):
                 _forward(anatomy, batch.input_ids)
-            seen, replaced = clean_latents(subject.spliced, subject.token_mask, students, batch)
+            clean = clean_latents(subject.spliced, subject.token_mask, students, batch)
             distances.begin(base, batch.mask)
             for variant in AWAY:
                 # spliced is observed too: an SAE may reconstruct by other steps, to other bits, where nobody watches
-                after: dict[Hookpoint, Seen] = {}
-                watched = distances.of(anatomy, variant), observed(subject.splice_of(variant), after)
-                with students.only(plan[variant]), watched[0], watched[1] as used:
+                watched = observed(subject.splice_of(variant))
+                with students.only(plan[variant]), distances.of(anatomy, variant), watched as found:
                     _forward(anatomy, batch.input_ids)
-                for hookpoint, found in after.items() if variant is Variant.ADAPTED else ():
-                    firing[hookpoint].update(batch.start, replaced[hookpoint] & used[hookpoint], seen[hookpoint], found)
-    latents = {str(h): each.compute() for h, each in firing.items()}
+                if variant is Variant.ADAPTED:
+                    add(firing, batch.start, clean, found)
+    latents = {str(hookpoint): own.compute() for hookpoint, own in firing.items()}
     return Drift(int(sum(distances.n)), distances.compute(), latents)
 
 
@@ -100,34 +100,34 @@ def watching(anatomy: Anatomy, see: Callable[[int, Tensor], None]) -> Iterator[N
 
 
 @contextmanager
-def observed(spliced: Splice, after: dict[Hookpoint, Seen]) -> Iterator[dict[Hookpoint, Tensor]]:
-    """Put x, latents and recon of every SAE that runs while the context is open into ``after``; masks are yielded."""
-    masks: dict[Hookpoint, Tensor] = {}
+def observed(spliced: Splice) -> Iterator[Watched]:
+    """Yields what every SAE that runs while the context is open sees and does."""
+    found: Watched = {}
 
     def observer(hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
-        after[hookpoint], masks[hookpoint] = (x, latents, recon), mask
+        found[hookpoint] = (x, latents, recon), mask
 
     with spliced.observed_by(observer):
-        yield masks
+        yield found
 
 
-def clean_latents(
-    spliced: Splice, token_mask: TokenMask, students: Students, batch: Batch
-) -> tuple[dict[Hookpoint, Seen], dict[Hookpoint, Tensor]]:
-    """What an observer would see of clean activations, by the very steps of a splice, so that bits compare.
-
-    Returns:
-        hookpoint -> x, latents, reconstruction; and which positions [batch, seq] would be replaced there.
-    """
+def clean_latents(spliced: Splice, token_mask: TokenMask, students: Students, batch: Batch) -> Watched:
+    """What an observer would see of clean activations, by the very steps of a splice, so that bits compare."""
     with students.only(CLEAN):
         clean = activations(students.model, batch.input_ids, None, list(spliced.saes))
-    seen, masks = {}, {}
+    found: Watched = {}
     for hookpoint, x in clean.items():
-        masks[hookpoint] = token_mask.replaced(hookpoint, x, batch.mask)
-        sae = spliced.saes[hookpoint]
-        latents = sae.encode(spliced.given(hookpoint, x, masks[hookpoint]))
-        seen[hookpoint] = spliced.seen(hookpoint, x), latents, sae.decode(latents).to(x.dtype)
-    return seen, masks
+        sae, mask = spliced.saes[hookpoint], token_mask.replaced(hookpoint, x, batch.mask)
+        latents = sae.encode(spliced.given(hookpoint, x, mask))
+        found[hookpoint] = (spliced.seen(hookpoint, x), latents, sae.decode(latents).to(x.dtype)), mask
+    return found
+
+
+def add(firing: Mapping[Hookpoint, Firing], start: int, base: Watched, other: Watched) -> None:
+    """Add a batch, the first row of which is ``start``: positions that are replaced under both models count."""
+    for hookpoint, (seen, mask) in other.items():
+        clean, replaced = base[hookpoint]
+        firing[hookpoint].update(start, replaced & mask, clean, seen)
 
 
 @dataclass
