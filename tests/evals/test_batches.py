@@ -28,7 +28,7 @@ def test_rows_are_dealt_out_once_and_all_processes_keep_step(fresh, world):
         with batches(Students(model, []), SPARE_SPECIAL, rows, **options) as each:
             mine = list(each)
         assert len(mine) == -(-4 // world)
-        assert sum(told) == rows.numel()  # of all processes: each shows the whole's progress
+        assert rank > 0 or sum(told) == rows.numel()  # of all processes: the first shows the whole's progress
         for batch in mine:
             assert torch.equal(batch.input_ids, rows[batch.start : batch.start + 2])
             assert torch.equal(batch.mask, SPARE_SPECIAL(batch.input_ids))

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core import lora
-from saelora.core.eval_mode import eval_mode
+from saelora.core.eval_mode import evaluating
 from saelora.core.partial import CleanPass, activations, capturing, clean_forward
 from saelora.core.splice import Splice
 from saelora.core.students import CLEAN, Student, Students
@@ -69,11 +69,8 @@ def check_against_whole(
             if spliced is not None:
                 variants[f"the spliced model with adapter {name}"] = Student(spliced, adapter)
     with ExitStack() as stack:
-        stack.enter_context(torch.no_grad())
-        stack.enter_context(eval_mode(model))
+        stack.enter_context(evaluating(model, autocast))
         stack.enter_context(_told_apart(model))
-        if autocast is not None:
-            stack.enter_context(torch.autocast(device_of(model).type, autocast))
         splices = [each for each in (spliced, *others) if each is not None]
         pair = _Pair(model, list(variants.values()), splices, given, rows, autocast)
         if given is None and _peft_configs(model):  # else it is one of the variants
@@ -96,7 +93,7 @@ def check_activations(
     """
     ids = (rows if is_compiled(model) else rows[:1, :TOKENS]).to(device_of(model))
     whole: dict[Hookpoint, Tensor] = {}
-    with torch.no_grad(), eval_mode(model), torch.autocast(ids.device.type, autocast, enabled=autocast is not None):
+    with evaluating(model, autocast):
         with capturing(anatomy_of(model), hookpoints, whole):
             model(input_ids=ids)
         parts = activations(model, ids, None, hookpoints)

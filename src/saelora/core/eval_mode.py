@@ -3,7 +3,10 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch import nn
+
+from saelora.models.anatomy import device_of
 
 
 @contextmanager
@@ -16,3 +19,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def evaluating(model: nn.Module, autocast: torch.dtype | None = None) -> Iterator[None]:
+    """Evaluation mode without gradient, in half precision where ``autocast`` names one, while the context is open."""
+    half = torch.autocast(device_of(model).type, autocast, enabled=autocast is not None)
+    with torch.no_grad(), eval_mode(model), half:
+        yield

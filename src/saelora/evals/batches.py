@@ -5,9 +5,9 @@ from contextlib import contextmanager
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from saelora.core.eval_mode import eval_mode
+from saelora.core.eval_mode import evaluating
 from saelora.core.group import ALONE, Group
 from saelora.core.kl_head import kl_heads
 from saelora.core.partial import NO_PREFIX, CleanPass
@@ -15,14 +15,6 @@ from saelora.core.splice import Observer, TokenMask
 from saelora.core.students import CLEAN, Shared, Student, Students
 from saelora.evals.variant import Variant
 from saelora.models.anatomy import device_of
-
-
-@contextmanager
-def evaluating(model: nn.Module, autocast: torch.dtype | None = None) -> Iterator[None]:
-    """Evaluation mode without gradient, in half precision where ``autocast`` names one, while the context is open."""
-    half = torch.autocast(device_of(model).type, autocast, enabled=autocast is not None)
-    with torch.no_grad(), eval_mode(model), half:
-        yield
 
 
 class Batch:

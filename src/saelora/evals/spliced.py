@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core import lora
+from saelora.core.eval_mode import evaluating
 from saelora.core.splice import Splice, TokenMask
 from saelora.core.students import Student, Students
-from saelora.evals.batches import Batch, batches, evaluating
+from saelora.evals.batches import Batch, batches
 from saelora.evals.variant import Variant
 
 
