@@ -230,7 +230,7 @@ def _ablation(
                 put_in = {h: Ablated(sae, latents[h]) for h, sae in case.subject.spliced.saes.items()}
                 variants |= case.both(f"{kind}.{k}.{i}", put_in, case.subject.token_mask, stack)
         found = case.run(rows, variants)
-    found.ce |= {variant: whole.ce[variant] for variant in PAIR}
+    found.ce.update({variant: whole.ce[variant] for variant in PAIR})
     steps: dict[str, list[Step]] = {}
     pooled: dict[str, Estimate] = {}
     for kind in ("random", "top"):

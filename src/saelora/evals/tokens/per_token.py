@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from saelora.core.splice import Splice
+from saelora.core.splice import Observer, Splice
 from saelora.core.students import Student, Students
 from saelora.errors import InputError
 from saelora.evals.intervals import ratios
@@ -75,9 +75,9 @@ def per_token(
         InputError: no prediction counts.
     """
     students, plan = together(subject)
-    changed = {variant: student for variant, student in plan.items() if variant is not Variant.BASE}
+    changed: dict[str, Student] = {variant: student for variant, student in plan.items() if variant is not Variant.BASE}
     watch = _ReconError(lowest(subject.spliced))
-    observers = {plan[Variant.SPLICED]: watch, plan[Variant.ADAPTED]: unobserved}
+    observers: dict[Student, Observer] = {plan[Variant.SPLICED]: watch, plan[Variant.ADAPTED]: unobserved}
     found: dict[str, list[Tensor]] = {name: [] for name in FIGURES}
     with subject.batches(students, rows, batch_rows, progress) as each:
         for batch in each:
