@@ -13,7 +13,6 @@ from pydantic import ValidationError
 from saelora.config import (
     Configuration,
     Count,
-    add_options,
     build,
     coerce,
     configured,
@@ -23,6 +22,7 @@ from saelora.config import (
     updated,
 )
 from saelora.errors import InputError
+from saelora.flags import add_options
 from saelora.limits import OneOf, Within
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))

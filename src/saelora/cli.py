@@ -13,8 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from saelora.config import Configuration, add_options, build, read_yaml
+from saelora.config import Configuration, build, read_yaml
 from saelora.errors import InputError, SomeFailed, out_of_memory
+from saelora.flags import add_options
 from saelora.openmp import yielding_to_others
 from saelora.reporting.outcome import DIVERGED
 

@@ -1,4 +1,4 @@
-"""Pydantic models <-> YAML <-> flags. One declaration of an option serves the command line, the file and Python.
+"""Pydantic models <-> YAML. One declaration of an option serves the command line (flags), the file and Python.
 
 A job's configuration is a ``Configuration`` whose fields are made by ``option``. Flags override the YAML file, the file
 overrides defaults, and an unknown key is an error that names the nearest known one. A configuration knows which of its
@@ -8,9 +8,7 @@ pydantic keeps the fields; what a text from YAML or a flag means is read here, s
 in one line what it expected.
 """
 
-import argparse
 import difflib
-import inspect
 import math
 import types
 import typing
@@ -122,11 +120,11 @@ def hints_of(kind: type[Configuration]) -> dict[str, Any]:
 
 def limits_of(kind: type[Configuration]) -> dict[str, Limit]:
     """The limits of a configuration's options, where they have one."""
-    found = {name: _declared(field, "limit") for name, field in kind.model_fields.items()}
+    found = {name: declared(field, "limit") for name, field in kind.model_fields.items()}
     return {name: limit for name, limit in found.items() if limit is not None}
 
 
-def _declared(field: FieldInfo, name: str) -> Any:
+def declared(field: FieldInfo, name: str) -> Any:
     """What ``option`` was told of a field."""
     return field.json_schema_extra.get(name) if isinstance(field.json_schema_extra, dict) else None
 
@@ -279,47 +277,3 @@ class _Once(yaml.SafeLoader):
 def to_dict(config: Configuration) -> dict[str, Any]:
     """Plain, JSON-able values of every field."""
     return config.model_dump(mode="json")
-
-
-def add_options(parser: argparse.ArgumentParser, kind: type[Configuration]) -> None:
-    """One flag a field, grouped by the class that declares it; unset flags stay out of the result."""
-    hints = hints_of(kind)
-    shown: set[str] = set()  # a default that a job overrides stays in the group that declares the option
-    for owner in (*kind.__mro__[1:], kind):
-        names = [name for name in inspect.get_annotations(owner) if name in hints and name not in shown]
-        shown.update(names)
-        if names:
-            title = (owner.__doc__ or owner.__name__).strip().splitlines()[0].rstrip(".")
-            group = parser.add_argument_group(title.lower())
-            for name in names:
-                _add_option(group, name, kind.model_fields[name], hints[name])
-
-
-def _add_option(group: Any, name: str, field: FieldInfo, hint: Any) -> None:
-    default, positional = field.default, _declared(field, "positional")
-    if default is None or default in ([], ()) or positional:
-        shown = ""
-    else:
-        shown = f" (default: {' '.join(map(str, default)) if isinstance(default, list | tuple) else default})"
-    text = ((field.description or "") + shown).replace("%", "%%")
-    if positional:
-        several = "*" if typing.get_origin(hint) is list else "?"
-        group.add_argument(name, nargs=several, default=argparse.SUPPRESS, metavar=name.upper(), help=text)
-        return
-    arms = [a for a in typing.get_args(hint) if a is not types.NoneType] if _is_union(hint) else [hint]
-    flag, common = "--" + name.replace("_", "-"), {"dest": name, "default": argparse.SUPPRESS, "help": text}
-    if arms[0] is bool:
-        group.add_argument(flag, action=argparse.BooleanOptionalAction, **common)
-    elif typing.get_origin(arms[0]) is list:
-        group.add_argument(flag, action="append", metavar=name.upper(), **common)
-    elif typing.get_origin(arms[0]) is tuple:
-        group.add_argument(flag, nargs="+", metavar=name.upper(), **common)
-    elif typing.get_origin(arms[0]) is Literal:
-        choices = "|".join(map(str, typing.get_args(arms[0])))
-        group.add_argument(flag, metavar=choices, **common)
-    else:
-        group.add_argument(flag, metavar=name.upper(), **common)
-
-
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) in (types.UnionType, typing.Union)

@@ -2,8 +2,8 @@
 
 import head_to_head
 import pytest
-from report.compared_runs import CE_BASE, method, sae, start_at
 
+from reporting.compared_runs import CE_BASE, method, sae, start_at
 from saelora.jobs.comparison.plan import expand
 from saelora.jobs.comparison.recipe import read_recipe
 

@@ -1,7 +1,5 @@
 """saelora sweep: adapters over a grid of ranks, SAEs, layers, placements, models; what can share a pass does."""
 
-import hashlib
-import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -14,6 +12,7 @@ from saelora.files import write_whole
 from saelora.jobs import train_sae
 from saelora.jobs.run import open_collection
 from saelora.jobs.sae_folder import FINISHED
+from saelora.jobs.spec import digest
 from saelora.jobs.sweep_plan import Point, SweepSpec, adapter_folder, expand, group_points, read_recipe, row_file
 from saelora.manifest import MANIFEST, read_json, write_json
 from saelora.models.assets import cache_dir
@@ -113,8 +112,7 @@ def _trained_saes(recipe: SweepSpec, point: Point, console: Console) -> str:
     if recipe.train_sae is None:
         return ""
     values = {"device": point.config.device, **recipe.train_sae}
-    digest = hashlib.sha256(json.dumps(recipe.train_sae, sort_keys=True).encode()).hexdigest()
-    folder = cache_dir() / "saes" / digest[:12]
+    folder = cache_dir() / "saes" / digest(recipe.train_sae)
     if not (folder / FINISHED).exists():
         console.say(f"training the recipe's SAEs, once, into {folder}")
         train_sae.train_sae(build(train_sae.Config, {**values, "out": str(folder), "resume": folder.exists()}))
