@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelora.errors import InputError
-from saelora.files import locked, write_whole
+from saelora.files import write_whole
+from saelora.locks import locked
 
 if TYPE_CHECKING:
     from saelora.assemble import Assembled

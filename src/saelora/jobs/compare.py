@@ -9,10 +9,11 @@ from saelora import shapes
 from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
-from saelora.files import RUN, locked, write_whole
+from saelora.files import RUN, write_whole
 from saelora.jobs.comparison.plan import Run, entries_named, expand, settings
 from saelora.jobs.comparison.recipe import ComparisonRecipe, read_recipe
 from saelora.jobs.run import open_collection
+from saelora.locks import locked
 from saelora.manifest import read_json, write_json
 from saelora.named import check_named
 from saelora.reporting import compare as tables

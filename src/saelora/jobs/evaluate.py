@@ -14,13 +14,13 @@ from saelora.console import Console
 from saelora.core.group import ALONE, Group
 from saelora.errors import InputError
 from saelora.evals.registry import EVALUATIONS
-from saelora.files import tidy
 from saelora.identity import measured_on
 from saelora.jobs.acting import check_acting
 from saelora.jobs.asked import Asked, read_kept
 from saelora.jobs.recorded import check_parts, described, recorded_run, with_recorded
 from saelora.jobs.run import processes
 from saelora.jobs.training_options import ADAPTED
+from saelora.locks import tidy
 from saelora.manifest import check_part_folder, check_writable, environment, write_json, write_part
 from saelora.models.hookpoints import Hookpoint
 from saelora.named import check_named

@@ -11,8 +11,9 @@ import yaml
 from saelora.config import Configuration, option, read_yaml, to_dict, updated
 from saelora.core.group import Group
 from saelora.errors import InputError
-from saelora.files import clear, in_use, is_locked, left_in, locked, remove_leftovers, write_whole, writing
+from saelora.files import clear, in_use, left_in, remove_leftovers, write_whole, writing
 from saelora.limits import NOT_NEGATIVE, SEED, OneOf
+from saelora.locks import is_locked, locked
 from saelora.manifest import MANIFEST, check_room, check_writable
 from saelora.options import ModelConfig
 from saelora.train.distributed import current_group

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from saelora.config import Configuration, Count, configured, hints_of, limits_of, option
 from saelora.console import Console
 from saelora.errors import InputError
-from saelora.files import tidy
 from saelora.jobs.acting import check_acting
 from saelora.jobs.run import CHECKPOINTS, RunConfig, check_out, processes, taken_up
 from saelora.jobs.sae_folder import FINISHED, names_of, target_of
 from saelora.limits import NOT_NEGATIVE, POSITIVE, ROW, SHARE, OneOf, Within, exempt
+from saelora.locks import tidy
 from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named, check_sae_path
 from saelora.options import SourceConfig

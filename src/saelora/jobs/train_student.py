@@ -5,10 +5,10 @@ from typing import Any
 
 from saelora import shapes
 from saelora.console import Console
-from saelora.files import tidy
 from saelora.jobs.acting import check_acting
 from saelora.jobs.run import CHECKPOINTS, check_out, processes, taken_up
 from saelora.jobs.training_options import StudentConfig, recipe_of
+from saelora.locks import tidy
 from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named
 from saelora.shapes import check_file

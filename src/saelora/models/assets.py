@@ -17,7 +17,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from saelora.errors import InputError
-from saelora.files import scratch_folder
+from saelora.locks import scratch_folder
 
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_DATA = "sotu"

@@ -16,7 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import __version__ as transformers_version
 
 from saelora.errors import InputError
-from saelora.files import scratch_folder, write_whole
+from saelora.files import write_whole
+from saelora.locks import scratch_folder
 from saelora.models.assets import cache_dir, publish
 from saelora.models.gguf_config import stated_config
 from saelora.models.gguf_file import GGUFFile, merge, read_gguf, shards_of
