@@ -198,6 +198,7 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...], str]] = {
     "set": ({}, ("rank",), "expected KEY=VALUE, such as --set context=128"),
     "set entry": ({}, ("methods.lara.rank=3",), "there is no 'lara' under methods, but lora, linear-map"),
     "set where": ({}, ("lora.rank=3",), "expected KEY=VALUE, such as"),
+    "set mapping": ({}, ("base=", "context=3"), "--set base is None, expected option: value lines"),
     "set option": ({}, ("methods.lora.rnak=3",), "did you mean 'rank'"),
 }
 

@@ -198,6 +198,8 @@ BAD = {
     "no-saes": ({"points": [{"sae": ["{saes}/x"]}]}, [], "no train_sae"),
     "set": ({}, ["--set", "rank"], "KEY=VALUE"),
     "set where": ({}, ["--set", "points.rank=1"], "'points.rank=1': expected KEY=VALUE, such as --set tokens=10k"),
+    "grid of mappings": ({"grid": {"k": {"a": 1}, "rank": 3}}, ["--set", "lr=1"], "expected a list of values"),
+    "set mapping": ({}, ["--set", "points=3", "--set", "rank=3"], "--set points is 3, expected a list of mappings"),
     "mapping": ({"points": {"rank": 1}}, [], "points of"),
     "series": ({"series": "nonsense"}, [], "no such column"),
     "axis": ({"grid": {"rank": [1, 2]}, "x": "nonsense"}, [], "no such column"),

@@ -70,8 +70,8 @@ def _override(text: str, values: dict[str, Any], kind: type[Recipe]) -> None:
     written, equals, shown = text.partition("=")
     where, _, key = written.strip().rpartition(".")
     section, _, name = where.partition(".")
-    hint, key = hints_of(kind).get(section), key.replace("-", "_")
-    if not equals or (where and hint != (Named if name else Options)):
+    hints, key = hints_of(kind), key.replace("-", "_")
+    if not equals or (where and hints.get(section) != (Named if name else Options)):
         raise InputError(f"--set {text!r}: expected KEY=VALUE, such as {kind.example}")
     try:
         value = yaml.safe_load(shown)
@@ -83,18 +83,13 @@ def _override(text: str, values: dict[str, Any], kind: type[Recipe]) -> None:
     if where:
         target = values[section][name] if name else values[section]
     else:
-        target = values if key in hints_of(kind) else values["base"]
-        for options in (options for over in kind.over for options in _mappings(values[over])):
-            options.pop(key, None)
+        target = values if key in hints else values["base"]
+        value = coerce(hints[key], value, f"--set {key}") if hints.get(key) in MAPPINGS else value
+        for each, hint in ((values[over], hints[over]) for over in kind.over):
+            for options in each.values() if hint == Named else each if isinstance(each, list) else [each]:
+                options.pop(key, None)
     target.pop(key, None)  # what is set comes last
     target[key] = value
-
-
-def _mappings(value: Any) -> list[Options]:
-    """The options in a list of them, under names, or in themselves."""
-    if isinstance(value, list):
-        return value
-    return [*value.values()] if any(isinstance(each, dict) for each in value.values()) else [value]
 
 
 def compared(config: Configuration) -> dict[str, Any]:
