@@ -264,7 +264,7 @@ def test_there_are_recipes() -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.name)
 def test_every_recipe_is_understood(recipe: Path) -> None:
-    from saelora.jobs import adapt, students
+    from saelora.jobs import adapt, training_options
 
     config = build(adapt.Config, read_yaml(recipe), recipe.name)
-    assert students.recipe_of(config).lr == config.lr
+    assert training_options.recipe_of(config).lr == config.lr

@@ -57,7 +57,8 @@ class Evaluation:
 
     def run(self, subject: "Subject", config: Configuration) -> dict[str, Any]:
         """Measure; returns what its file is to hold."""
-        return to_json(self._module("measure").run(subject, config))
+        found: dict[str, Any] = to_json(self._module("measure").run(subject, config))
+        return found
 
     def read(self, found: dict[str, Any], path: str | Path) -> Any:
         """The result that a file of this or an earlier version holds.
@@ -69,11 +70,13 @@ class Evaluation:
 
     def lines(self, result: Any) -> list[str]:
         """The finding in plain words."""
-        return self._module("summary").lines(result)
+        told: list[str] = self._module("summary").lines(result)
+        return told
 
     def sections(self, runs: Sequence["Run"]) -> list["Section"]:
         """Its chapters of the page of these runs, whether or not they have measured it."""
-        return self._module("section").sections(runs)
+        made: list[Section] = self._module("section").sections(runs)
+        return made
 
     def _module(self, name: str) -> Any:
         return import_module(f"saelora.evals.{self.name}.{name}")

@@ -43,15 +43,16 @@ def continuations(
 def generate(model: nn.Module, tokenizer: Any, prompts: Tensor, n_new_tokens: int) -> Tensor:
     """Prompts [n_prompts, n_tokens] with their greedy continuations, of n_new_tokens at most."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return model.generate(  # type: ignore[operator]
+    made: Tensor = model.generate(  # type: ignore[operator]
         input_ids=prompts,
         attention_mask=torch.ones_like(prompts),
         max_new_tokens=n_new_tokens,
         do_sample=False,
         pad_token_id=pad,
     )
+    return made
 
 
 def text_of(tokenizer: Any, ids: Tensor) -> str:
     """Token ids [n_tokens] as text, special tokens left out."""
-    return tokenizer.decode(ids.tolist(), skip_special_tokens=True)
+    return str(tokenizer.decode(ids.tolist(), skip_special_tokens=True))

@@ -16,7 +16,8 @@ import torch
 from saelora.evals.bos import with_bos
 from saelora.evals.capabilities.result import Difference, Score, Task
 from saelora.evals.capabilities.tasks import Loaded, quietly
-from saelora.evals.intervals import UNDEFINED, Estimate, t_interval
+from saelora.evals.estimate import Estimate
+from saelora.evals.intervals import UNDEFINED, t_interval
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.variant import Variant
 
@@ -99,8 +100,10 @@ def _ask(model: Any, tokenizer: Any, loaded: Loaded, limit: int | None, batch: i
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
-    results = evaluate(lm=lm, task_dict=loaded.tasks, limit=limit, bootstrap_iters=0, log_samples=True)
-    assert results is not None
+    results: dict[str, Any] | None = evaluate(
+        lm=lm, task_dict=loaded.tasks, limit=limit, bootstrap_iters=0, log_samples=True
+    )
+    assert isinstance(results, dict)
     return results
 
 

@@ -18,7 +18,8 @@ from saelora.core.kl_head import chunk_size
 from saelora.core.numerics import wide
 from saelora.core.splice import SAE, Observer
 from saelora.core.students import Student
-from saelora.evals.intervals import UNDEFINED, Estimate, ratio
+from saelora.evals.estimate import Estimate
+from saelora.evals.intervals import UNDEFINED, ratio
 from saelora.evals.spliced import SplicedModel
 from saelora.models.hookpoints import Hookpoint
 
@@ -121,7 +122,8 @@ class CrossEntropies:
 
     def row_sums(self, *names: str) -> np.ndarray:
         """[n_rows], summed over the variants named."""
-        return np.sum([self.ce[name] for name in names], axis=0)
+        sums_R: np.ndarray = np.sum([self.ce[name] for name in names], axis=0)
+        return sums_R
 
     def at(self, rows: Sequence[int]) -> "CrossEntropies":
         """Those of some of the rows."""

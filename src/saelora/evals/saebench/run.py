@@ -138,7 +138,8 @@ def _run(
     code = process.returncode
     if code:
         raise InputError(f"SAEBench stopped with exit code {code} ({last_line(log)}): see {log}")
-    return json.loads((Path(job["out"]) / "skipped.json").read_text())
+    skipped: list[dict[str, str]] = json.loads((Path(job["out"]) / "skipped.json").read_text())
+    return skipped
 
 
 def _remove_weights(folder: Path) -> None:

@@ -17,12 +17,15 @@ import sys
 import traceback
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 MARK = "@saelora"
 SEED = 42  # SAEBench's
+Job = dict[str, Any]  # as above; so is an entry of its SAEs
+Row = dict[str, Any]  # of a local data file: text, label, attribute, split
 
 
-def main(path):
+def main(path: str) -> None:
     os.environ["JAXTYPING_DISABLE"] = "1"  # its checks of shapes reject what its own callers pass
     job = json.loads(Path(path).read_text())
     out = Path(job["out"])
@@ -44,11 +47,11 @@ def main(path):
     (out / "skipped.json").write_text(json.dumps(skipped))
 
 
-def say(*words):
+def say(*words: str) -> None:
     print(MARK, *words, flush=True)
 
 
-def boot(job):
+def boot(job: Job) -> Any:
     """The model of a local folder as TransformerLens has it, weights unprocessed."""
     import torch
     from transformer_lens.model_bridge import TransformerBridge
@@ -66,7 +69,7 @@ def boot(job):
     return model
 
 
-def load_sae(entry, job):
+def load_sae(entry: Job, job: Job) -> Any:
     import torch
     from sae_lens import SAE
 
@@ -78,7 +81,7 @@ def load_sae(entry, job):
     return sae.to(device=job["device"], dtype=getattr(torch, job["dtype"])).eval().requires_grad_(False)
 
 
-def run(name, job, model, sae, out):
+def run(name: str, job: Job, model: Any, sae: Any, out: Path) -> str | None:
     """One evaluation; returns why it gave no result, or None."""
     out.mkdir(parents=True, exist_ok=True)
     complaints = Complaints()
@@ -97,25 +100,25 @@ def run(name, job, model, sae, out):
 class Complaints(logging.Handler):
     """SAEBench logs what went wrong and carries on; the last such line is kept."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         super().__init__(level=logging.ERROR)
-        self.last = None
+        self.last: str | None = None
 
-    def emit(self, record):
+    def emit(self, record: logging.LogRecord) -> None:
         self.last = " ".join(record.getMessage().split())[:300]
 
 
 class Loaded:
     """Stands where SAEBench asks HookedTransformer for a model by name."""
 
-    def __init__(self, model):
+    def __init__(self, model: Any):
         self.model = model
 
-    def from_pretrained_no_processing(self, name, **options):
+    def from_pretrained_no_processing(self, name: str, **options: Any) -> Any:
         return self.model
 
 
-def core(job, model, sae, out, name):
+def core(job: Job, model: Any, sae: Any, out: Path, name: str) -> None:
     import sae_bench.evals.core.main as module
 
     sizes, data = job["sizes"], (job["data"] or {}).get("core")
@@ -138,13 +141,13 @@ def core(job, model, sae, out, name):
     )
 
 
-def store_on(rows, kind):
+def store_on(rows: list[Row], kind: Any) -> Any:
     """SAELens' store of activations, fed with rows of local data instead of a hub data set."""
     from datasets import Dataset
 
     class Store:
         @staticmethod
-        def from_sae(model, sae, **options):
+        def from_sae(model: Any, sae: Any, **options: Any) -> Any:
             options["dataset"] = Dataset.from_list(rows)
             options.pop("dataset_trust_remote_code", None)
             return kind.from_sae(model, sae, **options)
@@ -152,7 +155,7 @@ def store_on(rows, kind):
     return Store
 
 
-def probing(job, model, sae, out, name):
+def probing(job: Job, model: Any, sae: Any, out: Path, name: str) -> str | None:
     import sae_bench.evals.sparse_probing.main as module
     from sae_bench.evals.sparse_probing.eval_config import SparseProbingEvalConfig
 
@@ -171,7 +174,7 @@ def probing(job, model, sae, out, name):
     return None
 
 
-def scr(job, model, sae, out, name):
+def scr(job: Job, model: Any, sae: Any, out: Path, name: str) -> str | None:
     import sae_bench.evals.scr_and_tpp.main as module
     from sae_bench.evals.scr_and_tpp.eval_config import ScrAndTppEvalConfig
 
@@ -197,7 +200,7 @@ def scr(job, model, sae, out, name):
     return None
 
 
-def absorption(job, model, sae, out, name):
+def absorption(job: Job, model: Any, sae: Any, out: Path, name: str) -> str | None:
     from sae_bench.evals.absorption import common
 
     # it keeps trained probes inside its own package, by the model's name: another model's would be taken for this one's
@@ -222,7 +225,7 @@ def absorption(job, model, sae, out, name):
     return None
 
 
-def rebind(function, argument, value):
+def rebind(function: Any, argument: str, value: Any) -> None:
     """Give an argument another default value."""
     names = function.__code__.co_varnames[: function.__code__.co_argcount]
     defaults = list(function.__defaults__)
@@ -230,31 +233,31 @@ def rebind(function, argument, value):
     function.__defaults__ = tuple(defaults)
 
 
-def read_jsonl(path):
+def read_jsonl(path: str) -> list[Row]:
     with Path(path).open(encoding="utf-8") as lines:
         return [json.loads(line) for line in lines if line.strip()]
 
 
-def local_probing(job):
+def local_probing(job: Job) -> dict[str, list[Row]]:
     """{name: rows} of the local probing files."""
     return {Path(file).stem: read_jsonl(file) for file in (job["data"] or {}).get("probing", [])}
 
 
-def split_rows(rows):
+def split_rows(rows: list[Row]) -> list[list[Row]]:
     """Training and test rows: as "split" says, else every fifth row tests."""
     named = [row.get("split") or ("test" if i % 5 == 4 else "train") for i, row in enumerate(rows)]
     return [[row for row, part in zip(rows, named, strict=True) if part == wanted] for wanted in ("train", "test")]
 
 
-def by_label(rows, n_each):
+def by_label(rows: list[Row], n_each: int) -> dict[str, list[str]]:
     """{label: n_each texts}, in the file's order; labels with fewer are left out."""
-    texts = defaultdict(list)
+    texts: defaultdict[str, list[str]] = defaultdict(list)
     for row in rows:
         texts[str(row["label"])].append(row["text"])
     return {label: found[:n_each] for label, found in sorted(texts.items()) if len(found) >= n_each}
 
 
-def set_sizes(rows, train, test):
+def set_sizes(rows: list[Row], train: int, test: int) -> tuple[int, ...]:
     """The largest balanced set sizes, at most as asked: SAEBench takes half of a set from each label."""
     sizes = []
     for part, asked in zip(split_rows(rows), (train, test), strict=True):
@@ -263,10 +266,10 @@ def set_sizes(rows, train, test):
     return tuple(sizes)
 
 
-def use_local(local, module, config, train_name, test_name):
+def use_local(local: dict[str, list[Row]], module: Any, config: Any, train_name: str, test_name: str) -> list[str]:
     """Have SAEBench read local rows by label, and return the data sets' names; without any, its own."""
     if not local:
-        return config.dataset_names
+        return [*config.dataset_names]
     import sae_bench.sae_bench_utils.dataset_info as info
     import sae_bench.sae_bench_utils.dataset_utils as utils
 
@@ -275,7 +278,7 @@ def use_local(local, module, config, train_name, test_name):
     setattr(config, train_name, train)
     setattr(config, test_name, test)
 
-    def read(name, n_train, n_test, seed):
+    def read(name: str, n_train: int, n_test: int, seed: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         rows_train, rows_test = split_rows(local[name])
         return by_label(rows_train, n_train // 2), by_label(rows_test, n_test // 2)
 
@@ -287,13 +290,13 @@ def use_local(local, module, config, train_name, test_name):
     return list(local)
 
 
-def quadrants(rows):
+def quadrants(rows: list[Row]) -> dict[tuple[str, str], list[str]]:
     """{(label, attribute): texts} for two labels and two attributes.
 
     Raises:
         ValueError: other numbers of them.
     """
-    texts = defaultdict(list)
+    texts: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
     for row in rows:
         texts[str(row["label"]), str(row["attribute"])].append(row["text"])
     labels, attributes = sorted({pair[0] for pair in texts}), sorted({pair[1] for pair in texts})
@@ -302,7 +305,7 @@ def quadrants(rows):
     return {(label, attribute): texts[label, attribute] for label in labels for attribute in attributes}
 
 
-def pair_sizes(rows, train, test):
+def pair_sizes(rows: list[Row], train: int, test: int) -> tuple[int, ...]:
     """The largest set sizes, at most as asked: four quadrants alike, twice as many where label and attribute agree."""
     sizes = []
     for part, asked in zip(split_rows(rows), (train, test), strict=True):
@@ -314,7 +317,7 @@ def pair_sizes(rows, train, test):
     return tuple(sizes)
 
 
-def use_local_pairs(rows, module, config):
+def use_local_pairs(rows: list[Row], module: Any, config: Any) -> None:
     """Have SAEBench remove a spurious correlation between the labels and attributes of local rows."""
     import pandas as pd
     import sae_bench.evals.scr_and_tpp.dataset_creation as creation
@@ -331,7 +334,15 @@ def use_local_pairs(rows, module, config):
 
     by_classes = creation.get_train_test_data
 
-    def read(dataset_name, spurious_corr, n_train, n_test, seed, column1_vals=None, column2_vals=None):
+    def read(
+        dataset_name: str,
+        spurious_corr: bool,
+        n_train: int,
+        n_test: int,
+        seed: int,
+        column1_vals: Any = None,
+        column2_vals: Any = None,
+    ) -> Any:
         if not spurious_corr:
             return by_classes(dataset_name, False, n_train, n_test, seed)
         made = (

@@ -15,7 +15,8 @@ from typing import Any
 from torch import Tensor
 
 from saelora.core.splice import TokenMask, splice
-from saelora.evals.intervals import Estimate, t_interval
+from saelora.evals.estimate import Estimate
+from saelora.evals.intervals import t_interval
 from saelora.evals.samples import generate, text_of
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.steering.interventions import intervention

@@ -55,7 +55,8 @@ class Firing:
     def peaks(self, latent: int) -> np.ndarray:
         """A latent's greatest activation in each text [T]; 0 where it does not fire."""
         first, second = (half[:, [latent]].toarray()[:, 0] for half in (self.first, self.second))
-        return np.maximum(first, second)
+        peaks_T: np.ndarray = np.maximum(first, second)
+        return peaks_T
 
     def rates(self) -> np.ndarray:
         """Share of texts in which each latent fires [L]."""

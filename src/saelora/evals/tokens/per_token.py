@@ -42,7 +42,8 @@ class PerToken:
 
     @property
     def change(self) -> np.ndarray:
-        return self.values[Variant.ADAPTED.ce] - self.values[Variant.SPLICED.ce]
+        change_N: np.ndarray = self.values[Variant.ADAPTED.ce] - self.values[Variant.SPLICED.ce]
+        return change_N
 
 
 def together(subject: SplicedModel) -> tuple[Students, dict[Variant, Student]]:

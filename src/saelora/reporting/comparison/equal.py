@@ -5,7 +5,8 @@ import math
 import statistics
 from collections.abc import Mapping, Sequence
 
-from saelora.evals.intervals import Estimate, t_interval
+from saelora.evals.estimate import Estimate
+from saelora.evals.intervals import t_interval
 from saelora.identity import groups
 from saelora.reporting.comparison.curves import finite, label_of_start
 from saelora.reporting.tables import Row
