@@ -21,6 +21,7 @@ import torch
 from saelora.jobs.compare import compare, render
 from saelora.manifest import environment, write_json
 from saelora.reporting import compare as tables
+from saelora.reporting.comparison.run import ComparisonRun
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "smollm" / "timing.yaml"
 QUICK = [
@@ -50,14 +51,16 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         out = args.out or f"{scratch}/compare"
         found = compare(recipe=str(args.recipe), set=changes, out=out, resume=args.resume)
         print(render({**found, "figures": found["figures"] if args.out else []}))
-    reached = tables.speedup_to_e2e(found["runs"])
+    runs = [ComparisonRun.model_validate(run) for run in found["runs"]]
+    costs = tables.speedup_to_e2e(runs)
+    reached = costs.get("seconds")
     result = {
         "inputs": inputs,
         "environment": environment(),
-        "methods": summary(found["runs"]),
-        "speedup_to_e2e": reached and reached["median"],
-        "reached": reached,
-        "curves": tables.tidy(found["runs"]),
+        "methods": summary(runs),
+        "speedup_to_e2e": reached and reached.median,
+        "reached": reached and {**vars(reached), "costs": {cost: vars(row) for cost, row in costs.items()}},
+        "curves": tables.tidy(runs),
     }
     if args.json:
         write_json(args.json, result)
@@ -73,19 +76,23 @@ def quick(recipe: Path) -> list[str]:
     return [*QUICK, *small, *(f"methods.{entry.name}.lr={entry.lr[0]}" for entry in methods if len(entry.lr) > 1)]
 
 
-def summary(runs: list[dict[str, Any]]) -> dict[str, dict[str, float | None]]:
+def _share(run: ComparisonRun) -> float:
+    return (run.start.share if run.start is not None else None) or 1.0
+
+
+def summary(runs: list[ComparisonRun]) -> dict[str, dict[str, float | None]]:
     """Figures by entry."""
-    local = next((run["final"]["ce"] for run in runs if run["method"] == "local"), None)
+    local = next((run.final.ce for run in runs if run.method == "local"), None)
     out = {}
-    for name in dict.fromkeys(run["name"] for run in runs):
-        budget = max(run["budget"] for run in runs if run["name"] == name)
-        mine = [run for run in runs if run["name"] == name and run["budget"] == budget]
-        last = max((run["start"] or {}).get("share") or 1.0 for run in mine)
-        mine = [run for run in mine if ((run["start"] or {}).get("share") or 1.0) == last]
+    for name in dict.fromkeys(run.name for run in runs):
+        budget = max(run.budget for run in runs if run.name == name)
+        mine = [run for run in runs if run.name == name and run.budget == budget]
+        last = max(_share(run) for run in mine)
+        mine = [run for run in mine if _share(run) == last]
         rows = [row for run in mine for row in tables.tidy([run]) if row["final"]]
-        base, ce = mean([run["final"]["ce_base"] for run in mine]), mean([run["final"]["ce"] for run in mine])
-        gap = mean([run["final"]["gap_closed"] for run in mine])
-        if mine[0]["method"].startswith("e2e") and None not in (local, base, ce):
+        base, ce = mean([run.final.ce_base for run in mine]), mean([run.final.ce for run in mine])
+        gap = mean([run.final.gap_closed for run in mine])
+        if str(mine[0].method).startswith("e2e") and None not in (local, base, ce):
             gap = (local - ce) / (local - base)
         here = rows[0]["total_seconds"] is not None
         costs = {c: mean([row[f"total_{c}" if here else c] for row in rows]) for c in COSTS}

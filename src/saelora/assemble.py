@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core.calibration import TOKENS, calibrated
-from saelora.core.massive import NAME as MASSIVE
 from saelora.core.massive import Massive
 from saelora.core.splice import SAE, TokenMask, TokenPolicy
 from saelora.data.corpus import Corpus, open_corpus
 from saelora.data.pack import Part, Rows, pack
 from saelora.errors import InputError
+from saelora.identity import PolicyRecord
 from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.compiling import compile_layers
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
@@ -49,7 +49,7 @@ def assemble(
     config: SplicedConfig,
     loaded: LoadedModel | None = None,
     cache: SAECache | None = None,
-    recorded_policy: dict[str, Any] | None = None,
+    recorded_policy: PolicyRecord | None = None,
 ) -> Assembled:
     """Load the model and the SAEs that a configuration names.
 
@@ -125,7 +125,7 @@ def token_mask_of(
     config: DataConfig,
     loaded: LoadedModel,
     hookpoints: Collection[Hookpoint],
-    recorded: dict[str, Any] | None = None,
+    recorded: PolicyRecord | None = None,
 ) -> TokenMask:
     """The token policy on a model's tokens, with the limits at these hookpoints if it spares massive positions.
 
@@ -141,9 +141,9 @@ def token_mask_of(
     token_mask = token_policy(exempt).resolve(loaded.tokenizer)
     if token_mask.massive is None:
         return token_mask
-    known = (recorded or {}).get(MASSIVE) or {}
-    if known.get("multiple") == token_mask.massive.multiple:
-        limits = {parse_hookpoint(name): float(limit) for name, limit in known["limits"].items()}
+    known = None if recorded is None else recorded.massive
+    if known is not None and known.multiple == token_mask.massive.multiple:
+        limits = {parse_hookpoint(name): float(limit) for name, limit in known.limits.items()}
         token_mask = replace(token_mask, massive=token_mask.massive.with_limits(limits))
     about = (config.data, config.subset, config.split, config.text_column, config.validation_fraction, config.context)
     done = _limited.setdefault(loaded.model, {})

@@ -1,26 +1,105 @@
 """What a figure was measured on, and whether two figures compare. Plain data: it sees no model.
 
-``about`` stands beside every result: model, SAEs and token policy (``saelora.manifest.describe``), and from here
+``About`` stands beside every result: model, SAEs and token policy (``saelora.manifest.describe``), and from here
 ``heldout``, the held-out rows by a hash of their token ids, and ``autocast``, the half precision that they were run in.
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-About = Mapping[str, Any]
+from saelora.records import JsonObject, Number, Record
+
 OTHER_ROWS = "other held-out rows"
 
 
-def heldout_rows(rows: Any) -> dict[str, Any]:
+class ModelId(Record):
+    """What identifies a model: a hub model has a commit (``revision``), a local one a fingerprint of its weights."""
+
+    ref: str
+    revision: str | None = None
+    fingerprint: str | None = None
+    model_type: str | None = None
+    dtype: str | None = None
+
+
+class SAEId(Record):
+    """What identifies an SAE, and where it sits.
+
+    Args:
+        fingerprint: of its weights.
+        settings: of its configuration, what that does not see, such as k.
+    """
+
+    ref: str | None = None
+    hookpoint: str
+    format: str | None = None
+    architecture: str | None = None
+    d_in: int | None = None
+    d_sae: int | None = None
+    revision: str | None = None
+    fingerprint: str | None
+    settings: JsonObject | None = None
+
+
+class MassivePolicy(Record):
+    """Which norms count as massive: ``multiple`` times the median, and by hookpoint the norm itself."""
+
+    multiple: Number
+    limits: dict[str, Number]
+
+
+class PolicyRecord(Record):
+    """Which positions the SAEs left alone; older versions wrote true or false for ``first``."""
+
+    exempt_ids: list[int] = []
+    first: int | bool = 0
+    padding: bool = False
+    massive: MassivePolicy | None = None
+
+
+class Heldout(Record):
+    """What identifies rows of token ids [n_rows, context]."""
+
+    fingerprint: str
+    n_rows: int
+    context: int
+
+
+class About(Record):
+    """What was measured, and on what; an older version did not record all of it.
+
+    Args:
+        autocast: the half precision of the run; None for none.
+        tuned_saes: fingerprints of the SAEs that a run trained, by hookpoint.
+        adapter: fingerprint of the adapter.
+        other_weights, unchecked: what differs from the run's own and was forced; what could not be compared.
+    """
+
+    model: ModelId | None = None
+    saes: list[SAEId] = []
+    token_policy: PolicyRecord | None = None
+    heldout: Heldout | None = None
+    autocast: str | None = None
+    tuned_saes: dict[str, str] | None = None
+    adapter: str | None = None
+    other_weights: list[str] = []
+    unchecked: list[str] = []
+
+    def having(self, **found: Any) -> "About":
+        """The same with these fields set."""
+        return self.model_copy(update=found)
+
+
+def heldout_rows(rows: Any) -> Heldout:
     """What identifies rows of token ids, a tensor [n_rows, context]."""
     ids = rows.cpu().numpy().astype("<i8")
     digest = hashlib.sha256(repr(ids.shape).encode())
     digest.update(ids.tobytes())
-    return {"fingerprint": digest.hexdigest()[:16], "n_rows": int(ids.shape[0]), "context": int(ids.shape[1])}
+    return Heldout(fingerprint=digest.hexdigest()[:16], n_rows=int(ids.shape[0]), context=int(ids.shape[1]))
 
 
-def measured_on(about: About, rows: Any, autocast: Any = None) -> dict[str, Any]:
+def measured_on(about: About, rows: Any, autocast: Any = None) -> About:
     """``about`` with the held-out rows and the precision of a measurement.
 
     Args:
@@ -28,46 +107,45 @@ def measured_on(about: About, rows: Any, autocast: Any = None) -> dict[str, Any]
         autocast: a torch dtype, or None for none.
     """
     half = None if autocast is None else str(autocast).removeprefix("torch.")
-    return {**about, "heldout": heldout_rows(rows), "autocast": half}
+    return about.having(heldout=heldout_rows(rows), autocast=half)
 
 
-def same_model(one: About, other: About) -> bool | None:
+def same_model(one: ModelId, other: ModelId) -> bool | None:
     """Whether two models' entries name the same weights: by fingerprint, or of hub models by commit; None: unknown.
 
     A hub model has no fingerprint and a local one no commit, so that whether a download is the hub's cannot be known.
     """
-    for key in ("fingerprint", "revision"):
-        if one.get(key) is not None and other.get(key) is not None:
-            return bool(one[key] == other[key])
+    for a, b in ((one.fingerprint, other.fingerprint), (one.revision, other.revision)):
+        if a is not None and b is not None:
+            return a == b
     return None
 
 
-def model_name(model: About) -> str:
+def model_name(model: ModelId) -> str:
     """A model as a message names it: reference, and what identifies its weights."""
-    weights = model.get("fingerprint") or model.get("revision")
-    return f"{model.get('ref')} ({weights or 'of unknown weights'})"
+    return f"{model.ref} ({model.fingerprint or model.revision or 'of unknown weights'})"
 
 
-def sae_names(saes: Sequence[About]) -> str:
+def sae_names(saes: Sequence[SAEId]) -> str:
     """SAEs as a message names them."""
-    return ", ".join(f"{s.get('ref')} at {s.get('hookpoint')} ({_weights(s)})" for s in saes) or "none"
+    return ", ".join(f"{s.ref} at {s.hookpoint} ({_weights(s)})" for s in saes) or "none"
 
 
-def _weights(sae: About) -> str:
-    settings = "".join(f", {key} {value}" for key, value in (sae.get("settings") or {}).items() if key == "k")
-    return f"{sae.get('fingerprint')}{settings}"
+def _weights(sae: SAEId) -> str:
+    settings = sae.settings or {}
+    return f"{sae.fingerprint}, k {settings['k']}" if "k" in settings else str(sae.fingerprint)
 
 
-def same_saes(one: Sequence[About], other: Sequence[About]) -> bool:
+def same_saes(one: Sequence[SAEId], other: Sequence[SAEId]) -> bool:
     """Whether the same SAEs sit at the same places, in any order: weights, and of the settings those known of both."""
-    a, b = ({str(sae.get("hookpoint")): sae for sae in saes} for saes in (one, other))
+    a, b = ({sae.hookpoint: sae for sae in saes} for saes in (one, other))
     return a.keys() == b.keys() and all(_same_sae(a[where], b[where]) for where in a)
 
 
-def _same_sae(one: About, other: About) -> bool:
-    if one.get("fingerprint") != other.get("fingerprint"):
+def _same_sae(one: SAEId, other: SAEId) -> bool:
+    if one.fingerprint != other.fingerprint:
         return False
-    a, b = one.get("settings") or {}, other.get("settings") or {}
+    a, b = one.settings or {}, other.settings or {}
     return all(a[key] == b[key] for key in a.keys() & b.keys())
 
 
@@ -79,15 +157,15 @@ def text_differs(one: About, other: About) -> tuple[list[str], list[str]]:
         them, as "which held-out rows".
     """
     differs, unknown = [], []
-    rows, then = one.get("heldout"), other.get("heldout")
-    if not rows or not then:
+    rows, then = one.heldout, other.heldout
+    if rows is None or then is None:
         unknown.append("which held-out rows")
-    elif rows["fingerprint"] != then["fingerprint"]:
-        size, before = (f"{each['n_rows']} rows of {each['context']} tokens" for each in (rows, then))
+    elif rows.fingerprint != then.fingerprint:
+        size, before = (f"{each.n_rows} rows of {each.context} tokens" for each in (rows, then))
         told = f"{size}, not {before}" if size != before else f"{size}, but of other text"
         differs.append(f"{OTHER_ROWS} ({told})")
-    model, before_model = one.get("model"), other.get("model")
-    if not model or not before_model:
+    model, before_model = one.model, other.model
+    if model is None or before_model is None:
         unknown.append("which model")
     else:
         same = same_model(model, before_model)
@@ -106,18 +184,18 @@ def text_differs(one: About, other: About) -> tuple[list[str], list[str]]:
     return differs, unknown
 
 
-def _policy(about: About) -> dict[str, Any] | None:
+def _policy(about: About) -> JsonObject | None:
     """What is exempt: a kind of exemption that an older version did not know is one that is off."""
-    policy = about.get("token_policy")
-    return None if policy is None else {key: value for key, value in policy.items() if value not in (None, False, [])}
+    if about.token_policy is None:
+        return None
+    return {key: value for key, value in about.token_policy.to_json().items() if value not in (None, False, [])}
 
 
 def _precision(about: About) -> str | None:
-    dtype = (about.get("model") or {}).get("dtype")
-    if dtype is None:
+    if about.model is None or about.model.dtype is None:
         return None
-    half = about.get("autocast")
-    return f"{dtype} with autocast to {half}" if half and half != dtype else str(dtype)
+    dtype, half = about.model.dtype, about.autocast
+    return f"{dtype} with autocast to {half}" if half and half != dtype else dtype
 
 
 def groups(abouts: Sequence[About | None]) -> list[str]:
@@ -125,7 +203,7 @@ def groups(abouts: Sequence[About | None]) -> list[str]:
     firsts: list[About] = []
     letters = []
     for about in abouts:
-        if not about or not about.get("heldout"):
+        if about is None or about.heldout is None:
             letters.append("?")
             continue
         found = next((i for i, first in enumerate(firsts) if not text_differs(about, first)[0]), len(firsts))

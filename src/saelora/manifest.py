@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from saelora.errors import InputError
 from saelora.files import write_whole
+from saelora.identity import About, ModelId, PolicyRecord, SAEId
 from saelora.locks import locked
+from saelora.records import JsonObject, Number, Record
 
 if TYPE_CHECKING:
     from saelora.assemble import Assembled
@@ -24,6 +26,64 @@ _SETTINGS = ("k", "activation_fn", "apply_b_dec_to_input", "normalize_activation
 _VERSIONED = ("saelora", "torch", "transformers", "peft", "sae-lens", "safetensors", "datasets")
 
 
+class TrainedSAE(Record):
+    """An SAE that a run trained: where it sat, where it lies in the run's folder, and its weights' fingerprint."""
+
+    hookpoint: str
+    folder: str
+    fingerprint: str
+
+
+class Environment(Record):
+    """Versions and hardware."""
+
+    python: str | None = None
+    versions: dict[str, str | None] = {}
+    commit: str | None = None
+    platform: str | None = None
+    device: str | None = None
+    cpu_count: int | None = None
+    torch_threads: int | None = None
+
+
+class Manifest(Record):
+    """What a run's saelora.json holds.
+
+    Args:
+        adapter: its fingerprint, None where none was trained.
+        config: the run's options.
+        metrics: the numbers of its results.
+    """
+
+    model: ModelId
+    saes: list[SAEId]
+    token_policy: PolicyRecord | None = None
+    adapter: str | None = None
+    method: str = "lora"
+    tuned_saes: list[TrainedSAE] = []
+    config: JsonObject
+    n_documents_trained: int | None = None
+    environment: Environment | None = None
+    metrics: dict[str, Number | None] = {}
+
+
+class PartFile(Record):
+    """A part of an evaluation, with what it was measured on and how."""
+
+    part: str | None = None
+    about: About | None = None
+    options: JsonObject | None = None
+    environment: Environment | None = None
+    seconds: Number | None = None
+    result: JsonObject
+
+
+def _plain(value: Any) -> JsonObject:
+    if isinstance(value, Record):
+        return value.to_json()
+    raise TypeError(f"{type(value).__name__} has no JSON")
+
+
 def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     """Write JSON atomically: the file is whole or as it was before.
 
@@ -33,72 +93,68 @@ def write_json(path: Path, value: Any, *, indent: int | None = 2) -> None:
     Raises:
         InputError: the disk is full or not writable.
     """
-    write_whole(path, (json.dumps(value, indent=indent) + "\n").encode())
+    write_whole(path, (json.dumps(value, indent=indent, default=_plain) + "\n").encode())
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Read JSON that this project wrote.
+def read_json(path: Path) -> Any:
+    """Read JSON that this project wrote; what it holds is for ``Record.read`` to see.
 
     Raises:
         InputError: no such file, or it is damaged.
     """
     try:
-        read: dict[str, Any] = json.loads(path.read_text())
+        return json.loads(path.read_text())
     except FileNotFoundError:
         raise InputError(f"{path} is missing: is {path.parent} the output folder of a finished saelora run?") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
-    return read
 
 
-def describe(assembled: "Assembled") -> dict[str, Any]:
+def describe(assembled: "Assembled") -> About:
     """What identifies model, SAEs and token policy."""
-    return {
-        "model": describe_model(assembled.loaded),
-        "saes": [
-            {
-                "ref": sae.ref,
-                "hookpoint": str(hookpoint),
-                "format": sae.format,
-                "architecture": sae.architecture,
-                "d_in": sae.d_in,
-                "d_sae": sae.d_sae,
-                "revision": sae.revision,
-                "fingerprint": sae.fingerprint,
-                "settings": {key: value for key, value in sae.metadata.items() if key in _SETTINGS},
-            }
-            for hookpoint, sae in assembled.saes.items()
-        ],
-        "token_policy": assembled.token_mask.to_dict(),
-    }
+    saes = [
+        SAEId(
+            ref=sae.ref,
+            hookpoint=str(hookpoint),
+            format=sae.format,
+            architecture=sae.architecture,
+            d_in=sae.d_in,
+            d_sae=sae.d_sae,
+            revision=sae.revision,
+            fingerprint=sae.fingerprint,
+            settings={key: value for key, value in sae.metadata.items() if key in _SETTINGS},
+        )
+        for hookpoint, sae in assembled.saes.items()
+    ]
+    return About(model=describe_model(assembled.loaded), saes=saes, token_policy=assembled.token_mask.record())
 
 
-def describe_model(loaded: "LoadedModel") -> dict[str, Any]:
+def describe_model(loaded: "LoadedModel") -> ModelId:
     """What identifies a model."""
-    return {
-        "ref": loaded.ref,
-        "revision": loaded.revision,
-        "fingerprint": loaded.fingerprint,
-        "model_type": loaded.model.config.model_type,
-        "dtype": str(loaded.dtype).removeprefix("torch."),
-    }
+    return ModelId(
+        ref=loaded.ref,
+        revision=loaded.revision,
+        fingerprint=loaded.fingerprint,
+        model_type=loaded.model.config.model_type,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+    )
 
 
-def environment() -> dict[str, Any]:
+def environment() -> Environment:
     """Versions and hardware."""
     import torch  # here, because a report reads manifests and must not wait seconds for it
 
-    versions = {name: metadata.version(name) for name in _VERSIONED}
+    versions: dict[str, str | None] = {name: metadata.version(name) for name in _VERSIONED}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    return {
-        "python": platform.python_version(),
-        "versions": versions,
-        "commit": source_commit(),
-        "platform": platform.platform(),
-        "device": device,
-        "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-    }
+    return Environment(
+        python=platform.python_version(),
+        versions=versions,
+        commit=source_commit(),
+        platform=platform.platform(),
+        device=device,
+        cpu_count=os.cpu_count(),
+        torch_threads=torch.get_num_threads(),
+    )
 
 
 def source_commit() -> str | None:
@@ -128,10 +184,10 @@ def check_part_folder(folder: Path) -> None:
         raise InputError(f"{folder} is a file: choose another --out (a folder, or a name that ends in .json)")
 
 
-def write_part(folder: Path, part: str, result: dict[str, Any], provenance: dict[str, Any]) -> None:
-    """Write a part of an evaluation, with what it was measured on."""
+def write_part(folder: Path, part: PartFile) -> None:
+    """Write a part of an evaluation."""
     with locked(folder, shared=True, wait=lambda _: None):  # others may be writing other parts
-        write_json(part_file(folder, part), {"part": part, **provenance, "result": result}, indent=None)
+        write_json(part_file(folder, str(part.part)), part, indent=None)
 
 
 def check_writable(path: Path) -> None:

@@ -20,9 +20,8 @@ def test_quick_is_one_seed_of_every_entry_with_few_tokens_and_nothing_to_tune() 
 def test_summary_counts_the_saes_training_and_takes_means_over_seeds_at_the_last_checkpoint() -> None:
     runs = [sae("local", "local", [(10.0, 4.0)]), sae("e2e", "e2e", [(40.0, 3.5)])]
     for seed, ce in ((0, 3.4), (1, 3.2)):
-        run = method("lora", [(0.0, 4.0), (5.0, ce)], start=start_at(10, 1.0), seed=seed)
-        run["final"]["gap_closed"] = (4.0 - ce) / (4.0 - CE_BASE)
-        runs.append(run)
+        closed = {"gap_closed": (4.0 - ce) / (4.0 - CE_BASE)}
+        runs.append(method("lora", [(0.0, 4.0), (5.0, ce)], start=start_at(10, 1.0), seed=seed, final=closed))
     runs.append(method("lora", [(0.0, 5.0), (5.0, 4.5)], start=start_at(5, 0.5)))
     runs.append(method("x", [(0.0, 4.0), (5.0, 3.9)], start={"ref": "an SAE from elsewhere"}))
     found = head_to_head.summary(runs)

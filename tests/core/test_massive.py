@@ -52,7 +52,7 @@ def test_other_multiples_are_refused(name):
 
 def test_without_it_a_policy_is_what_it_was():
     assert TokenPolicy().resolve(SpecialTokens()).massive is None
-    assert TokenMask().to_dict().keys() == {"exempt_ids", "first", "padding"}
+    assert TokenMask().record().to_json().keys() == {"exempt_ids", "first", "padding"}
 
 
 # SPEC 4.2
@@ -67,7 +67,10 @@ def test_the_limit_is_the_multiple_of_the_median_of_tokens_that_the_policy_leave
     model, hookpoint = with_sink(fresh), Hookpoint(2, site)
     found = calibrated(POLICY, model, rows(), [hookpoint])
     assert found.massive.limit(hookpoint) == pytest.approx(plain_limit(model, rows(), hookpoint), rel=1e-6)
-    assert found.to_dict()["massive"] == {"multiple": 10.0, "limits": {str(hookpoint): found.massive.limit(hookpoint)}}
+    assert found.record().to_json()["massive"] == {
+        "multiple": 10.0,
+        "limits": {str(hookpoint): found.massive.limit(hookpoint)},
+    }
 
 
 def test_a_limit_that_is_known_is_not_measured_again(fresh):

@@ -54,7 +54,7 @@ def test_several_first_positions_can_be_spared():
         [False, False, False, True],
         [False, False, True, True],
     ]
-    assert mask.to_dict() == {"exempt_ids": [], "first": 3, "padding": False}
+    assert mask.record().to_json() == {"exempt_ids": [], "first": 3, "padding": False}
 
 
 def test_none_exempts_nothing_and_stands_alone():

@@ -47,17 +47,18 @@ def test_a_student_has_the_figures_that_a_whole_evaluation_gives(fresh, family, 
         clean = evaluator.losses(model, Student(None, "default"), [spliced, other])
         assert (spliced.observer, spliced.enabled, other.enabled) == (None, True, True)
     with splice(model, {HERE: sae}, SPARE_SPECIAL) as spliced:
-        expected = evaluate_branches(model, {"": Student(spliced, "default")}, SPARE_SPECIAL, rows)[""]
-    found = against_start(start, now)
-    assert {"ce_base", "ce_sae", "ce_adapted", "kl_sae", "kl_adapted", "top1_adapted", "ce_gain"} < found.keys()
-    for name in found.keys() - {"ci95"}:
-        assert found[name] == pytest.approx(expected[name], abs=1e-12), name
-        if name in found["ci95"]:
-            assert found["ci95"][name] == pytest.approx(expected["ci95"][name], abs=1e-12), name
-    assert sum(clean.sums["ce"]) / sum(clean.n) == pytest.approx(expected["ce_adapted_clean"], abs=1e-12)
+        whole = evaluate_branches(model, {"": Student(spliced, "default")}, SPARE_SPECIAL, rows)[""]
+    found, expected = against_start(start, now), whole.to_json()
+    assert {"ce_base", "ce_sae", "ce_adapted", "kl_sae", "kl_adapted", "top1_adapted", "ce_gain"} < found.point.keys()
+    assert found.n == whole.n_tokens_evaluated
+    for name in found.point:
+        assert found.point[name] == pytest.approx(expected[name], abs=1e-12), name
+        if name in found.ci95:
+            assert found.ci95[name] == pytest.approx(whole.ci95[name], abs=1e-12), name
+    assert sum(clean.sums["ce"]) / sum(clean.n) == pytest.approx(whole.ce_adapted_clean, abs=1e-12)
     if min(layers) > HERE.layer:  # then the SAE reads what it read before
-        (figures,), (others,) = seen.compute().values(), expected["saes"].values()
-        assert figures == pytest.approx(others)
+        (figures,), (others,) = seen.compute().values(), whole.saes.values()
+        assert figures.to_json() == pytest.approx(others.to_json())
 
 
 def test_measuring_runs_the_prefix_of_no_student_again(fresh):

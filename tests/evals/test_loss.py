@@ -295,14 +295,14 @@ def measured(n_rows: int, seed: int, gap: float = 1.0, closed: float = 0.4) -> L
 def test_intervals_hold_the_point_and_are_the_same_every_time():
     found = measured(40, 0).compute()
     assert found == measured(40, 0).compute()
-    for name, (low, high) in found["ci95"].items():
-        assert low < found[name] < high
-    assert set(found["ci95"]) == {"ce_base", "ce_sae", "ce_adapted", "ce_gain", "ce_gap", "gap_closed"}
+    for name, (low, high) in found.ci95.items():
+        assert low < found.point[name] < high
+    assert set(found.ci95) == {"ce_base", "ce_sae", "ce_adapted", "ce_gain", "ce_gap", "gap_closed"}
 
 
 def test_intervals_shrink_with_the_root_of_the_number_of_rows():
     def width(n_rows):
-        low, high = measured(n_rows, 1).compute()["ci95"]["ce_base"]
+        low, high = measured(n_rows, 1).compute().ci95["ce_base"]
         return high - low
 
     assert 5 < width(25) / width(1600) < 13  # 8 expected
@@ -314,7 +314,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
     hits = dict.fromkeys(truth, 0)
     n_draws = 200
     for seed in range(n_draws):
-        interval = measured(60, seed).compute()["ci95"]
+        interval = measured(60, seed).compute().ci95
         for name, value in truth.items():
             hits[name] += interval[name][0] <= value <= interval[name][1]
     for name, count in hits.items():
@@ -325,18 +325,18 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
 def test_interval_of_gap_closed_is_paired():
     """Rows differ far more from each other than arms do: resampled separately, the arms would drown in that."""
     found = measured(60, 2).compute()
-    low, high = found["ci95"]["gap_closed"]
-    spread = np.diff(found["ci95"]["ce_base"])[0]  # an unpaired difference of means has at least this width
-    unpaired = spread / found["ce_gap"]
+    low, high = found.ci95["gap_closed"]
+    spread = np.diff(found.ci95["ce_base"])[0]  # an unpaired difference of means has at least this width
+    unpaired = spread / found.point["ce_gap"]
     assert high - low < unpaired / 5
 
 
 # SPEC 4.5
 def test_sae_that_helps_leaves_no_share_to_report():
-    found = measured(30, 3, gap=-0.5).compute()
+    found = measured(30, 3, gap=-0.5).compute().point
     assert found["ce_gap"] < 0
     assert "gap_closed" not in found
-    assert all(np.isfinite(value) for value in found.values() if isinstance(value, float))
+    assert all(np.isfinite(value) for value in found.values())
 
 
 def test_rows_without_predictions_leave_the_intervals_alone():

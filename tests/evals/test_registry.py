@@ -18,6 +18,7 @@ from saelora.core.splice import splice
 from saelora.evals.registry import EVALUATIONS, Evaluation
 from saelora.evals.subject import Subject
 from saelora.evals.variant import Variant
+from saelora.manifest import PartFile
 from saelora.models.hookpoints import Hookpoint
 from saelora.reporting.page.read import Run
 from tiny_saes import SPARE_SPECIAL, TinySAE
@@ -80,7 +81,8 @@ def test_the_example_measures_tells_and_shows(fresh: Any, tmp_path: Path, monkey
     (told,) = added.lines(result)
     assert f"base {result.probability[Variant.BASE]['value']:.1%}" in told
 
-    run = Run("run", tmp_path, {}, {}, {"confidence": {}}, {"confidence": result})
+    file = PartFile(part="confidence", result=found)
+    run = Run("run", tmp_path, nothing, nothing, {"confidence": file}, {"confidence": result})
     (section,) = added.sections([run])
     assert section.notes[0].lines == [told]
     assert [row[0] for row in section.tables[0].rows] == ["base", "sae", "adapted"]

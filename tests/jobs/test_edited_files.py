@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import workspace as ws
 
-from saelora import shapes
 from saelora.cli import main
 from saelora.errors import InputError
+from saelora.evals.loss_result import RunResult
+from saelora.manifest import Manifest
 from saelora.reporting.card import card
 from saelora.reporting.text import loss_table
-from saelora.shapes import check_file
 
 OTHERS: list[Any] = [None, True, -1, "x", [], {}, [1, "a"], {"a": 1}]
 
@@ -46,22 +46,23 @@ def read(adapted: Path, name: str) -> dict[str, Any]:
 
 
 def test_what_runs_write_is_accepted(adapted: Path) -> None:
-    check_file(read(adapted, "saelora.json"), shapes.MANIFEST, adapted, "")
-    check_file(read(adapted, "results.json"), shapes.FIGURES, adapted, "")
+    manifest, results = read(adapted, "saelora.json"), read(adapted, "results.json")
+    assert Manifest.read(manifest, adapted, "").to_json() == manifest
+    assert RunResult.read(results, adapted, "").to_json() == results
 
 
 def test_edited_results_are_refused_or_can_be_shown(adapted: Path) -> None:
-    manifest, refused = read(adapted, "saelora.json"), 0
+    manifest, refused = Manifest.read(read(adapted, "saelora.json"), "saelora.json", ""), 0
     failed = []
     for what, results in spoilt(read(adapted, "results.json")):
         try:
-            check_file(results, shapes.FIGURES, Path("results.json"), "run it anew")
+            result = RunResult.read(results, "results.json", "run it anew")
         except InputError as error:
             refused += "\n" not in str(error)
             continue
         try:
-            loss_table(results)
-            card(manifest, results)
+            loss_table(result)
+            card(manifest, result)
         except Exception as error:
             failed.append(f"{what}: {error!r}")
     assert not failed

@@ -12,8 +12,10 @@ from safetensors.torch import load_file, save_file
 
 import saelora
 from saelora.cli import main
+from saelora.identity import ModelId
 from saelora.jobs.evaluate import Config
 from saelora.jobs.recorded import with_recorded
+from saelora.manifest import Manifest
 
 
 def evaluate(*words: str, **options: Any) -> int:
@@ -73,13 +75,14 @@ def test_an_option_given_as_its_default_overrides_what_was_recorded(
     assert saelora.evaluate(made)["n_tokens_evaluated"] == asked
 
 
-RECORDED = {
-    "config": {
+RECORDED = Manifest(
+    config={
         **{"model": "m", "revision": "main", "sae": ["s"], "hookpoint": ["layers.3.resid_post"], "data": "d"},
         **{"subset": "en", "split": "test", "text_column": "body", "context": 32, "rank": 4},
     },
-    "model": {"revision": "c0ffee"},
-}
+    model=ModelId(ref="m", revision="c0ffee"),
+    saes=[],
+)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +102,7 @@ def test_what_a_run_recorded_stands_in_for_what_is_not_given_and_goes_with_it(
 ) -> None:
     config = Config(**given)
     merged = with_recorded(config, RECORDED, own=("adapter",))
-    then = {**RECORDED["config"], "revision": "c0ffee"}
+    then = {**RECORDED.config, "revision": "c0ffee"}
     for name in ("model", "revision", "sae", "hookpoint", "data", "subset", "split", "text_column", "context"):
         assert getattr(merged, name) == (getattr(config, name) if name in own else then[name]), name
     assert merged.given == set(given)

@@ -10,8 +10,9 @@ import workspace as ws
 from safetensors.torch import load_file, save_file
 
 from saelora.cli import main
-from saelora.identity import heldout_rows
+from saelora.identity import About, ModelId, heldout_rows
 from saelora.jobs.recorded import check_made_for
+from saelora.manifest import Manifest
 
 FEW = {"eval_tokens": 3 * ws.CONTEXT}
 
@@ -81,21 +82,24 @@ def test_a_model_that_is_named_and_is_another_is_refused(
     assert "was made with model" in line(capsys)
 
 
-def about(revision: str | None, fingerprint: str | None = None) -> dict[str, Any]:
-    model = {"ref": "owner/model", "revision": revision, "fingerprint": fingerprint, "dtype": "float32"}
-    return {"model": model, "saes": [], "config": {}}
+def model(revision: str | None, fingerprint: str | None = None) -> ModelId:
+    return ModelId(ref="owner/model", revision=revision, fingerprint=fingerprint, dtype="float32")
 
 
 def test_hub_models_are_told_apart_by_their_commit() -> None:
     from saelora.errors import InputError
 
-    assert check_made_for(about("c0ffee"), about("c0ffee"), frozenset(), "RUN", False) == {}
+    recorded = Manifest(model=model("c0ffee"), saes=[], config={})
+    same, another = About(model=model("c0ffee"), saes=[]), About(model=model("badcafe"), saes=[])
+    assert check_made_for(same, recorded, frozenset(), "RUN", False) == ([], [])
     with pytest.raises(InputError, match="was made with model owner/model"):
-        check_made_for(about("badcafe"), about("c0ffee"), frozenset({"model"}), "RUN", False)
-    forced = check_made_for(about("badcafe"), about("c0ffee"), frozenset(), "RUN", True)
-    assert "badcafe" in forced["other_weights"][0]
-    unknown = check_made_for(about(None, "sha256:1"), about("c0ffee"), frozenset(), "RUN", False)
-    assert unknown.keys() == {"unchecked"}
+        check_made_for(another, recorded, frozenset({"model"}), "RUN", False)
+    (forced,), unchecked = check_made_for(another, recorded, frozenset(), "RUN", True)
+    assert "badcafe" in forced
+    assert unchecked == []
+    unknown = About(model=model(None, "sha256:1"), saes=[])
+    forced_none, unchecked = check_made_for(unknown, recorded, frozenset(), "RUN", False)
+    assert (forced_none, len(unchecked)) == ([], 1)
 
 
 def test_an_adapter_that_was_changed_after_its_run_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,10 +161,10 @@ def test_results_say_which_rows_they_were_measured_on(
     assert again == trained
     config = build(Config, {"data": str(workspace.data), **ws.COMMON})
     rows = validation_rows(config, load_model(str(workspace.model), device="cpu"))
-    assert trained["heldout"] == heldout_rows(rows)
+    assert trained["heldout"] == heldout_rows(rows).to_json()
     assert trained["heldout"]["context"] == ws.CONTEXT
     rows[0, 3] += 1
-    assert heldout_rows(rows)["fingerprint"] != trained["heldout"]["fingerprint"]
-    assert heldout_rows(rows[:, :-1].contiguous())["fingerprint"] != heldout_rows(rows)["fingerprint"]
+    assert heldout_rows(rows).fingerprint != trained["heldout"]["fingerprint"]
+    assert heldout_rows(rows[:, :-1].contiguous()).fingerprint != heldout_rows(rows).fingerprint
     assert evaluate("--adapter", str(adapted), "--json") == 0
     assert json.loads(capsys.readouterr().out)["about"]["heldout"]["fingerprint"] != again["heldout"]["fingerprint"]

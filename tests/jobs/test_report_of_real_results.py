@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
-from report.page_runs import write_run
 
 from jobs.test_compare import recipe_of
 from jobs.workspace import ADAPT, CONTEXT, Workspace, as_flags, short_tasks
+from reporting.page_runs import write_run
 from saelora.cli import main
 from saelora.reporting.page import page, read_runs
 
@@ -265,7 +265,7 @@ def test_a_damaged_table_is_one_line(swept: Path, tmp_path: Path, capsys: pytest
         ("{", "cannot be read"),
         ("{}", "holds no points"),
         ('{"points": []}', "no finished points yet"),
-        ('{"points": [{"status": "done"}]}', "is not of the form"),
+        ('{"points": [{"status": "done"}]}', "points[0].id is missing"),
     ):
         copy = Path(shutil.copytree(swept, tmp_path / str(len(told))))
         (copy / "results.json").write_text(content)

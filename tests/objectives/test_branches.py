@@ -174,14 +174,14 @@ def test_branches_are_evaluated_together_as_each_alone() -> None:
         train(objective)
         named = {f"b{i}": Student(run.branch.spliced, f"b{i}") for i, run in enumerate(objective.runs)}
         together = evaluate_branches(objective.model, named, SPARE_SPECIAL, rows)
-        assert together["b0"]["ce_adapted"] != together["b1"]["ce_adapted"]
+        assert together["b0"].ce_adapted != together["b1"].ce_adapted
         for name, student in named.items():
             objective.model.set_adapter(name)
             with ExitStack() as stack:
                 for other in objective.students.splices:
                     stack.enter_context(other.disabled())
                 alone = evaluate_loss(objective.model, student.splice.saes, SPARE_SPECIAL, rows)
-            assert alone == together[name]
+            assert alone == together[name].to_json()
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma2"])

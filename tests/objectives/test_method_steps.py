@@ -268,7 +268,7 @@ def test_evaluation_sets_trained_saes_against_the_saes_as_they_were(name: str) -
         train(distill)
         run = distill.runs[0]
         students = {"b0": run.student}
-        found = evaluate_branches(distill.model, students, SPARE_SPECIAL, rows, reference=reference)["b0"]
+        found = evaluate_branches(distill.model, students, SPARE_SPECIAL, rows, reference=reference)["b0"].to_json()
         reference.enabled = run.branch.spliced.enabled = False
         with torch.no_grad():
             fvu = None if method.layers else plain_step(distill.model, run.branch.spliced.saes, rows, False)[1]

@@ -2,6 +2,9 @@
 
 from typing import Any
 
+from saelora.evals.loss_result import RunResult
+from saelora.manifest import Manifest
+
 RESULTS: dict[str, Any] = {
     "ce_base": 3.0,
     "ce_sae": 3.25,
@@ -64,3 +67,11 @@ def without(results: dict[str, Any], *arms: str) -> dict[str, Any]:
 
     left = {name: value for name, value in results.items() if kept(name)}
     return {**left, "ci95": {name: value for name, value in results["ci95"].items() if kept(name)}}
+
+
+def result(values: dict[str, Any] = RESULTS) -> RunResult:
+    return RunResult.model_validate(values)
+
+
+def manifest(values: dict[str, Any] = MANIFEST) -> Manifest:
+    return Manifest.model_validate(values)

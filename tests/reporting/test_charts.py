@@ -2,13 +2,14 @@
 
 import re
 import xml.etree.ElementTree as ET
+from dataclasses import replace
 from typing import Any
 
 from saelora.reporting.page import charts
-from saelora.reporting.page.charts import Series, style
+from saelora.reporting.page.charts import GapBar, Series, style
 
 SVG = "{http://www.w3.org/2000/svg}"
-BAR = {"label": "run", "gap": 0.11, "left": 0.06, "interval": [0.055, 0.065]}
+BAR = GapBar("run", 0.11, 0.06, [0.055, 0.065])
 
 
 def line(name: str = "line", label: str = "a run", **options: Any) -> str:
@@ -20,7 +21,7 @@ def every() -> dict[str, str]:
     dot = [Series("a", [0, 1], [-0.1, 0.2], [-0.2, 0.1], [0.0, 0.3], style(0))]
     edges = [10.0 ** (i - 3) for i in range(5)]
     return {
-        "gap": charts.gap_bars([BAR, {**BAR, "left": 0.2}, {**BAR, "left": -0.02, "interval": None}], "gap"),
+        "gap": charts.gap_bars([BAR, replace(BAR, left=0.2), replace(BAR, left=-0.02, interval=None)], "gap"),
         "line": line(),
         "log": line("log", log_x=True, zero=True, levels=[("level", 0.2)]),
         "dots": charts.dots(["first", "second"], dot, "dots", "x"),

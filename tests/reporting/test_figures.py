@@ -3,7 +3,7 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from run_results import RESULTS, without
+from run_results import RESULTS, result, without
 
 from saelora.reporting.figures import learning_curve
 
@@ -30,7 +30,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_learning_curve_is_written(name, tmp_path):
     path = tmp_path / "curve.png"
-    learning_curve(CASES[name], path)
+    learning_curve(result(CASES[name]), path)
     assert path.read_bytes().startswith(b"\x89PNG")
     pixels = plt.imread(path)[..., :3]
     assert pixels.shape[:2] == (630, 1050)
@@ -45,8 +45,8 @@ def test_learning_curve_is_written(name, tmp_path):
 def test_learning_curve_without_gap_shows_the_cross_entropy(tmp_path, monkeypatch):
     seen = []
     monkeypatch.setattr(plt, "close", seen.append)
-    learning_curve(NO_GAP, tmp_path / "a.png")
-    learning_curve(RESULTS, tmp_path / "b.png")
+    learning_curve(result(NO_GAP), tmp_path / "a.png")
+    learning_curve(result(), tmp_path / "b.png")
     monkeypatch.undo()
     without_gap, with_gap = (figure.axes[0] for figure in seen)
     assert "cross entropy (nats" in without_gap.get_ylabel()

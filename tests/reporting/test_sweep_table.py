@@ -8,6 +8,7 @@ import pytest
 
 from saelora.reporting import sweep
 from saelora.reporting.sweep import figures, markdown, text_table
+from saelora.reporting.sweep_point import SweepPoint
 from saelora.reporting.tables import write_csv
 
 ABOUT = {
@@ -17,23 +18,22 @@ ABOUT = {
     "heldout": {"fingerprint": "00ff", "n_rows": 4, "context": 32},
     "autocast": None,
 }
+ALIKE = ("layer", "n_saes", "d_sae", "fvu", "l0", "dead_frac", "rank", "alpha", "adapted_layer", "lr")
 
 
-def row(x: float, y: float, *, key: str = "rank", seed: int = 0, **more: Any) -> dict[str, Any]:
+def row(x: float, y: float, *, key: str = "rank", seed: int = 0, **more: Any) -> SweepPoint:
     gain = {"ce_base": 3.0, "ce_sae": 3.2, "ce_adapted": 3.2 - 0.2 * y, "ce_gain": 0.2 * y, "gap_closed": y}
     interval = {name: [value - 0.01, value + 0.02] for name, value in gain.items()}
     config = {key: x, "seed": seed, **{k: v for k, v in more.items() if k != "status"}}
-    return {
-        "id": f"{x}-{seed}",
-        "status": "done",
-        key: x,
-        "seed": seed,
-        **gain,
-        "ci95": interval,
-        "config": config,
-        "about": ABOUT,
-        **more,
+    same = {
+        "model": "m",
+        "sae": ["x"],
+        "hookpoint": ["layers.1.resid_post"],
+        "placement": "after",
+        **dict.fromkeys(ALIKE, 1),
     }
+    values = {"id": f"{x}-{seed}", "status": "done", key: x, "seed": seed, **gain, "ci95": interval}
+    return SweepPoint.model_validate({**same, **values, "config": config, "about": ABOUT, **more})
 
 
 def test_seeds_become_one_point_with_their_range_and_a_single_run_has_its_interval() -> None:
@@ -66,7 +66,7 @@ def test_every_axis_can_be_drawn(x: str, tmp_path: Path) -> None:
 
 def test_a_point_without_a_place_on_the_axis_is_a_line_across(tmp_path: Path) -> None:
     rows = [row(13, 0.1, key="adapted_layer"), row(14, 0.2, key="adapted_layer")]
-    across = [{**row(13, 0.3, key="adapted_layer"), "adapted_layer": None, "placement": "after"}]
+    across = [row(13, 0.3, key="adapted_layer").model_copy(update={"adapted_layer": None})]
     without = figures(rows, "adapted_layer", None, "t", tmp_path)[0].read_text()
     assert figures([*rows, *across], "adapted_layer", None, "t", tmp_path)[0].read_text().count(
         "<path"
@@ -89,7 +89,7 @@ def test_tables_show_what_varies_and_escape_what_would_break_them(tmp_path: Path
     assert "2 SAEs" in text[3]
     assert text[3].rstrip(" |").endswith("diverged")
     assert len(text_table(rows).splitlines()) == 3
-    write_csv(rows, tmp_path / "t.csv")
+    write_csv([each.to_json() for each in rows], tmp_path / "t.csv")
     with (tmp_path / "t.csv").open() as file:
         lines = list(csv.DictReader(file))
     assert [line["sae"] for line in lines] == ["{saes}/a|b", "x y"]

@@ -1,13 +1,13 @@
 """Tables and sentences, from results alone."""
 
 import pytest
-from run_results import RESULTS, without
+from run_results import RESULTS, result, without
 
 from saelora.reporting.text import has_gap, headline, loss_rows, loss_table, markdown_table, row_starts, samples_text
 
 
 def test_table_has_a_row_for_each_model_with_its_numbers():
-    assert loss_rows(RESULTS) == [
+    assert loss_rows(result()) == [
         ("original model", "3.0000", "", "", ""),
         ("spliced (SAE in)", "3.2500", "0.2000", "80.0%", "90.0%"),
         ("spliced + adapted", "3.1500", "0.1000", "88.0%", "94.0%"),
@@ -20,7 +20,7 @@ def test_table_has_a_row_for_each_model_with_its_numbers():
 )
 def test_arms_that_were_not_measured_leave_no_trace(gone):
     results = without(RESULTS, *gone)
-    table = loss_table(results)
+    table = loss_table(result(results))
     assert "None" not in table
     assert "nan" not in table
     for arm, name in (("adapted", "spliced + adapted"), ("sae", "spliced (SAE in)")):
@@ -28,7 +28,7 @@ def test_arms_that_were_not_measured_leave_no_trace(gone):
 
 
 def test_columns_of_the_terminal_table_line_up():
-    lines = loss_table(RESULTS).splitlines()[:5]
+    lines = loss_table(result()).splitlines()[:5]
     ends = [
         line.index(value) + len(value)
         for line, value in zip(lines, ["cross entropy", "3.0000", "3.2500", "3.1500", "3.0100"], strict=True)
@@ -37,22 +37,22 @@ def test_columns_of_the_terminal_table_line_up():
 
 
 def test_markdown_table_has_the_same_number_of_cells_in_every_line():
-    lines = markdown_table(RESULTS).splitlines()
+    lines = markdown_table(result()).splitlines()
     assert len(lines) == 2 + 4
     assert {line.count("|") for line in lines} == {6}
 
 
 def test_headline_tells_gap_share_and_interval():
     expected = "The SAE costs 0.250 nats per token; the adapter wins back 40.0% of that (95 % interval 35.0% to 45.0%)."
-    assert headline(RESULTS) == expected
-    alone = headline(without(RESULTS, "adapted", "adapted_clean", "gap_closed"))
+    assert headline(result()) == expected
+    alone = headline(result(without(RESULTS, "adapted", "adapted_clean", "gap_closed")))
     assert alone == "The SAE costs 0.250 nats per token (95 % interval 0.240 to 0.260)."
 
 
 def test_headline_says_so_where_the_adapter_makes_it_worse():
     results = {**RESULTS, "gap_closed": -0.12, "ci95": {**RESULTS["ci95"], "gap_closed": [-0.15, -0.1]}}
-    assert "makes it worse: gap closed -12.0% (95 % interval -15.0% to -10.0%)" in headline(results)
-    assert "wins back" not in headline(results)
+    assert "makes it worse: gap closed -12.0% (95 % interval -15.0% to -10.0%)" in headline(result(results))
+    assert "wins back" not in headline(result(results))
 
 
 @pytest.mark.parametrize(
@@ -62,19 +62,19 @@ def test_headline_says_so_where_the_adapter_makes_it_worse():
 def test_headline_gives_no_share_of_a_gap_that_is_none(gap, interval):
     results = {**RESULTS, "ce_sae": 3.0 + gap, "ce_gap": gap, "ci95": {**RESULTS["ci95"], "ce_gap": interval}}
     results["gap_closed"] = -5000.0  # what dividing by next to nothing gives
-    assert not has_gap(results)
-    told = headline(results)
+    assert not has_gap(result(results))
+    told = headline(result(results))
     assert "no measurable cost" in told
     assert "no gap to close" in told
     assert "%" not in told.replace("95 % interval", "")
     assert "costs" not in told
-    assert headline(without(results, "gap_closed")) == told
-    assert "no gap to close" not in headline(without(results, "adapted", "adapted_clean", "gap_closed"))
+    assert headline(result(without(results, "gap_closed"))) == told
+    assert "no gap to close" not in headline(result(without(results, "adapted", "adapted_clean", "gap_closed")))
 
 
 def test_small_gaps_are_not_rounded_to_nothing():
     results = {**RESULTS, "ce_gap": 0.0004, "ci95": {**RESULTS["ci95"], "ce_gap": [0.0003, 0.0005]}}
-    assert "costs 0.0004 nats" in headline(results)
+    assert "costs 0.0004 nats" in headline(result(results))
 
 
 def test_samples_cannot_steer_the_terminal_or_forge_lines():
@@ -93,7 +93,7 @@ def test_samples_cannot_steer_the_terminal_or_forge_lines():
 def test_fvu_stands_beside_what_does_not_hang_on_a_token_or_two():
     sae = {"fvu": 0.076, "l0": 32.0, "dead_frac": 0.0, "fvu_rest": 0.132, "top_variance": 0.574}
     sae |= {"relative_error": 0.1234, "relative_error_q10": 0.08, "relative_error_q90": 0.2}
-    table = loss_table({**RESULTS, "saes": {"layers.1.resid_post": sae}})
+    table = loss_table(result({**RESULTS, "saes": {"layers.1.resid_post": sae}}))
     assert (
         "SAE at layers.1.resid_post: FVU 0.076 (0.132 without the largest 0.1 % of tokens, which hold 57% of the "
         "variance), L0 32.0 (active latents per token).\n"
@@ -102,7 +102,7 @@ def test_fvu_stands_beside_what_does_not_hang_on_a_token_or_two():
 
 
 def test_results_that_are_older_than_those_figures_are_shown_as_before():
-    assert "SAE at layers.1.resid_post: FVU 0.200, L0 32.0 (active latents per token)." in loss_table(RESULTS)
+    assert "SAE at layers.1.resid_post: FVU 0.200, L0 32.0 (active latents per token)." in loss_table(result())
 
 
 @pytest.mark.parametrize(
@@ -120,8 +120,9 @@ def test_results_that_are_older_than_those_figures_are_shown_as_before():
 )
 def test_rows_that_begin_without_an_exempt_token_are_told_of(n_without, n_spared, expected):
     starts = {"n_rows": 42, "n_without_exempt_token": n_without, "n_positions_spared": n_spared}
-    told = row_starts({**RESULTS, "row_starts": starts})
+    results = result({**RESULTS, "row_starts": starts})
+    told = row_starts(results)
     assert told.startswith(expected)
     assert bool(told) == bool(expected)
-    assert told in loss_table({**RESULTS, "row_starts": starts}).splitlines() or not told
-    assert row_starts(RESULTS) == ""
+    assert told in loss_table(results).splitlines() or not told
+    assert row_starts(result()) == ""

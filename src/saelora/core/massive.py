@@ -12,12 +12,12 @@ activation itself.
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from saelora.errors import InputError
+from saelora.identity import MassivePolicy
 from saelora.models.hookpoints import Hookpoint
 
 NAME = "massive"
@@ -71,8 +71,9 @@ class Massive:
         """[batch, seq, d] -> True where the norm is above the limit; what is not a number is not spared."""
         return norms(x.detach()) > self.limit(hookpoint)
 
-    def to_dict(self) -> dict[str, Any]:
-        return {"multiple": self.multiple, "limits": {str(hookpoint): limit for hookpoint, limit in self.limits}}
+    def record(self) -> MassivePolicy:
+        """For files."""
+        return MassivePolicy(multiple=self.multiple, limits={str(hookpoint): limit for hookpoint, limit in self.limits})
 
     def with_limits(self, limits: Mapping[Hookpoint, float]) -> "Massive":
         """These limits, and its own where they have none."""

@@ -13,6 +13,7 @@ from saelora.core.massive import NAME as MASSIVE
 from saelora.core.massive import Massive
 from saelora.core.positions import positions
 from saelora.errors import InputError
+from saelora.identity import PolicyRecord
 from saelora.models.hookpoints import Hookpoint
 
 EXEMPT_NAMES = ("bos", "eos", "pad", "first")
@@ -120,6 +121,8 @@ class TokenMask:
         plain = int((~torch.isin(rows[:, 0], exempt)).sum())
         return {"n_rows": len(rows), "n_without_exempt_token": plain, "n_positions_spared": self.exempt_first}
 
-    def to_dict(self) -> dict[str, Any]:
-        out = {"exempt_ids": list(self.exempt_ids), "first": self.exempt_first, "padding": self.exempt_padding}
-        return out if self.massive is None else {**out, "massive": self.massive.to_dict()}
+    def record(self) -> PolicyRecord:
+        """For files; what spares no massive position does not name them."""
+        ids, massive = list(self.exempt_ids), self.massive
+        found = PolicyRecord(exempt_ids=ids, first=self.exempt_first, padding=self.exempt_padding)
+        return found if massive is None else found.model_copy(update={"massive": massive.record()})

@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 
 from saelora.errors import InputError
+from saelora.records import JsonObject
 
 TABLES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
 _PATIENCE_BYTES = 10 << 20  # a JSON Lines file without the column in so many bytes does not have it
@@ -86,7 +87,7 @@ def _json_lines(file: IO[bytes], label: str, column: str) -> Iterator[Any]:
         raise no_column(label, column, list(others))
 
 
-def _json_object(line: bytes, number: int) -> dict[str, Any] | None:
+def _json_object(line: bytes, number: int) -> JsonObject | None:
     """The object of a line, None for a blank one. Raises ValueError if it is anything else."""
     text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
     if not text:

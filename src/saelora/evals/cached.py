@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +10,7 @@ from saelora.core.partial import clean_forward, entry_layer
 from saelora.core.splice import Splice, TokenMask
 from saelora.core.students import Student, Students
 from saelora.evals.batches import Batch, batches
-from saelora.evals.loss_sums import LossSums, SAESums
+from saelora.evals.loss_sums import LossSums, Means, SAESums
 from saelora.evals.variant import Variant
 from saelora.models.hookpoints import Hookpoint
 
@@ -69,7 +68,7 @@ class CachedEvaluator:
         return batches(students, self.token_mask, self.rows, batch_rows=self.batch_rows, autocast=self.autocast)
 
 
-def against_start(start: LossSums, now: LossSums, seed: int = 0) -> dict[str, Any]:
+def against_start(start: LossSums, now: LossSums, seed: int = 0) -> Means:
     """Figures of a student and of the spliced model it began as, on the same rows, as ``LossSums.compute`` has them:
     ce_base, ce_sae, ce_adapted, kl_adapted, top1_adapted, gap_closed, ... and 95 % intervals, paired by row."""
     sums = {Variant.BASE.ce: now.sums[Variant.BASE.ce]}

@@ -17,6 +17,7 @@ from saelora.core.group import ALONE, Group
 from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
 from saelora.core.students import Student, Students
 from saelora.evals.batches import batches
+from saelora.evals.loss_result import LossResult, SAEFigures
 from saelora.evals.loss_sums import LossSums, SAESums
 from saelora.evals.variant import AGAINST_BASE, Variant
 from saelora.models.hookpoints import Hookpoint
@@ -75,7 +76,7 @@ def evaluate_loss(
             group=group,
             reference=before,
         )
-    return found[""]
+    return found[""].to_json()
 
 
 def evaluate_branches(
@@ -90,8 +91,8 @@ def evaluate_branches(
     progress: Callable[[int], None] = lambda n_tokens: None,
     group: Group = ALONE,
     reference: Splice | None = None,
-) -> dict[str, dict[str, Any]]:
-    """``evaluate_loss`` for several students of one model, whose splices are open: name -> what that returns.
+) -> dict[str, LossResult]:
+    """``evaluate_loss`` for several students of one model, whose splices are open, by their names.
 
     All share the clean pass, and the students of one splice its spliced arm. ``reference``: the open splice that is the
     spliced arm of all of them, where their own SAEs were trained; the adapted arm then needs no adapter.
@@ -112,7 +113,8 @@ def evaluate_branches(
         losses.extend(part)
     saes = {student: sums.over(group).compute() for student, sums in observers.items()}
     starts = token_mask.row_starts(rows)
-    return {name: {**runs.results(name, losses, saes), "row_starts": starts} for name in branches}
+    made = {name: {**runs.results(name, losses, saes), "row_starts": starts} for name in branches}
+    return {name: LossResult.model_validate(found) for name, found in made.items()}
 
 
 class _Arms:
@@ -152,12 +154,12 @@ class _Arms:
         others = [branch.splice for branch in branches.values()] + [reference]
         self.students = Students(model, every, [each for each in others if each is not None], self.watched)
 
-    def results(self, name: str, losses: LossSums, saes: Mapping[Student, dict[str, Any]]) -> dict[str, Any]:
-        """One branch's figures, from the sums of its arms; the SAEs' own as spliced, and where trained, as adapted."""
+    def results(self, name: str, losses: LossSums, saes: Mapping[Student, dict[str, SAEFigures]]) -> dict[str, object]:
+        """One branch's fields of a ``LossResult``, from the sums of its arms; the SAEs' own as spliced, and where trained, as adapted."""
         numbers = {student: number for number, student in self.names.items()}
         sums = {Variant.BASE.ce: losses.sums[Variant.BASE.ce]}
         for arm, student in self.plan[name].items():
             for figure in ("ce", "kl", "top1"):
                 sums[f"{figure}_{arm}"] = losses.sums[f"{figure}_{numbers[student]}"]
         own = {key: saes[self.plan[name][arm]] for arm, key in self.keys.items()}
-        return {**LossSums(losses.n, sums).compute(), "saes": {}, **own}
+        return {**LossSums(losses.n, sums).compute().plain(), "saes": {}, **own}

@@ -1,5 +1,6 @@
 """Sums that figures are made of, in float64: losses per row, and an SAE's errors and firing."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +14,7 @@ from saelora.core.splice import TokenMask
 from saelora.core.spread import Spread
 from saelora.errors import InputError
 from saelora.evals.intervals import resampled
+from saelora.evals.loss_result import SAEFigures
 from saelora.evals.variant import SIDE_BY_SIDE, Variant
 from saelora.models.hookpoints import Hookpoint
 
@@ -38,7 +40,7 @@ class LossSums:
         for name, values in more.sums.items():
             self.sums.setdefault(name, []).extend(values)
 
-    def compute(self, seed: int = 0) -> dict[str, Any]:
+    def compute(self, seed: int = 0) -> "Means":
         """Means, derived ratios, and 95 % intervals by bootstrap over rows (the same rows for every arm: paired).
 
         gap_closed is left out where there is no gap (ce_gap <= 0), loss_recovered where zero ablation costs nothing.
@@ -61,10 +63,23 @@ class LossSums:
         point = {k: float(v) for k, v in point.items() if k not in RATIOS or np.isfinite(v)}
         drawn = _derive({k: v[drawn_rows].sum(1) / counts for k, v in sums.items()})
         interval = {k: [float(q) for q in np.nanquantile(drawn[k], [0.025, 0.975])] for k in point}
-        return {**point, "n_tokens_evaluated": int(n.sum()), "ci95": interval}
+        return Means(point, interval, int(n.sum()))
 
 
-def _derive(means: dict[str, Any]) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Means:
+    """Figures by their names, with 95 % intervals (lower, upper), over ``n`` predictions."""
+
+    point: dict[str, float]
+    ci95: dict[str, list[float]]
+    n: int
+
+    def plain(self) -> dict[str, object]:
+        """As the fields of a ``LossResult``."""
+        return {**self.point, "n_tokens_evaluated": self.n, "ci95": self.ci95}
+
+
+def _derive(means: Mapping[str, Any]) -> dict[str, Any]:
     """Add gap and ratios to means, single ones or [n_draws]; NaN where a ratio has nothing to be a share of."""
     out = dict(means)
     base, sae, adapted, zero = (means.get(v.ce) for v in (*SIDE_BY_SIDE, Variant.ZERO))
@@ -123,21 +138,22 @@ class SAESums:
             total.spreads[hookpoint] = Spread.together(part[hookpoint][2] for part in parts if hookpoint in part)
         return total
 
-    def compute(self) -> dict[str, dict[str, float]]:
-        """hookpoint -> fvu, ``spread.FIGURES``, l0, dead_frac (share of latents that never fired on these tokens).
+    def compute(self) -> dict[str, SAEFigures]:
+        """By hookpoint.
 
         Where massive positions are spared, also n_massive, how many were, of n_positions, and massive_limit, the norm.
         """
         out = {}
         for hookpoint, sums in self.sums.items():
             fired_S = self.fired[hookpoint]
-            out[str(hookpoint)] = {
+            found: dict[str, float] = {
                 "fvu": float(sums.fvu),
                 **self.spreads[hookpoint].figures(sums),
                 "l0": float(fired_S.sum() / sums.n),
                 "dead_frac": float((fired_S == 0).double().mean()),
             }
             if self.massive is not None:
-                found = {"n_massive": self.n_most - self.spreads[hookpoint].n, "n_positions": self.n_most}
-                out[str(hookpoint)] |= {**found, "massive_limit": self.massive.limit(hookpoint)}
+                found |= {"n_massive": self.n_most - self.spreads[hookpoint].n, "n_positions": self.n_most}
+                found["massive_limit"] = self.massive.limit(hookpoint)
+            out[str(hookpoint)] = SAEFigures(**found)
         return out

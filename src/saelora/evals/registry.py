@@ -29,6 +29,7 @@ from saelora.evals.steering import options as steering
 from saelora.evals.steering.result import Steering
 from saelora.evals.tokens import options as tokens
 from saelora.evals.tokens.result import Tokens
+from saelora.records import JsonObject
 
 if TYPE_CHECKING:
     from saelora.evals.subject import Subject
@@ -55,12 +56,12 @@ class Evaluation:
     on_rows: bool = True
     in_all: bool = True
 
-    def run(self, subject: "Subject", config: Configuration) -> dict[str, Any]:
+    def run(self, subject: "Subject", config: Configuration) -> JsonObject:
         """Measure; returns what its file is to hold."""
         found: dict[str, Any] = to_json(self._module("measure").run(subject, config))
         return found
 
-    def read(self, found: dict[str, Any], path: str | Path) -> Any:
+    def read(self, found: JsonObject, path: str | Path) -> Any:
         """The result that a file of this or an earlier version holds.
 
         Raises:

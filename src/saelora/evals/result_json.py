@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
 from saelora.errors import InputError
-from saelora.shapes import kind_of, names_of
+from saelora.records import kind_of, names_of
 
 R = TypeVar("R")
 

@@ -1,6 +1,6 @@
 """The parts that are asked for: which are there already and answer what is asked, which fail, which are to be done."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,12 +8,14 @@ from saelora.config import Configuration, to_dict
 from saelora.console import Console
 from saelora.errors import InputError, SomeFailed
 from saelora.evals.registry import EVALUATIONS, on_rows
-from saelora.identity import OTHER_ROWS, sae_names, same_saes, text_differs
-from saelora.manifest import part_file, read_json
+from saelora.identity import OTHER_ROWS, About, sae_names, same_saes, text_differs
+from saelora.manifest import PartFile, part_file, read_json
 from saelora.options import DataConfig
+from saelora.records import JsonObject
 
 # options that say how a part is run, not what is measured
 _HOW = ("capability_batch", "saebench_batch", "saebench_python", "saebench_work", "batch_rows")
+Kept = dict[str, PartFile | str]  # by part: its file, or why it cannot be read
 _REMEDY = "--overwrite measures it anew, --out FOLDER keeps both"
 
 
@@ -26,12 +28,11 @@ class Asked:
         kept: what ``read_kept`` found of them.
     """
 
-    def __init__(self, parts: list[str], folder: Path | None, console: Console, kept: Mapping[str, Any]):
+    def __init__(self, parts: list[str], folder: Path | None, console: Console, kept: Kept):
         self.parts, self.folder, self.console = parts, folder, console
         self.kept = dict(kept)
         self.failed: dict[str, str] = {}
-        self.results: dict[str, Any] = {}
-        self._done: set[str] = set()
+        self._found: dict[str, JsonObject] = {}
 
     def check(self, config: Configuration) -> None:
         """All that can be checked without a model.
@@ -51,25 +52,31 @@ class Asked:
         if len(self.failed) == len(self.parts):
             raise self.error({})
 
-    def take_kept(self, about: Mapping[str, Any]) -> None:
+    def take_kept(self, about: About) -> None:
         """Results that are there and were measured on what is loaded; the others join those that failed."""
         for part in [part for part in self.parts if part in self.kept and part not in self.failed]:
+            file = self.kept[part]
+            assert isinstance(file, PartFile)
             try:
-                other_subject(self._file(part), self.kept[part], about)
+                other_subject(self._file(part), file, about)
             except InputError as error:
                 self.fail(part, error)
             else:
-                self.took(part, self.kept[part]["result"])
+                self.took(part, file.result)
                 self.console.say(f"{part} is measured already, in {self._file(part)}; --overwrite measures it anew")
 
     def todo(self) -> list[str]:
         """Parts that are neither there nor failed."""
-        return [part for part in self.parts if part not in self.failed and part not in self._done]
+        return [part for part in self.parts if part not in self.failed and part not in self._found]
 
-    def took(self, part: str, found: dict[str, Any]) -> None:
-        """A part's result; that of the losses is the evaluation's own."""
-        self._done.add(part)
-        self.results |= found if part == "loss" else {part: found}
+    def took(self, part: str, found: JsonObject) -> None:
+        """A part's result, as its file holds it."""
+        self._found[part] = found
+
+    def results(self) -> JsonObject:
+        """All of them; that of the losses is the evaluation's own."""
+        found = dict(self._found)
+        return {**found.pop("loss", {}), **found}
 
     def fail(self, part: str, error: Exception) -> None:
         """Note why a part cannot be had."""
@@ -77,7 +84,7 @@ class Asked:
         if len(self.parts) > 1:
             self.console.say(f"part {part} is left out: {self.failed[part]}")
 
-    def error(self, results: dict[str, Any]) -> InputError:
+    def error(self, results: JsonObject) -> InputError:
         """What failed, a line each."""
         if len(self.parts) == 1:
             return InputError(self.failed[self.parts[0]])
@@ -89,9 +96,9 @@ class Asked:
         return part_file(self.folder, part)
 
 
-def read_kept(folder: Path, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """The files of parts that were measured; one that cannot be read is {"unreadable": why}."""
-    found: dict[str, dict[str, Any]] = {}
+def read_kept(folder: Path, parts: Sequence[str]) -> Kept:
+    """The files of parts that were measured."""
+    found: Kept = {}
     for part in parts:
         path = part_file(folder, part)
         if path.exists():
@@ -101,40 +108,41 @@ def read_kept(folder: Path, parts: Sequence[str]) -> dict[str, dict[str, Any]]:
                     raise InputError(f"{path} holds no result of saelora evaluate")
                 if part in EVALUATIONS:
                     EVALUATIONS[part].read(file["result"], path)
-                found[part] = file
+                found[part] = PartFile.read(file, path, f"measure it again with --parts {part} --overwrite")
             except InputError as error:
-                found[part] = {"unreadable": str(error)}
+                found[part] = str(error)
     return found
 
 
-def other_options(path: Path, file: dict[str, Any], kind: type[Configuration] | None, config: Configuration) -> None:
+def other_options(path: Path, file: PartFile | str, kind: type[Configuration] | None, config: Configuration) -> None:
     """Raise InputError where a part's file is no answer by its options alone, or cannot be read.
 
     Args:
         kind: the class of the part's own options; None: it has none.
     """
-    if "unreadable" in file:
-        raise InputError(f"{file['unreadable']}: {_REMEDY}")
+    if isinstance(file, str):
+        raise InputError(f"{file}: {_REMEDY}")
     names = [] if kind is None else [name for name in kind.model_fields if name not in _HOW]
-    if not (file.get("about") or {}).get("heldout"):  # from before rows had a fingerprint
+    if file.about is None or file.about.heldout is None:  # from before rows had a fingerprint
         names += [name for name in DataConfig.model_fields if name not in _HOW]
-    then, now, fresh = file.get("options") or {}, to_dict(config), to_dict(type(config)())
+    then, now, fresh = file.options or {}, to_dict(config), to_dict(type(config)())
     for name in names:
         before = then.get(name, fresh[name])  # an option that was not there yet had its default
         if before != now[name]:
             raise InputError(f"{path} was measured with {name} {before}, now it is {now[name]}: {_REMEDY}")
 
 
-def other_subject(path: Path, file: dict[str, Any], about: Mapping[str, Any]) -> None:
+def other_subject(path: Path, file: PartFile, about: About) -> None:
     """Raise InputError where a part was measured on another model, SAE, adapter, text, policy or precision."""
-    then = file.get("about") or {}
+    then = file.about or About()
     differs, _ = text_differs(then, about)
-    if not on_rows(str(file.get("part"))):
+    if not on_rows(str(file.part)):
         differs = [each for each in differs if not each.startswith(OTHER_ROWS)]
-    if "saes" in then and not same_saes(then["saes"], about["saes"]):
-        differs.append(f"another SAE ({sae_names(then['saes'])}, not {sae_names(about['saes'])})")
-    for key, told in (("adapter", "another adapter"), ("tuned_saes", "another trained SAE")):
-        if then.get(key) and about.get(key) and then[key] != about[key]:
-            differs.append(f"{told} ({then[key]}, not {about[key]})")
+    if "saes" in then.model_fields_set and not same_saes(then.saes, about.saes):
+        differs.append(f"another SAE ({sae_names(then.saes)}, not {sae_names(about.saes)})")
+    if then.adapter and about.adapter and then.adapter != about.adapter:
+        differs.append(f"another adapter ({then.adapter}, not {about.adapter})")
+    if then.tuned_saes and about.tuned_saes and then.tuned_saes != about.tuned_saes:
+        differs.append(f"another trained SAE ({then.tuned_saes}, not {about.tuned_saes})")
     if differs:
         raise InputError(f"{path} was measured on {' and '.join(differs)}: {_REMEDY}")

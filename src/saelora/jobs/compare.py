@@ -5,7 +5,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from saelora import shapes
 from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
@@ -16,8 +15,9 @@ from saelora.jobs.run import open_collection
 from saelora.locks import locked
 from saelora.manifest import read_json, write_json
 from saelora.named import check_named
+from saelora.records import JsonObject
 from saelora.reporting import compare as tables
-from saelora.shapes import check_file
+from saelora.reporting.comparison.run import ComparisonResult, ComparisonRun
 
 
 class Config(Configuration):
@@ -60,9 +60,7 @@ def compare(config: Config | None = None, **options: Any) -> dict[str, Any]:
         return _compare(recipe, runs, named, folder, console)
 
 
-def _compare(
-    recipe: ComparisonRecipe, runs: list[Run], named: set[str], folder: Path, console: Console
-) -> dict[str, Any]:
+def _compare(recipe: ComparisonRecipe, runs: list[Run], named: set[str], folder: Path, console: Console) -> JsonObject:
     mine = [run for run in runs if run.entry.name in named]
     todo = [run for run in mine if not _file(folder, run).exists()]
     if len(todo) < len(mine):
@@ -95,23 +93,25 @@ def _compare(
     found = _results(runs, folder)
     if len(found) == len(runs):
         shutil.rmtree(folder / "work", ignore_errors=True)
-    return {"title": recipe.title, "runs": found, "missing": len(runs) - len(found), "figures": drawn}
+    done = [run.to_json() for run in found]
+    return {"title": recipe.title, "runs": done, "missing": len(runs) - len(found), "figures": drawn}
 
 
 def render(results: dict[str, Any]) -> str:
     """Table and findings as a person reads them."""
     missing = [f"{results['missing']} runs are not done yet: repeat with --resume"] if results["missing"] else []
-    table = tables.text_table(results["runs"])
-    return "\n".join([results["title"], "", table, "", *tables.words(results["runs"]), *missing, *results["figures"]])
+    runs = [ComparisonRun.model_validate(run) for run in results["runs"]]
+    table = tables.text_table(runs)
+    return "\n".join([results["title"], "", table, "", *tables.words(runs), *missing, *results["figures"]])
 
 
 def _file(folder: Path, run: Run) -> Path:
     return folder / "runs" / f"{run.id}.json"
 
 
-def _results(runs: list[Run], folder: Path) -> list[dict[str, Any]]:
+def _results(runs: list[Run], folder: Path) -> list[ComparisonRun]:
     files = [file for run in runs if (file := _file(folder, run)).exists()]
-    return [check_file(read_json(file), shapes.RUN, file, "delete it and repeat with --resume") for file in files]
+    return [ComparisonRun.read(read_json(file), file, "delete it and repeat with --resume") for file in files]
 
 
 def _write_tables(title: str, runs: list[Run], folder: Path, *, draw: bool = False) -> list[str]:
@@ -119,7 +119,7 @@ def _write_tables(title: str, runs: list[Run], folder: Path, *, draw: bool = Fal
     found = _results(runs, folder)
     if not found:
         return []
-    write_json(folder / "results.json", {"title": title, "runs": found})
+    write_json(folder / "results.json", ComparisonResult(title=title, runs=found))
     tables.write_csv(found, folder / "results.csv")
     text = "\n\n".join([f"# {title}", tables.markdown(found), *tables.words(found)])
     write_whole(folder / "results.md", (text + "\n").encode())

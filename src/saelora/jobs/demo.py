@@ -4,6 +4,7 @@ from typing import Any
 
 from saelora.config import Configuration, Count, configured, option
 from saelora.console import Console
+from saelora.evals.loss_result import RunResult
 from saelora.jobs import adapt as adapt_job
 from saelora.jobs import evaluate as evaluate_job
 from saelora.jobs import report as report_job
@@ -68,11 +69,11 @@ def demo(config: Config | None = None, **options: Any) -> dict[str, Any]:
 
 def render(results: dict[str, Any]) -> str:
     """The demo's closing page."""
-    out = results["out"]
+    run, out = RunResult.model_validate(results), results["out"]
     return "\n".join(
         [
-            loss_table(results),
-            samples_text(results["samples"]),
+            loss_table(run),
+            samples_text(run.samples),
             "",
             f"The page about it, with every token's loss: {results['page']}",
             f"Adapter, results.json, metrics.jsonl and learning_curve.png are in {out}/",

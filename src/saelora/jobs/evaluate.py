@@ -13,18 +13,28 @@ from saelora.config import Configuration, configured, option, to_dict
 from saelora.console import Console
 from saelora.core.group import ALONE, Group
 from saelora.errors import InputError
+from saelora.evals.loss_result import LossResult
 from saelora.evals.registry import EVALUATIONS
-from saelora.identity import measured_on
+from saelora.identity import About, measured_on
 from saelora.jobs.acting import check_acting
 from saelora.jobs.asked import Asked, read_kept
 from saelora.jobs.recorded import check_parts, described, recorded_run, with_recorded
 from saelora.jobs.run import processes
 from saelora.jobs.training_options import ADAPTED
 from saelora.locks import tidy
-from saelora.manifest import check_part_folder, check_writable, environment, write_json, write_part
+from saelora.manifest import (
+    Manifest,
+    PartFile,
+    check_part_folder,
+    check_writable,
+    environment,
+    write_json,
+    write_part,
+)
 from saelora.models.hookpoints import Hookpoint
 from saelora.named import check_named
 from saelora.options import SplicedConfig
+from saelora.records import JsonObject
 from saelora.reporting.text import loss_table
 
 if TYPE_CHECKING:
@@ -103,11 +113,11 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     from saelora.models.loading import pick_device
     from saelora.train.shard import shard_layers
 
-    assembled = assemble(config, recorded_policy=None if recorded is None else recorded.get("token_policy"))
+    assembled = assemble(config, recorded_policy=None if recorded is None else recorded.token_policy)
     about = described(config, assembled, recorded, given, console)
     rows = group.on_main(lambda: validation_rows(config, assembled.loaded))
     about = measured_on(about, rows, autocast_dtype(assembled.loaded))
-    model, tuned = _with_trained(config, assembled, recorded, about)
+    model, tuned, about = _with_trained(config, assembled, recorded, about)
     if config.shard:
         shard_layers(model, pick_device(config.device), group)
     asked.take_kept(about)
@@ -116,9 +126,9 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
             others = [adapted] if adapted is not None else []
             check_against_whole(model, spliced, rows[:2], others=others, autocast=autocast_dtype(assembled.loaded))
 
-    def loss() -> dict[str, Any]:
+    def loss() -> LossResult:
         found = measure(console, assembled, model, rows, group, tuned)
-        return {**found, "method": recorded["method"]} if tuned and recorded else found
+        return found.model_copy(update={"method": recorded.method}) if tuned and recorded else found
 
     with ExitStack() as stack:
         # its splices are opened for the first of the parts that need it
@@ -162,9 +172,9 @@ def _subject(
 def _run_parts(
     config: Config,
     asked: Asked,
-    loss: Callable[[], dict[str, Any]],
+    loss: Callable[[], LossResult],
     subject: Callable[[], Subject],
-    about: dict[str, Any],
+    about: About,
     folder: Path | None,
 ) -> None:
     """Measure what is still to do and write each part as it ends; one that fails leaves the others."""
@@ -173,9 +183,9 @@ def _run_parts(
     for part in asked.todo():
         started = time.monotonic()
         try:
-            found = loss() if part == "loss" else EVALUATIONS[part].run(subject(), config)
+            found = loss().to_json() if part == "loss" else EVALUATIONS[part].run(subject(), config)
             if folder is not None:
-                write_part(folder, part, found, _provenance(config, about, started))
+                write_part(folder, _part_file(part, found, config, about, started))
         except (InputError, torch.OutOfMemoryError) as error:
             asked.fail(part, error)
         else:
@@ -183,17 +193,17 @@ def _run_parts(
 
 
 def _finish(
-    config: Config, asked: Asked, about: dict[str, Any], file: Path | None, folder: Path | None, console: Console
-) -> dict[str, Any]:
+    config: Config, asked: Asked, about: About, file: Path | None, folder: Path | None, console: Console
+) -> JsonObject:
     """Write what one file is to hold, and say what failed.
 
     Raises:
         InputError: parts failed; the others are done.
     """
-    results = asked.results
+    results = asked.results()
     if not results:
         raise asked.error({})
-    results["about"] = about
+    results["about"] = about.to_json()
     if file is not None:
         write_json(file, results)
     if folder is not None:
@@ -206,32 +216,31 @@ def _finish(
 
 
 def _with_trained(
-    config: Config, assembled: Assembled, recorded: dict[str, Any] | None, about: dict[str, Any]
-) -> tuple[nn.Module, dict[Hookpoint, Any]]:
-    """The model with the run's adapter, where it trained one, and the SAEs that it trained, which ``about`` names."""
+    config: Config, assembled: Assembled, recorded: Manifest | None, about: About
+) -> tuple[nn.Module, dict[Hookpoint, Any], About]:
+    """The model with the run's adapter, where it trained one, the SAEs that it trained, and ``about`` with these."""
     from saelora.jobs.student_folder import load_tuned_saes
     from saelora.models.adapters import load_adapter
     from saelora.models.loading import pick_device
 
     model: nn.Module = assembled.loaded.model
     if config.adapter is None:
-        return model, {}
-    if recorded is None or recorded.get("method", "lora") in ADAPTED:
+        return model, {}, about
+    if recorded is None or recorded.method in ADAPTED:
         model = load_adapter(model, config.adapter)
-    tuned = load_tuned_saes(
-        Path(config.adapter), recorded or {}, pick_device(config.device), forced=config.other_weights
-    )
+    trained = [] if recorded is None else recorded.tuned_saes
+    tuned = load_tuned_saes(Path(config.adapter), trained, pick_device(config.device), forced=config.other_weights)
     if tuned:
-        about["tuned_saes"] = {str(hookpoint): sae.fingerprint for hookpoint, sae in tuned.items()}
-        then = {sae["hookpoint"]: sae["fingerprint"] for sae in (recorded or {})["tuned_saes"]}
-        if about["tuned_saes"] != then:
-            about["other_weights"] = [*about.get("other_weights", []), "a trained SAE that has changed since"]
-    return model, {hookpoint: found.sae for hookpoint, found in tuned.items()}
+        now = {str(hookpoint): sae.fingerprint for hookpoint, sae in tuned.items()}
+        about = about.having(tuned_saes=now)
+        if now != {sae.hookpoint: sae.fingerprint for sae in trained}:
+            about = about.having(other_weights=[*about.other_weights, "a trained SAE that has changed since"])
+    return model, {hookpoint: found.sae for hookpoint, found in tuned.items()}, about
 
 
 def render(results: dict[str, Any]) -> str:
     """The results as a person reads them."""
-    pages = [loss_table(results)] if "ce_base" in results else []
+    pages = [loss_table(LossResult.model_validate(results))] if "ce_base" in results else []
     for part, evaluation in EVALUATIONS.items():
         if part in results:
             pages.append("\n".join([part.upper(), *evaluation.lines(evaluation.read(results[part], "the result"))]))
@@ -277,14 +286,15 @@ def _outputs(config: Config, parts: list[str]) -> tuple[Path | None, Path | None
     return None, folder
 
 
-def _provenance(config: Config, about: dict[str, Any], started: float) -> dict[str, Any]:
-    """What stands beside a part's result."""
-    return {
-        "about": about,
-        "options": to_dict(config),
-        "environment": environment(),
-        "seconds": round(time.monotonic() - started, 1),
-    }
+def _part_file(part: str, found: JsonObject, config: Config, about: About, started: float) -> PartFile:
+    return PartFile(
+        part=part,
+        about=about,
+        options=to_dict(config),
+        environment=environment(),
+        seconds=round(time.monotonic() - started, 1),
+        result=found,
+    )
 
 
 def measure(
@@ -294,7 +304,7 @@ def measure(
     rows: Tensor,
     group: Group = ALONE,
     tuned: dict[Hookpoint, Any] | None = None,
-) -> dict[str, Any]:
+) -> LossResult:
     """``evaluate_loss`` of an assembled model on held-out rows [n_rows, context], with progress.
 
     ``tuned``: the adapted model's own SAEs, where they were trained.
@@ -303,7 +313,7 @@ def measure(
     from saelora.evals.loss import evaluate_loss
 
     with console.progress("evaluating", rows.numel()) as bar:
-        return evaluate_loss(
+        found = evaluate_loss(
             model,
             {**assembled.sae_modules, **(tuned or {})},
             assembled.token_mask,
@@ -313,3 +323,4 @@ def measure(
             group=group,
             reference=assembled.sae_modules if tuned else None,
         )
+    return LossResult.model_validate(found)

@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, Literal
 
 from saelora.config import Count, configured, option
+from saelora.evals.loss_result import RunResult
 from saelora.jobs.run import RunConfig
 from saelora.jobs.train_student import train_student
 from saelora.jobs.training_options import TrainConfig
@@ -39,9 +40,9 @@ def finetune_sae(config: Config | None = None, **options: Any) -> dict[str, Any]
         InputError: bad input, with its remedy.
         Interrupted: stopped by a signal after saving a checkpoint.
     """
-    return train_student(configured(Config, config, options), "finetune-sae")
+    return train_student(configured(Config, config, options), "finetune-sae").to_json()
 
 
 def render(results: dict[str, Any]) -> str:
     """The results as a person reads them."""
-    return loss_table(results)
+    return loss_table(RunResult.model_validate(results))

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Collection, Set
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from saelora import shapes
 from saelora.config import C, updated
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.evals.registry import of_trained_saes
-from saelora.identity import model_name, sae_names, same_model, same_saes
-from saelora.manifest import MANIFEST, describe, read_json
+from saelora.identity import About, model_name, sae_names, same_model, same_saes
+from saelora.manifest import MANIFEST, Manifest, describe, read_json
 from saelora.models.adapters import ADAPTER_CONFIG, adapter_fingerprint
-from saelora.shapes import check_file
 
 if TYPE_CHECKING:
     from saelora.assemble import Assembled
@@ -24,17 +22,17 @@ if TYPE_CHECKING:
 _COMPANIONS = {"model": ("revision",), "sae": ("hookpoint",), "data": ("subset", "split", "text_column")}
 
 
-def with_recorded(config: C, recorded: dict[str, Any], own: Collection[str]) -> C:
+def with_recorded(config: C, recorded: Manifest, own: Collection[str]) -> C:
     """Options that were not given, ``own`` aside, are taken from the run with this manifest."""
-    then, given = recorded["config"], config.given
+    then, given = recorded.config, config.given
     kept = {*own, *given, *(name for whole in given & _COMPANIONS.keys() for name in _COMPANIONS[whole])}
     values = {name: then[name] for name in vars(config) if name in then and name not in kept}
     if "model" not in kept and "revision" not in given:
-        values["revision"] = recorded["model"]["revision"]  # the commit, where a branch may have moved on
+        values["revision"] = recorded.model.revision  # the commit, where a branch may have moved on
     return updated(config, values, "the adapter's recorded configuration")
 
 
-def recorded_run(folder: Path) -> dict[str, Any] | None:
+def recorded_run(folder: Path) -> Manifest | None:
     """The manifest of an adapter's run; None of an adapter that PEFT alone saved, which has none.
 
     Raises:
@@ -46,52 +44,50 @@ def recorded_run(folder: Path) -> dict[str, Any] | None:
     found = read_json(path)
     if not isinstance(found, dict) or not {"config", "model", "saes"} <= found.keys():
         raise InputError(f"{path} is no manifest of an adapter: is {folder} the output folder of saelora adapt?")
-    check_file(found, shapes.MANIFEST, path, "bring it back as its run left it, or run adapt anew")
-    found["model"].setdefault("revision", None)
-    return {"method": "lora", **found}
+    return Manifest.read(found, path, "bring it back as its run left it, or run adapt anew")
 
 
-def check_parts(parts: list[str], recorded: dict[str, Any], adapter: str) -> None:
+def check_parts(parts: list[str], recorded: Manifest, adapter: str) -> None:
     """Raise InputError where a part is asked of a run that trained its SAE and has nothing to say of it."""
     others = [part for part in parts if part not in of_trained_saes()]
-    if others and recorded.get("tuned_saes"):
+    if others and recorded.tuned_saes:
         raise InputError(
             f"--parts {others[0]} is about an adapter around a frozen SAE, {adapter} trained its SAE (method "
-            f"{recorded['method']}): expected --parts {' '.join(of_trained_saes())}, or some of them"
+            f"{recorded.method}): expected --parts {' '.join(of_trained_saes())}, or some of them"
         )
 
 
 def check_made_for(
-    now: dict[str, Any], recorded: dict[str, Any], given: Set[str], adapter: str, forced: bool
-) -> dict[str, list[str]]:
+    now: About, recorded: Manifest, given: Set[str], adapter: str, forced: bool
+) -> tuple[list[str], list[str]]:
     """Refuse a model, SAE or adapter whose weights are not those that the run with this manifest was made with.
 
     Args:
-        now: of the same form as the manifest, from ``saelora.manifest.describe``.
+        now: what is there now.
         given: options that were given: a model or an SAE of the run's own has changed, another was named.
         forced: go on all the same.
 
     Returns:
-        What is to stand beside the results: "other_weights", what differs and was forced; "unchecked", what could not
-        be compared. Each is left out where it would be empty.
+        What is to stand beside the results: what differs and was forced; what could not be compared.
 
     Raises:
         InputError: weights differ, or an SAE that the run trained would sit where it was not trained.
     """
     differs, unchecked = [], []
-    model, then = now["model"], recorded["model"]
+    model, then = now.model, recorded.model
+    assert model is not None
     same = same_model(model, then)
     if same is None:
-        unchecked.append(f"whether model {model_name(model)} is the one that the adapter was made with, {then['ref']}")
+        unchecked.append(f"whether model {model_name(model)} is the one that the adapter was made with, {then.ref}")
     elif not same:
         differs.append(("model", model_name(model), model_name(then), "MODEL and --revision"))
-    if not same_saes(now["saes"], recorded["saes"]):
-        differs.append(("SAE", sae_names(now["saes"]), sae_names(recorded["saes"]), "--sae and --hookpoint"))
-    trained = recorded.get("tuned_saes", [])
-    if trained and {s["hookpoint"] for s in now["saes"]} != {s["hookpoint"] for s in trained}:
+    if not same_saes(now.saes, recorded.saes):
+        differs.append(("SAE", sae_names(now.saes), sae_names(recorded.saes), "--sae and --hookpoint"))
+    trained = recorded.tuned_saes
+    if trained and {s.hookpoint for s in now.saes} != {s.hookpoint for s in trained}:
         raise InputError(
-            f"{adapter} trained an SAE at {', '.join(s['hookpoint'] for s in trained)}, but --sae names "
-            f"{sae_names(now['saes'])}: name an SAE there, or leave out --sae"
+            f"{adapter} trained an SAE at {', '.join(s.hookpoint for s in trained)}, but --sae names "
+            f"{sae_names(now.saes)}: name an SAE there, or leave out --sae"
         )
     for kind, found, before, flag in differs if not forced else []:
         if given & {"model": {"model", "revision"}, "SAE": {"sae", "hookpoint"}}[kind]:
@@ -103,30 +99,28 @@ def check_made_for(
             f"{kind} {found} has changed since the adapter was made, with {before}: bring that one back, or say "
             "--other-weights to measure the adapter with this one all the same"
         )
-    told = [f"{kind} {found}; the adapter was made with {before}" for kind, found, before, _ in differs]
-    return {key: value for key, value in (("other_weights", told), ("unchecked", unchecked)) if value}
+    return [f"{kind} {found}; the adapter was made with {before}" for kind, found, before, _ in differs], unchecked
 
 
-def adapter_now(folder: str, recorded: dict[str, Any] | None, forced: bool) -> dict[str, Any]:
-    """What identifies a run's adapter: {"adapter": fingerprint}; nothing where it has none.
+def adapter_now(folder: str, recorded: Manifest | None, forced: bool) -> tuple[str | None, list[str]]:
+    """What identifies a run's adapter, its fingerprint, None where it has none; and in words what was forced.
 
     Raises:
         InputError: it is not the one that the run ended with, and that is not ``forced``.
     """
     found = adapter_fingerprint(Path(folder))
-    then = (recorded or {}).get("adapter")
+    then = None if recorded is None else recorded.adapter
     if then is not None and found != then and not forced:
         raise InputError(
             f"adapter {folder} has changed since its run ended (fingerprint {then}, now {found}): bring that one back, "
             "or say --other-weights to measure this one all the same"
         )
-    told = [f"adapter {found}; its run ended with {then}"] if then is not None and found != then else []
-    return {**({"adapter": found} if found else {}), **({"other_weights": told} if told else {})}
+    return found, [f"adapter {found}; its run ended with {then}"] if then is not None and found != then else []
 
 
 def described(
-    config: EvaluateConfig, assembled: Assembled, recorded: dict[str, Any] | None, given: Set[str], console: Console
-) -> dict[str, Any]:
+    config: EvaluateConfig, assembled: Assembled, recorded: Manifest | None, given: Set[str], console: Console
+) -> About:
     """What is measured: as ``saelora.manifest.describe``, the adapter, what was forced, what could not be checked.
 
     Raises:
@@ -136,13 +130,14 @@ def described(
     if config.adapter is None:
         return about
     if recorded is not None:
-        told = check_made_for(about, recorded, given, config.adapter, config.other_weights)
+        forced, unchecked = check_made_for(about, recorded, given, config.adapter, config.other_weights)
     else:
-        told = {"unchecked": [f"model, SAEs and text that {config.adapter} was made with: it has no {MANIFEST}"]}
-    adapter = adapter_now(config.adapter, recorded, config.other_weights)
-    forced = [*told.pop("other_weights", []), *adapter.pop("other_weights", [])]
+        forced, unchecked = [], [f"model, SAEs and text that {config.adapter} was made with: it has no {MANIFEST}"]
+    adapter, changed = adapter_now(config.adapter, recorded, config.other_weights)
+    forced = [*forced, *changed]
     for line in forced:
         console.say(f"forced by --other-weights: {line}")
-    for line in told.get("unchecked", []):
+    for line in unchecked:
         console.say(f"not checked: {line}")
-    return {**about, **told, **adapter, **({"other_weights": forced} if forced else {})}
+    told = {"unchecked": unchecked, "adapter": adapter, "other_weights": forced}
+    return about.having(**{key: value for key, value in told.items() if value})

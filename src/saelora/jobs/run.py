@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol, TypeVar
 
 import yaml
 
@@ -16,6 +16,7 @@ from saelora.limits import NOT_NEGATIVE, SEED, OneOf
 from saelora.locks import is_locked, locked
 from saelora.manifest import MANIFEST, check_room, check_writable
 from saelora.options import ModelConfig
+from saelora.records import JsonObject
 from saelora.train.distributed import current_group
 from saelora.train.tracking import TRACKERS, check_tracker
 
@@ -161,7 +162,7 @@ def _check_collection(config: Output, folder: Path, inside: str, kind: str) -> N
             raise InputError(f"{folder} exists: choose another --out, --resume to go on with it, or --overwrite")
 
 
-def _check_same(before: dict[str, Any], now: dict[str, Any], recorded: Path) -> None:
+def _check_same(before: JsonObject, now: JsonObject, recorded: Path) -> None:
     changed = [key for key in now if key not in NOT_COMPARED and before.get(key) != now[key]]
     if changed:
         key = changed[0]

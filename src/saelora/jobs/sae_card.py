@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from saelora.evals.estimate import number
+from saelora.evals.loss_result import SAEFigures, SAEResult
+
 if TYPE_CHECKING:
     from saelora.jobs import train_sae
     from saelora.sae_training.recipe import SAERecipe
 
-# what it is, the figures' keys, how they are written
-SPREAD = (
-    ("FVU without the largest 0.1 % of tokens", ("fvu_rest",), ".4f"),
-    ("share of the variance that those tokens hold", ("top_variance",), ".1%"),
-    ("squared error of a token over its squared norm, median", ("relative_error",), ".4f"),
-    ("the same, 10 % to 90 % of tokens", ("relative_error_q10", "relative_error_q90"), ".4f"),
-)
 
-
-def sae_card(config: train_sae.Config, name: str, recipe: SAERecipe, sae: Any, figures: dict[str, Any]) -> str:
+def sae_card(config: train_sae.Config, name: str, recipe: SAERecipe, sae: Any, figures: SAEResult) -> str:
     """The model card of one SAE: recipe, tokens and what it does to the model.
 
     Args:
@@ -34,17 +29,17 @@ library_name: saelens
 # {title}
 
 A {recipe.architecture} sparse autoencoder, d_in {sae.cfg.d_in}, d_sae {sae.cfg.d_sae}, trained with saelora
-on the activations of {figures["n_tokens_trained"]:,} tokens of {config.data} (left out: {", ".join(config.exempt)}).
+on the activations of {figures.n_tokens_trained:,} tokens of {config.data} (left out: {", ".join(config.exempt)}).
 {_how(config)}Load it with `SAE.load_from_disk(folder)` (SAELens) or `--sae folder` (saelora).
 
-| on {figures["n_tokens_evaluated"]:,} held-out tokens | |
+| on {figures.n_tokens_evaluated:,} held-out tokens | |
 |---|---|
-| FVU (fraction of variance unexplained) | {figures["fvu"]:.4f} |
-{_spread(figures)}| L0 (active latents per token) | {figures["l0"]:.1f} |
-| latents that never fired there | {figures["dead_frac"]:.1%} |
-| cross entropy, clean model | {figures["ce_base"]:.4f} nats per token |
-| cross entropy, SAE spliced in | {figures["ce_sae"]:.4f} nats per token |
-| loss recovered against zero ablation | {figures.get("loss_recovered_sae", float("nan")):.4f} |
+| FVU (fraction of variance unexplained) | {figures.fvu:.4f} |
+{_spread(figures)}| L0 (active latents per token) | {figures.l0:.1f} |
+| latents that never fired there | {figures.dead_frac:.1%} |
+| cross entropy, clean model | {figures.ce_base:.4f} nats per token |
+| cross entropy, SAE spliced in | {figures.ce_sae:.4f} nats per token |
+| loss recovered against zero ablation | {number(figures.loss_recovered_sae):.4f} |
 
 Recipe: `{recipe.architecture}`, k {recipe.k}, lr {recipe.lr}, warm-up {recipe.warmup}, decay {recipe.decay},
 {recipe.batch_tokens} tokens a step, passes {passes}, seed {recipe.seed} (of rows {config.seed}),
@@ -53,12 +48,18 @@ Documents were held out by a hash of their text (fraction {config.validation_fra
 """
 
 
-def _spread(figures: dict[str, Any]) -> str:
+def _spread(figures: SAEFigures) -> str:
     """Lines on what FVU hides: a token or two may hold most of the variance."""
+    lines = (
+        ("FVU without the largest 0.1 % of tokens", (figures.fvu_rest,), ".4f"),
+        ("share of the variance that those tokens hold", (figures.top_variance,), ".1%"),
+        ("squared error of a token over its squared norm, median", (figures.relative_error,), ".4f"),
+        ("the same, 10 % to 90 % of tokens", (figures.relative_error_q10, figures.relative_error_q90), ".4f"),
+    )
     return "".join(
-        f"| {told} | {' to '.join(format(figures[key], form) for key in keys)} |\n"
-        for told, keys, form in SPREAD
-        if all(figures.get(key) is not None for key in keys)
+        f"| {told} | {' to '.join(format(value, form) for value in values)} |\n"
+        for told, values, form in lines
+        if None not in values
     )
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from saelora.config import to_dict
 from saelora.console import Console
+from saelora.evals.loss_result import SAEResult
 from saelora.files import write_whole
-from saelora.identity import measured_on
+from saelora.identity import About, SAEId, measured_on
 from saelora.jobs.sae_card import sae_card
 from saelora.manifest import RESULTS, describe_model, environment, read_json, write_json
 from saelora.models.hookpoints import parse_hookpoint
@@ -34,7 +35,7 @@ def finish(
     folder: Path,
     seconds: float,
     console: Console,
-) -> dict[str, Any]:
+) -> dict[str, SAEResult]:
     """Save every SAE, measure it spliced in, write results and cards."""
     import torch
 
@@ -42,7 +43,7 @@ def finish(
     from saelora.saes.build import fingerprint
     from saelora.saes.saving import save_sae
 
-    results: dict[str, Any] = {}
+    results: dict[str, SAEResult] = {}
     group = objective.group
     for hookpoint, name in ((hookpoint, name) for hookpoint, names in objective.names.items() for name in names):
         target = target_of(config, folder, name)
@@ -55,18 +56,18 @@ def finish(
             found = evaluate_loss(
                 loaded.model, {hookpoint: measured}, objective.token_mask, heldout, progress=bar.advance, group=group
             )
+        own = SAEId(hookpoint=str(hookpoint), fingerprint=fingerprint(measured))
+        about = About(model=describe_model(loaded), saes=[own], token_policy=objective.token_mask.record())
+        spent = {"n_tokens_trained": objective.n_tokens, "seconds_training": seconds}
         figures = {**found.pop("saes")[str(hookpoint)], **found}
-        own = {"hookpoint": str(hookpoint), "fingerprint": fingerprint(measured)}
-        about = {"model": describe_model(loaded), "saes": [own], "token_policy": objective.token_mask.to_dict()}
-        figures["about"] = measured_on(about, heldout)
-        results[name] = {**figures, "n_tokens_trained": objective.n_tokens, "seconds_training": seconds}
+        results[name] = result = SAEResult.model_validate({**figures, "about": measured_on(about, heldout), **spent})
         if group.is_main:
-            write_json(target / RESULTS, results[name])
-            card = sae_card(config, name, objective.recipes[name], sae, results[name])
+            write_json(target / RESULTS, result)
+            card = sae_card(config, name, objective.recipes[name], sae, result)
             write_whole(target / "README.md", card.encode())
         console.say(
-            f"{name}: {fvu_text(figures)}  l0 {figures['l0']:.1f}  dead {figures['dead_frac']:.1%}  "
-            f"ce {figures['ce_base']:.3f} -> {figures['ce_sae']:.3f} spliced  {error_text(figures)}  "
+            f"{name}: {fvu_text(result)}  l0 {result.l0:.1f}  dead {result.dead_frac:.1%}  "
+            f"ce {result.ce_base:.3f} -> {result.ce_sae:.3f} spliced  {error_text(result)}  "
             f"saved in {target}"
         )
     if group.is_main:

@@ -1,7 +1,7 @@
 """What training leaves to load again: a PEFT adapter, and SAEs in SAELens's native format."""
 
 import importlib.metadata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,10 @@ import yaml
 from saelora.assemble import Assembled
 from saelora.config import to_dict
 from saelora.errors import InputError
+from saelora.evals.loss_result import RunResult
 from saelora.files import whole_files, whole_folder
 from saelora.jobs.training_options import StudentConfig
-from saelora.manifest import MANIFEST, RESULTS, describe, environment, write_json
+from saelora.manifest import MANIFEST, RESULTS, Manifest, TrainedSAE, describe, environment, write_json
 from saelora.models.adapters import adapter_fingerprint
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.reporting.card import card
@@ -38,7 +39,7 @@ def save_adapter(model: Any, folder: Path, name: str | None = None) -> None:
 
 
 def save_run(
-    model: Any, name: str, config: StudentConfig, assembled: Assembled, results: dict[str, Any], folder: Path
+    model: Any, name: str, config: StudentConfig, assembled: Assembled, results: RunResult, folder: Path
 ) -> None:
     """Write one of several adapters of a model as a run of its own, for evaluate and report; whole or not at all.
 
@@ -49,7 +50,8 @@ def save_run(
     with whole_folder(folder) as part:
         save_adapter(model, part, name)
         adapter = adapter_fingerprint(part)
-        results = {**results, "about": {**results["about"], "adapter": adapter}}
+        assert results.about is not None
+        results = results.model_copy(update={"about": results.about.having(adapter=adapter)})
         manifest = manifest_of(config, assembled, results, adapter=adapter)
         write_json(part / MANIFEST, manifest)
         write_json(part / RESULTS, results)
@@ -61,33 +63,37 @@ def save_run(
 def manifest_of(
     config: StudentConfig,
     assembled: Assembled,
-    results: dict[str, Any],
+    results: RunResult,
     *,
     adapter: str | None,
-    saved: Sequence[dict[str, Any]] = (),
+    saved: Sequence[TrainedSAE] = (),
     n_documents: int | None = None,
-) -> dict[str, Any]:
+) -> Manifest:
     """What a run's saelora.json holds.
 
     Args:
         adapter: its fingerprint, None where none was trained.  saved: what ``save_saes`` returned.  n_documents: that
             were trained on, where they were counted.
     """
-    return {
-        **describe(assembled),
-        "adapter": adapter,
-        "method": config.method,
-        "tuned_saes": list(saved),
-        "config": to_dict(config),
-        **({} if n_documents is None else {"n_documents_trained": n_documents}),
-        "environment": environment(),
-        "metrics": {k: v for k, v in results.items() if isinstance(v, int | float)},
-    }
+    about = describe(assembled)
+    assert about.model is not None
+    made = Manifest(
+        model=about.model,
+        saes=about.saes,
+        token_policy=about.token_policy,
+        adapter=adapter,
+        method=config.method,
+        tuned_saes=list(saved),
+        config=to_dict(config),
+        environment=environment(),
+        metrics={k: v for k, v in results.to_json().items() if isinstance(v, int | float)},
+    )
+    return made if n_documents is None else made.model_copy(update={"n_documents_trained": n_documents})
 
 
 def save_saes(
-    saes: dict[Hookpoint, Any], assembled: Assembled, about: dict[str, Any], folder: Path, below: str
-) -> list[dict[str, Any]]:
+    saes: dict[Hookpoint, Any], assembled: Assembled, about: Mapping[str, object], folder: Path, below: str
+) -> list[TrainedSAE]:
     """Write trained SAEs: one into ``folder/below``, several into a folder of its hookpoint's name each in there.
 
     Args:
@@ -95,7 +101,7 @@ def save_saes(
         below: a folder's name, or "" for ``folder`` itself.
 
     Returns:
-        For the manifest: hookpoint, folder (relative) and fingerprint of each.
+        For the manifest.
     """
     saved = []
     for hookpoint, sae in saes.items():
@@ -107,25 +113,25 @@ def save_saes(
         }
         relative = Path(below) if len(saes) == 1 else Path(below) / str(hookpoint)
         save_sae(sae, folder / relative)
-        saved.append({"hookpoint": str(hookpoint), "folder": str(relative), "fingerprint": fingerprint(sae)})
+        saved.append(TrainedSAE(hookpoint=str(hookpoint), folder=str(relative), fingerprint=fingerprint(sae)))
     return saved
 
 
 def load_tuned_saes(
-    folder: Path, recorded: dict[str, Any], device: torch.device, *, forced: bool = False
+    folder: Path, trained: Sequence[TrainedSAE], device: torch.device, *, forced: bool = False
 ) -> dict[Hookpoint, LoadedSAE]:
-    """The SAEs that a run trained, by its manifest; none where it left them as they were.
+    """The SAEs that a run trained, by its manifest's ``tuned_saes``.
 
     Raises:
         InputError: one is missing or damaged, or is not the one that the run ended with and that is not ``forced``.
     """
     found = {}
-    for entry in recorded.get("tuned_saes", []):
-        hookpoint = parse_hookpoint(entry["hookpoint"])
-        loaded = load_sae(str(folder / entry["folder"]), hookpoint=hookpoint, device=device)
-        if loaded.fingerprint != entry["fingerprint"] and not forced:
+    for entry in trained:
+        hookpoint = parse_hookpoint(entry.hookpoint)
+        loaded = load_sae(str(folder / entry.folder), hookpoint=hookpoint, device=device)
+        if loaded.fingerprint != entry.fingerprint and not forced:
             raise InputError(
-                f"SAE {folder / entry['folder']} has changed since its run ended (fingerprint {entry['fingerprint']}, "
+                f"SAE {folder / entry.folder} has changed since its run ended (fingerprint {entry.fingerprint}, "
                 f"now {loaded.fingerprint}): evaluate it as any other, with --sae and without --adapter, or say "
                 "--other-weights"
             )

@@ -13,6 +13,7 @@ from saelora.config import to_dict
 from saelora.console import Console
 from saelora.core.group import Group
 from saelora.evals.loss import evaluate_loss
+from saelora.evals.loss_result import RunResult
 from saelora.evals.samples import continuations, prompts_from
 from saelora.evals.spliced import SplicedModel
 from saelora.files import write_whole
@@ -23,7 +24,7 @@ from saelora.jobs.student_folder import manifest_of, save_adapter, save_saes
 from saelora.jobs.students import frozen_and_tuned, open_branch, student_model
 from saelora.jobs.training import evenly, repeat_command, train
 from saelora.jobs.training_options import ADAPTED, StudentConfig
-from saelora.manifest import MANIFEST, RESULTS, check_room, describe, write_json
+from saelora.manifest import MANIFEST, RESULTS, TrainedSAE, check_room, describe, write_json
 from saelora.models.adapters import adapter_fingerprint
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device
@@ -42,7 +43,7 @@ SAEs = dict[Hookpoint, Any]
 
 def train_and_measure(
     config: StudentConfig, command: str, console: Console, folder: Path, group: Group, held: ExitStack
-) -> dict[str, Any]:
+) -> RunResult:
     """The run of ``train_student``, whose arguments have been checked as far as they can be without a model.
 
     Args:
@@ -52,7 +53,7 @@ def train_and_measure(
         held: closes the folder's lock, when everything is written.
 
     Returns:
-        What results.json holds.
+        What results.json is to hold.
 
     Raises:
         InputError: bad input, with its remedy.
@@ -78,17 +79,19 @@ def train_and_measure(
         state = _train(config, command, console, folder, assembled, objective, rows.input_ids, heldout)
     saes = {h: sae.export() for h, sae in branch.spliced.saes.items() if isinstance(sae, TrainableSAE)}
     saved = group.on_main(lambda: _save(model, config, assembled, saes, folder, state.n_tokens))
-    results = _measure(config, console, assembled, model, saes, heldout, state, group)
+    found: dict[str, object] = _measured(config, console, assembled, model, saes, heldout, state, group)
     if objective.rows_at_once is not None:
-        results["rows_at_once"] = objective.rows_at_once
+        found["rows_at_once"] = objective.rows_at_once
     if config.samples:
         console.say("writing sample continuations")
-        results["samples"] = _samples(config, assembled, model, saes, heldout)
+        found["samples"] = _samples(config, assembled, model, saes, heldout)
     about = measured_on(describe(assembled), heldout, autocast)
-    results["about"] = about | ({"tuned_saes": {s["hookpoint"]: s["fingerprint"] for s in saved}} if saved else {})
+    if saved:
+        about = about.having(tuned_saes={sae.hookpoint: sae.fingerprint for sae in saved})
     adapter = group.on_main(lambda: adapter_fingerprint(folder))
     if adapter:
-        results["about"]["adapter"] = adapter
+        about = about.having(adapter=adapter)
+    results = RunResult.model_validate({**found, "about": about})
     if group.is_main:
         _write(config, folder, assembled, results, rows.n_documents, saved)
     return results
@@ -154,7 +157,7 @@ class _History:
             )
         self.ce_sae = found.get("ce_sae", self.ce_sae)
         assert self.ce_sae is not None
-        row = {"kl": found["kl_adapted"], "ce": found["ce_adapted"]}
+        row: dict[str, float] = {"kl": found["kl_adapted"], "ce": found["ce_adapted"]}
         if self.ce_sae > found["ce_base"]:
             row["gap_closed"] = (self.ce_sae - found["ce_adapted"]) / (self.ce_sae - found["ce_base"])
         return row
@@ -162,7 +165,7 @@ class _History:
 
 def _save(
     model: Any, config: StudentConfig, assembled: Assembled, saes: SAEs, folder: Path, n_tokens: int
-) -> list[dict[str, Any]]:
+) -> list[TrainedSAE]:
     """Write what was trained; returns what the manifest says of the SAEs."""
     if config.method in ADAPTED:
         save_adapter(model, folder)
@@ -172,7 +175,7 @@ def _save(
     return save_saes(saes, assembled, about, folder, "" if config.method == "sae" else "sae")
 
 
-def _measure(
+def _measured(
     config: StudentConfig,
     console: Console,
     assembled: Assembled,
@@ -181,13 +184,13 @@ def _measure(
     heldout: Tensor,
     state: LoopState,
     group: Group,
-) -> dict[str, Any]:
-    """The figures on held-out text, and what they cost."""
+) -> dict[str, object]:
+    """The figures on held-out text, and what they cost: fields of a ``RunResult``."""
     found = measure(console, assembled, model, heldout, group, saes)
     return {
         "method": config.method,
         "status": outcome(found),
-        **found,
+        **found.to_json(),
         "n_tokens_trained": state.n_tokens,
         "seconds_training": round(state.seconds, 3),
         "tokens_per_second": round(state.n_tokens / max(state.seconds, 1e-9), 1),
@@ -208,12 +211,12 @@ def _write(
     config: StudentConfig,
     folder: Path,
     assembled: Assembled,
-    results: dict[str, Any],
+    results: RunResult,
     n_documents: int,
-    saved: list[dict[str, Any]],
+    saved: list[TrainedSAE],
 ) -> None:
     """Everything beside what was trained; results.json comes last and marks the run as finished."""
-    adapter = results["about"].get("adapter")
+    adapter = None if results.about is None else results.about.adapter
     manifest = manifest_of(config, assembled, results, adapter=adapter, saved=saved, n_documents=n_documents)
     write_json(folder / MANIFEST, manifest)
     write_whole(folder / "README.md", card(manifest, results).encode())

@@ -4,7 +4,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from saelora import shapes
 from saelora.config import Configuration, build, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
@@ -17,9 +16,11 @@ from saelora.jobs.sweep_plan import Point, SweepSpec, adapter_folder, expand, gr
 from saelora.manifest import MANIFEST, read_json, write_json
 from saelora.models.assets import cache_dir
 from saelora.named import check_named
+from saelora.records import JsonObject
+from saelora.reporting.outcome import DONE
 from saelora.reporting.sweep import figures, markdown, text_table
+from saelora.reporting.sweep_point import SweepPoint, SweepResult
 from saelora.reporting.tables import write_csv
-from saelora.shapes import check_file
 from saelora.train.distributed import current_group
 
 MEMORY_SHARE = 0.4  # of what is free, for all processes together: they may share a machine
@@ -67,7 +68,7 @@ def sweep(config: Config | None = None, **options: Any) -> dict[str, Any]:
         return _sweep(config, recipe, points, held)
 
 
-def _sweep(config: Config, recipe: SweepSpec, points: list[Point], held: ExitStack) -> dict[str, Any]:
+def _sweep(config: Config, recipe: SweepSpec, points: list[Point], held: ExitStack) -> JsonObject:
     processes = current_group(points[0].config.device)
     console = Console(quiet=config.quiet or not processes.is_main)
     folder = processes.on_main(lambda: open_collection(config, "points", "sweep", held))
@@ -99,12 +100,13 @@ def _sweep(config: Config, recipe: SweepSpec, points: list[Point], held: ExitSta
     drawn = processes.on_main(lambda: _finish(recipe, points, folder))
     if failures:
         raise InputError(f"{len(failures)} of {len(groups)} groups failed, the rest is in {folder}: {failures[0]}")
-    return {"title": recipe.title, "points": _rows(points, folder), "figures": drawn}
+    return {"title": recipe.title, "points": [row.to_json() for row in _rows(points, folder)], "figures": drawn}
 
 
 def render(results: dict[str, Any]) -> str:
     """The table as a person reads it."""
-    return "\n".join([results["title"], "", text_table(results["points"]), "", *results["figures"]])
+    rows = [SweepPoint.model_validate(row) for row in results["points"]]
+    return "\n".join([results["title"], "", text_table(rows), "", *results["figures"]])
 
 
 def _trained_saes(recipe: SweepSpec, point: Point, console: Console) -> str:
@@ -125,23 +127,24 @@ def _is_done(folder: Path, point: Point, with_adapter: bool) -> bool:
         return False
     if not with_adapter or (adapter_folder(folder, point) / MANIFEST).exists():
         return True
-    return bool(_row(row_file(folder, point))["status"] != "done")
+    return _row(row_file(folder, point)).status != DONE
 
 
-def _rows(points: list[Point], folder: Path) -> list[dict[str, Any]]:
+def _rows(points: list[Point], folder: Path) -> list[SweepPoint]:
     return [_row(row_file(folder, point)) for point in points if row_file(folder, point).exists()]
 
 
-def _row(file: Path) -> dict[str, Any]:
-    return check_file(read_json(file), shapes.POINT, file, "delete it and repeat with --resume")
+def _row(file: Path) -> SweepPoint:
+    return SweepPoint.read(read_json(file), file, "delete it and repeat with --resume")
 
 
 def _write_tables(recipe: SweepSpec, points: list[Point], folder: Path) -> None:
     rows = _rows(points, folder)
     if not rows:
         return
-    write_json(folder / "results.json", {"title": recipe.title, "x": recipe.x, "series": recipe.series, "points": rows})
-    write_csv(rows, folder / "results.csv")
+    found = SweepResult(title=recipe.title, x=recipe.x, series=recipe.series, points=rows)
+    write_json(folder / "results.json", found)
+    write_csv([row.to_json() for row in rows], folder / "results.csv")
     write_whole(folder / "results.md", (markdown(rows) + "\n").encode())
 
 

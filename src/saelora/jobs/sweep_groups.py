@@ -2,9 +2,8 @@
 
 import hashlib
 import json
-import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from saelora.core.spread import FIGURES
 from saelora.core.students import Student
 from saelora.errors import InputError, out_of_memory
 from saelora.evals.loss import evaluate_branches
+from saelora.evals.loss_result import LossResult, RunResult
 from saelora.files import writing
 from saelora.identity import measured_on
 from saelora.jobs import adapt
@@ -37,6 +37,8 @@ from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
 from saelora.objectives.fitting import fit_step
 from saelora.reporting.outcome import DIVERGED, DONE, outcome
+from saelora.reporting.sweep_point import SweepPoint
+from saelora.train.distributed import ALONE
 from saelora.train.memory import free_bytes
 
 POINTS, ROWS = "points.json", "rows.json"  # of a group: what it trains, and until they are published its results
@@ -134,7 +136,7 @@ class Runner:
                         autocast=autocast,
                         progress=bar.advance,
                     )
-            shared: dict[str, Any] = {
+            shared: dict[str, object] = {
                 "n_tokens_trained": rows.numel(),
                 "seconds_group": round(seconds, 2),
                 "n_branches": len(points),
@@ -145,10 +147,11 @@ class Runner:
             made = {}
             for run, point in zip(objective.runs, points, strict=True):
                 about = measured_on(describe(assembled[point.id]), heldout, autocast)
-                row = _finite(_row(point, assembled[point.id], found[point.id], run.failed))
-                made[point.id] = {**row, **shared, "about": about}
-                if self.save_adapters and row["status"] == "done":
-                    results = {**found[point.id], **shared, "about": about}
+                more = {**shared, "about": about}
+                row = _row(point, assembled[point.id], found[point.id], more, failed=run.failed)
+                made[point.id] = row
+                if self.save_adapters and row.status == DONE:
+                    results = RunResult.model_validate({**found[point.id].to_json(), **more})
                     target = adapter_folder(self.folder, point)
                     save_run(model, f"p{point.id}", self._with_saes(point), assembled[point.id], results, target)
             write_json(_group_folder(self.folder, points) / ROWS, made)  # all of the group, or none
@@ -216,19 +219,23 @@ def _splices(
         yield opened[key]
 
 
-def _row(point: Point, assembled: Assembled, found: dict[str, Any], failed: bool) -> dict[str, Any]:
-    """One row of the table: what the point is, and what was measured."""
-    config, found = point.config, dict(found)
-    saes = found.pop("saes")
+def _row(
+    point: Point, assembled: Assembled, found: LossResult, more: Mapping[str, object], *, failed: bool
+) -> SweepPoint:
+    """One row of the table: what the point is, and what was measured.
+
+    Args:
+        more: what it cost, and what it was measured on.
+    """
+    config, saes = point.config, found.saes
     layers = sorted(layers_of(config.placement, assembled.saes, assembled.anatomy.n_layers))
     mean: dict[str, float] = {
-        k: sum(s[k] for s in saes.values()) / len(saes) for k in ("fvu", *FIGURES, "l0", "dead_frac")
+        k: sum(getattr(s, k) for s in saes.values()) / len(saes) for k in ("fvu", *FIGURES, "l0", "dead_frac")
     }
     if assembled.token_mask.massive is not None:
-        mean["n_massive"] = sum(s["n_massive"] for s in saes.values())
-    interval = found.pop("ci95")
+        mean["n_massive"] = sum(s.n_massive or 0 for s in saes.values())
     frozen = [p for name, p in assembled.loaded.model.named_parameters() if "lora_" not in name]
-    return {
+    about = {
         "id": point.id,
         "status": DIVERGED if failed or outcome(found) == DIVERGED else DONE,
         "model": config.model,
@@ -246,18 +253,9 @@ def _row(point: Point, assembled: Assembled, found: dict[str, Any], failed: bool
         "n_adapted_layers": len(layers),
         "lr": config.lr,
         "seed": config.seed,
-        **found,
-        "ci95": interval,
-        "config": to_dict(config),
     }
-
-
-def _finite(row: dict[str, Any]) -> dict[str, Any]:
-    """NaN has no place in JSON: what is not finite is None, and the point has diverged."""
-    interval = {name: pair for name, pair in row["ci95"].items() if all(map(math.isfinite, pair))}
-    out = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
-    status = DIVERGED if any(out[k] is None and row[k] is not None for k in row) else row["status"]
-    return {**out, "ci95": interval, "status": status}
+    losses = {key: value for key, value in found.to_json().items() if key != "saes"}
+    return SweepPoint.model_validate({**about, **losses, "config": to_dict(config), **more}).finite()
 
 
 def publish(folder: Path) -> None:

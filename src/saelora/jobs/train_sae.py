@@ -15,6 +15,7 @@ from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named, check_sae_path
 from saelora.options import SourceConfig
 from saelora.options import hookpoint as known_hookpoint
+from saelora.records import JsonObject
 from saelora.sae_training.recipe import Architecture, SAERecipe, variant_recipes
 
 if TYPE_CHECKING:
@@ -110,7 +111,7 @@ def train_sae(config: Config | None = None, **options: Any) -> dict[str, Any]:
         return _train(configured(Config, config, options), held)
 
 
-def _train(config: Config, held: ExitStack) -> dict[str, Any]:
+def _train(config: Config, held: ExitStack) -> dict[str, JsonObject]:
     config = taken_up(config)
     group = processes(config)
     console = Console(quiet=config.quiet or not group.is_main)
@@ -127,7 +128,7 @@ def _train(config: Config, held: ExitStack) -> dict[str, Any]:
     console.say(f"loading {config.model}")
     from saelora.jobs.train_sae_run import train  # seconds: after what can be wrong without it
 
-    return train(config, console, folder, group, held)
+    return {name: found.to_json() for name, found in train(config, console, folder, group, held).items()}
 
 
 def check(config: Config) -> None:

@@ -10,6 +10,7 @@ from saelora.console import Console
 from saelora.core.group import ALONE, Group
 from saelora.data.pack import stream_rows
 from saelora.data.streamed import StreamedRows
+from saelora.evals.loss_result import SAEResult
 from saelora.jobs import training
 from saelora.jobs.run import start
 from saelora.jobs.sae_folder import FINISHED, finish
@@ -29,7 +30,7 @@ _PROGRESS = {"local": "training SAE", "e2e": "training SAE end to end"}
 _PROGRESS["e2e+downstream"] = _PROGRESS["e2e"] + ", with later layers"
 
 
-def train(config: Config, console: Console, folder: Path, group: Group, held: ExitStack) -> dict[str, Any]:
+def train(config: Config, console: Console, folder: Path, group: Group, held: ExitStack) -> dict[str, SAEResult]:
     """The run of ``saelora.jobs.train_sae.train_sae``, whose options have been checked.
 
     Args:
@@ -81,7 +82,7 @@ def objective_of(config: Config, loaded: LoadedModel, group: Group = ALONE) -> S
     """
     check(config)
     begin = _start(config)
-    about: dict[str, Any] = {
+    about: dict[str, object] = {
         "model_name": config.model,
         "dataset_path": config.data,
         "context_size": config.context,

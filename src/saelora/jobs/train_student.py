@@ -1,20 +1,18 @@
 """What adapt and finetune-sae have in common: checks, a first line on the screen, and only then the libraries."""
 
 from contextlib import ExitStack
-from typing import Any
 
-from saelora import shapes
 from saelora.console import Console
+from saelora.evals.loss_result import RunResult
 from saelora.jobs.acting import check_acting
 from saelora.jobs.run import CHECKPOINTS, check_out, processes, taken_up
 from saelora.jobs.training_options import StudentConfig, recipe_of
 from saelora.locks import tidy
 from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named
-from saelora.shapes import check_file
 
 
-def train_student(config: StudentConfig, command: str) -> dict[str, Any]:
+def train_student(config: StudentConfig, command: str) -> RunResult:
     """Train what ``config.method`` trains, and measure what it bought; ``command`` is the one to repeat.
 
     Returns:
@@ -32,8 +30,7 @@ def train_student(config: StudentConfig, command: str) -> dict[str, Any]:
     if config.resume and group.on_main((folder / RESULTS).exists):
         console.say(f"{folder} is finished already; nothing to resume")
         group.on_main(lambda: tidy(folder, CHECKPOINTS))
-        found = read_json(folder / RESULTS)
-        return check_file(found, shapes.FIGURES, folder / RESULTS, "run it anew with --overwrite")
+        return RunResult.read(read_json(folder / RESULTS), folder / RESULTS, "run it anew with --overwrite")
     check_acting(config, command)
     recipe_of(config)  # refuses bad values before anything is loaded
     check_named(config)

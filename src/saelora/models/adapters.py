@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from saelora.errors import InputError
+from saelora.records import JsonObject
 
 if TYPE_CHECKING:  # evaluate looks whether there is an adapter before it imports torch
     from torch import Tensor, nn
@@ -132,7 +133,7 @@ def _check_config(folder: Path) -> None:
         raise InputError(f"adapter {folder} is refused, since the original could not be measured beside it: {reason}")
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def _config(folder: Path) -> JsonObject:
     path = folder / ADAPTER_CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

@@ -22,6 +22,7 @@ from saelora.models.assets import cache_dir, publish
 from saelora.models.gguf_config import stated_config
 from saelora.models.gguf_file import GGUFFile, merge, read_gguf, shards_of
 from saelora.models.gguf_tensors import FACTORS
+from saelora.records import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -67,10 +68,10 @@ def gguf_sha256(gguf: Path) -> str:
     return hashes[0] if len(hashes) == 1 else hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
-def _convert(file: GGUFFile, whole: Path, stated: dict[str, Any], folder: Path) -> Path:
+def _convert(file: GGUFFile, whole: Path, stated: JsonObject, folder: Path) -> Path:
     gguf = file.paths[0]
     try:
-        source: dict[str, Any] = {"pretrained_model_name_or_path": whole.parent, "gguf_file": whole.name}
+        source: JsonObject = {"pretrained_model_name_or_path": whole.parent, "gguf_file": whole.name}
         with redirect_stderr(io.StringIO()):  # the converter's progress bar cannot be switched off
             config = AutoConfig.from_pretrained(**source)
             if config.model_type == "mistral":  # how transformers understands a llama that is named so
@@ -103,7 +104,7 @@ def _convert(file: GGUFFile, whole: Path, stated: dict[str, Any], folder: Path) 
     return folder
 
 
-def _check_whole(file: GGUFFile, model: Any, info: dict[str, Any]) -> None:
+def _check_whole(file: GGUFFile, model: Any, info: JsonObject) -> None:
     """Every parameter from the file, and every number of the file in a parameter, by their count."""
     missing, extra = sorted(info["missing_keys"]), sorted(info["unexpected_keys"])
     n_model = sum(parameter.numel() for parameter in model.parameters())

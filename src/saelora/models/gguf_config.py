@@ -7,12 +7,12 @@ llama.cpp's source is what the keys mean.
 
 import logging
 import math
-from typing import Any
 
 from saelora.models.gguf_file import GGUFFile
 from saelora.models.gguf_keys import Keys, refused, short
 from saelora.models.gguf_rope import rope_parameters
 from saelora.models.gguf_tensors import WEIGHTS, check_shapes, tensors
+from saelora.records import JsonObject
 
 logger = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _SHARED_WIDTH = ("qwen2", "phi3", "gpt2")  # d_model = heads x head_dim, in tran
 _GPT2_SPLITS = ("gpt-2", "phi-2", "mpt", "olmo", "jais", "smollm")  # split as GPT-2's, or merged as if they were
 
 
-def stated_config(file: GGUFFile) -> dict[str, Any]:
+def stated_config(file: GGUFFile) -> JsonObject:
     """Settings of the transformers configuration that the file states, whatever transformers makes of it.
 
     Raises:
@@ -44,7 +44,7 @@ def stated_config(file: GGUFFile) -> dict[str, Any]:
     return config
 
 
-def _sizes(keys: Keys, architecture: str) -> dict[str, Any]:
+def _sizes(keys: Keys, architecture: str) -> JsonObject:
     gpt2 = architecture == "gpt2"
     eps = ("layer_norm_epsilon", "layer_norm_epsilon") if gpt2 else ("layer_norm_rms_epsilon", "rms_norm_eps")
     config = {
@@ -58,7 +58,7 @@ def _sizes(keys: Keys, architecture: str) -> dict[str, Any]:
     return config
 
 
-def _attention(keys: Keys, architecture: str) -> dict[str, Any]:
+def _attention(keys: Keys, architecture: str) -> JsonObject:
     n_heads, d_model = keys.whole("attention.head_count"), keys.stated("embedding_length")
     n_kv = keys.whole("attention.head_count_kv", n_heads)
     if n_heads % n_kv:
@@ -71,7 +71,7 @@ def _attention(keys: Keys, architecture: str) -> dict[str, Any]:
     large = keys.stated("block_count") == _LARGE_GEMMA.get(architecture)
     scalar = d_model // n_heads if large else head_dim
     keys.expect("attention.scale", scalar**-0.5)
-    config: dict[str, Any] = {"num_attention_heads": n_heads, "num_key_value_heads": n_kv}
+    config: JsonObject = {"num_attention_heads": n_heads, "num_key_value_heads": n_kv}
     if architecture in _SHARED_WIDTH:
         keys.expect("attention.key_length", d_model // n_heads)
     else:

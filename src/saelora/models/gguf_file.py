@@ -10,6 +10,7 @@ import numpy as np
 
 from saelora.errors import InputError
 from saelora.models.gguf_header import check_header, unreadable
+from saelora.records import JsonObject
 
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 
@@ -19,7 +20,7 @@ class GGUFFile:
     """One model's GGUF files: ``metadata`` is the first one's, ``tensors`` all of theirs by name."""
 
     paths: tuple[Path, ...]
-    metadata: dict[str, Any]
+    metadata: JsonObject
     tensors: dict[str, Any]  # gguf.ReaderTensor
 
     @property
@@ -82,7 +83,7 @@ def read_gguf(paths: Sequence[Path]) -> GGUFFile:
     Raises:
         InputError: not readable, for machines of the other byte order, or files that are not of one model.
     """
-    first: dict[str, Any] = {}
+    first: JsonObject = {}
     tensors: dict[str, Any] = {}
     for i, path in enumerate(paths):
         tensors_here, metadata = _content(path)
@@ -131,7 +132,7 @@ def merge(file: GGUFFile, target: Path) -> None:
     writer.close()
 
 
-def _content(path: Path) -> tuple[list[Any], dict[str, Any]]:
+def _content(path: Path) -> tuple[list[Any], JsonObject]:
     """A file's tensors and its metadata."""
     from gguf import GGUFReader
 
@@ -145,11 +146,11 @@ def _content(path: Path) -> tuple[list[Any], dict[str, Any]]:
         raise unreadable(path, (str(error).strip() or type(error).__name__).splitlines()[0][:100]) from error
 
 
-def _metadata(reader: Any) -> dict[str, Any]:
+def _metadata(reader: Any) -> JsonObject:
     """Values by key; of lists only those short enough to be settings, others as their length."""
     from gguf import GGUFValueType
 
-    found: dict[str, Any] = {}
+    found: JsonObject = {}
     for name, field in reader.fields.items():
         is_list = bool(field.types) and field.types[0] == GGUFValueType.ARRAY
         found[name] = len(field.data) if is_list and name.startswith("tokenizer.") else field.contents()

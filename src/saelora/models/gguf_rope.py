@@ -1,7 +1,6 @@
 """Rotary positions as a GGUF file states them, in keys and in factors that are stored as tensors."""
 
 import math
-from typing import Any
 
 import numpy as np
 
@@ -9,12 +8,13 @@ from saelora.limits import Within
 from saelora.models.gguf_file import GGUFFile
 from saelora.models.gguf_keys import Keys, refused
 from saelora.models.gguf_tensors import FACTORS
+from saelora.records import JsonObject
 
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _ABOVE_ZERO = Within(above=0)
 
 
-def rope_parameters(keys: Keys, architecture: str) -> dict[str, Any]:
+def rope_parameters(keys: Keys, architecture: str) -> JsonObject:
     """rope_parameters, from keys and from factors that are stored as tensors."""
     if architecture == "gpt2":
         return {}
@@ -39,7 +39,7 @@ def rope_parameters(keys: Keys, architecture: str) -> dict[str, Any]:
     return {"rope_parameters": rope}
 
 
-def _scaling(keys: Keys) -> dict[str, Any]:
+def _scaling(keys: Keys) -> JsonObject:
     """How rotary frequencies are scaled: not at all, linear, or yarn."""
     kind = keys.take("rope.scaling.type", "none")
     old = keys.number("rope.scale_linear", 1.0, _ABOVE_ZERO)  # as files said it before there were kinds
@@ -61,7 +61,7 @@ def _scaling(keys: Keys) -> dict[str, Any]:
     return yarn
 
 
-def _stored_factors(file: GGUFFile, theta: float, rotated: int) -> dict[str, Any]:
+def _stored_factors(file: GGUFFile, theta: float, rotated: int) -> JsonObject:
     """Llama 3's scaling, where the file holds exactly its factors, which frequencies are divided by."""
     for name in FACTORS:
         if name not in file.tensors or np.all((stored := file.values(name)) == 1.0):

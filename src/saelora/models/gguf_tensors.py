@@ -5,6 +5,7 @@ from typing import Any
 
 from saelora.models.gguf_file import GGUFFile
 from saelora.models.gguf_keys import refused
+from saelora.records import JsonObject
 
 _LAYER = ("attn_norm", "attn_q", "attn_k", "attn_v", "attn_output", "ffn_norm", "ffn_gate", "ffn_up", "ffn_down")
 _FUSED = ("attn_norm", "attn_qkv", "attn_output", "ffn_norm", "ffn_up", "ffn_down")
@@ -26,11 +27,11 @@ FACTORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.
 _TOP = ("token_embd.weight", "output_norm.weight", "output.weight")
 
 
-def tensors(file: GGUFFile, architecture: str, n_layers: int) -> dict[str, Any]:
+def tensors(file: GGUFFile, architecture: str, n_layers: int) -> JsonObject:
     """What the tensors say of the configuration; each must be one that the model has, and none may lack."""
     there = set(file.tensors)
     biases = set(_BIASES.get(architecture, ()))
-    config: dict[str, Any] = {}
+    config: JsonObject = {}
     if architecture in ("llama", "qwen3"):
         config["attention_bias"] = "blk.0.attn_q.bias" in there
         biases |= set(_ATTENTION_BIAS) if config["attention_bias"] else set()
@@ -50,7 +51,7 @@ def tensors(file: GGUFFile, architecture: str, n_layers: int) -> dict[str, Any]:
     return config
 
 
-def check_shapes(file: GGUFFile, head_dim: int, config: dict[str, Any]) -> None:
+def check_shapes(file: GGUFFile, head_dim: int, config: JsonObject) -> None:
     """Raise InputError where a tensor's shape [in, out], as GGUF has it, is not what the stated sizes make it."""
     d_model, vocab = config["hidden_size"], config["vocab_size"]
     n_heads = config["num_attention_heads"]

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from math import inf
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from saelora.core.students import Student
 from saelora.errors import InputError
 from saelora.objectives.distill_recipe import DistillRecipe
 from saelora.objectives.trainable_sae import TrainableSAE
+from saelora.train.checkpoint import StateDict
 from saelora.train.optim import lr_factor
 
 
@@ -72,13 +72,13 @@ class BranchRun:
             group["lr"] = peak * factor
         self.optimizer.step()
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """A branch without SAEs in training has no "sae": as in checkpoints from before there were any."""
         parts = {"adapter": self.adapter, "sae": self.tuned} if self.tuned else {"adapter": self.adapter}
         weights = {part: {name: p.detach() for name, p in named.items()} for part, named in parts.items()}
         return {**weights, "optimizer": self.optimizer.state_dict(), "failed": self.failed}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         with torch.no_grad():
             for name, parameter in self.adapter.items():
                 parameter.copy_(state["adapter"][name])

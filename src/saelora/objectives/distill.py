@@ -18,6 +18,7 @@ from saelora.errors import NonFiniteLoss
 from saelora.models.anatomy import device_of
 from saelora.objectives.balance import BatchErrors, balanced
 from saelora.objectives.branch import Branch, BranchRun
+from saelora.train.checkpoint import StateDict
 from saelora.train.memory import saved_bytes
 
 
@@ -191,12 +192,12 @@ class Distill:
     def _autocast(self) -> Any:
         return nullcontext() if self._autocast_dtype is None else torch.autocast(self.device.type, self._autocast_dtype)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Adapters, SAEs in training and optimisers by branch: tensors and plain values only."""
-        state: dict[str, Any] = {run.branch.name: run.state_dict() for run in self.runs}
+        state: StateDict = {run.branch.name: run.state_dict() for run in self.runs}
         return state if self.rows_at_once is None else {**state, "": {"rows_at_once": self.rows_at_once}}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """A run goes on in the pieces that it began in, whatever memory is free now: other pieces round otherwise."""
         self.rows_at_once = state.get("", {}).get("rows_at_once")
         for run in self.runs:

@@ -2,30 +2,32 @@
 
 import json
 import re
-from typing import Any
+from collections.abc import Sequence
 
+from saelora.evals.loss_result import LossResult
+from saelora.identity import PolicyRecord
+from saelora.manifest import Manifest, TrainedSAE
 from saelora.reporting.format import one_line
 from saelora.reporting.text import cost, headline, markdown_table, row_starts, warnings
 
 
-def card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
+def card(manifest: Manifest, results: LossResult) -> str:
     """The card of a run of any method. Pure function of manifest and results."""
-    if manifest.get("method", "lora") in ("lora", "lora+sae"):
+    if manifest.method in ("lora", "lora+sae"):
         return adapter_card(manifest, results)
     return sae_card(manifest, results)
 
 
-def adapter_card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
+def adapter_card(manifest: Manifest, results: LossResult) -> str:
     """A model card: what it is, what it did, how to load it. Pure function of manifest and results."""
-    model, config = manifest["model"], manifest["config"]
-    tuned = manifest.get("tuned_saes", [])
+    model, config, tuned = manifest.model, manifest.config, manifest.tuned_saes
     also = " It belongs to SAEs that were trained with it and lie here too." if tuned else ""
     return f"""---
 library_name: peft
-base_model: {json.dumps(one_line(model["ref"]), ensure_ascii=False)}
+base_model: {json.dumps(one_line(model.ref), ensure_ascii=False)}
 tags: [lora, saelora, sparse-autoencoder]
 ---
-# {_code(model["ref"])} adapted around its SAE
+# {_code(model.ref)} adapted around its SAE
 
 A LoRA adapter (rank {config["rank"]}, placement {_code(config["placement"])}) that makes the model work through these
 sparse autoencoders. It means little without them:
@@ -40,7 +42,7 @@ sparse autoencoders. It means little without them:
 from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
-model = AutoModelForCausalLM.from_pretrained("BASE MODEL")  # {one_line(model["ref"])}
+model = AutoModelForCausalLM.from_pretrained("BASE MODEL")  # {one_line(model.ref)}
 model = PeftModel.from_pretrained(model, "THIS FOLDER")     # the adapter alone; splice the SAE in with saelora.splice
 {_loading(tuned)}```
 
@@ -48,19 +50,19 @@ model = PeftModel.from_pretrained(model, "THIS FOLDER")     # the adapter alone;
 """
 
 
-def sae_card(manifest: dict[str, Any], results: dict[str, Any]) -> str:
+def sae_card(manifest: Manifest, results: LossResult) -> str:
     """The card of SAEs that were trained inside a frozen model. Pure function of manifest and results."""
-    model, config = manifest["model"], manifest["config"]
-    if manifest["method"] == "linear":
+    model, config = manifest.model, manifest.config
+    if manifest.method == "linear":
         what = f"""A low-rank affine map of each reconstruction (rank {config["rank"]}), folded into the decoder of"""
     else:
         what = "SAEs trained further inside the model, against its own predictions, from"
     return f"""---
 library_name: saelens
-base_model: {json.dumps(one_line(model["ref"]), ensure_ascii=False)}
+base_model: {json.dumps(one_line(model.ref), ensure_ascii=False)}
 tags: [saelora, sparse-autoencoder]
 ---
-# SAE of {_code(model["ref"])}, trained inside it
+# SAE of {_code(model.ref)}, trained inside it
 
 {what}
 
@@ -73,51 +75,51 @@ The model itself is as it was. In the table, "adapted" is the model with the SAE
 ## Load it
 
 ```python
-{_loading(manifest["tuned_saes"])}```
+{_loading(manifest.tuned_saes)}```
 
 Its folder after `--sae` names it to any command of saelora; `saelora evaluate --adapter THIS_FOLDER` measures it again.
 """
 
 
-def _sae_lines(manifest: dict[str, Any]) -> str:
+def _sae_lines(manifest: Manifest) -> str:
     return "\n".join(
-        f"- {_code(s['ref'])} at {_code(s['hookpoint'])}: {s['architecture']}, {s['d_sae']} latents, {s['fingerprint']}"
-        for s in manifest["saes"]
+        f"- {_code(str(sae.ref))} at {_code(sae.hookpoint)}: {sae.architecture}, {sae.d_sae} latents, {sae.fingerprint}"
+        for sae in manifest.saes
     )
 
 
-def _measured(manifest: dict[str, Any], results: dict[str, Any]) -> str:
-    policy = manifest["token_policy"]
+def _measured(manifest: Manifest, results: LossResult) -> str:
+    policy = manifest.token_policy or PolicyRecord()
     careful = "".join(f"**Careful:** {told}\n\n" for told in warnings(results))
     return f"""{careful}{headline(results)} {cost(results)}
 
 {markdown_table(results)}
 
-Positions left alone by the SAE: token ids {policy["exempt_ids"]}\
-{_first(int(policy["first"]))}\
-{", padding" if policy["padding"] else ""}{_massive(policy)}. {row_starts(results)}""".rstrip()
+Positions left alone by the SAE: token ids {policy.exempt_ids}\
+{_first(int(policy.first))}\
+{", padding" if policy.padding else ""}{_massive(policy)}. {row_starts(results)}""".rstrip()
 
 
 def _first(n: int) -> str:
     return {0: "", 1: ", position 0"}.get(n, f", positions 0 to {n - 1}")
 
 
-def _massive(policy: dict[str, Any]) -> str:
-    massive = policy.get("massive")
-    if not massive:
+def _massive(policy: PolicyRecord) -> str:
+    massive = policy.massive
+    if massive is None:
         return ""
-    limits = ", ".join(f"{one_line(name)}: {limit:,.4g}" for name, limit in massive["limits"].items())
-    return f", massive ones (norm above {massive['multiple']:g} times the median; {limits})"
+    limits = ", ".join(f"{one_line(name)}: {limit:,.4g}" for name, limit in massive.limits.items())
+    return f", massive ones (norm above {massive.multiple:g} times the median; {limits})"
 
 
-def _loading(tuned: list[dict[str, Any]]) -> str:
+def _loading(tuned: Sequence[TrainedSAE]) -> str:
     """Lines of Python that load a run's own SAEs."""
     if not tuned:
         return ""
     lines = []
     for entry in tuned:
-        folder = "THIS FOLDER" if entry["folder"] == "." else f"THIS FOLDER/{one_line(entry['folder'])}"
-        lines.append(f'sae = SAE.load_from_disk("{folder}")  # {one_line(entry["hookpoint"])}')
+        folder = "THIS FOLDER" if entry.folder == "." else f"THIS FOLDER/{one_line(entry.folder)}"
+        lines.append(f'sae = SAE.load_from_disk("{folder}")  # {one_line(entry.hookpoint)}')
     return "\n".join(["from sae_lens import SAE", "", *lines, ""])
 
 

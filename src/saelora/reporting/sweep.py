@@ -5,10 +5,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from saelora.evals.loss_result import FigureName
 from saelora.identity import groups, not_comparable
 from saelora.reporting import tables
+from saelora.reporting.format import finite
+from saelora.reporting.outcome import DONE
 from saelora.reporting.style import BLUE, COLOURS, GREY, MARKERS, ORANGE, save_drawing
-from saelora.reporting.tables import Row
+from saelora.reporting.sweep_point import SweepPoint
 from saelora.reporting.text import ended_worse
 
 AXES = {  # column -> its label, and whether equal steps on the axis are equal factors
@@ -45,32 +48,45 @@ FIRST = (
     "lr",
     "seed",
 )
-FIGURES = ("ce_base", "ce_sae", "ce_adapted", "ce_adapted_clean", "kl_adapted", "ce_gain", "gap_closed")
+FIGURES: tuple[FigureName, ...] = (
+    "ce_base",
+    "ce_sae",
+    "ce_adapted",
+    "ce_adapted_clean",
+    "kl_adapted",
+    "ce_gain",
+    "gap_closed",
+)
 
 
-def table(rows: Sequence[Row]) -> list[list[str]]:
+def table(rows: Sequence[SweepPoint]) -> list[list[str]]:
     """Header and lines: the columns in which rows differ, and the figures with their 95 % intervals."""
     if not rows:
         return [["no point is done yet"]]
-    varied = [c for c in FIRST if len({str(row.get(c)) for row in rows}) > 1] or ["rank"]
-    measured = [c for c in FIGURES if any(c in row for row in rows)]
-    letters = groups([row.get("about") for row in rows])
+    varied = varied_columns(rows)
+    measured = [c for c in FIGURES if any(c in row.model_fields_set for row in rows)]
+    letters = groups([row.about for row in rows])
     marked = ["text"] if len(set(letters)) > 1 else []
     lines = [[*varied, *marked, *measured]]
     for row, letter in zip(rows, letters, strict=True):
-        cells = [*(_cell(column, row.get(column)) for column in varied), *(letter for _ in marked)]
+        cells = [*(_cell(column, getattr(row, column)) for column in varied), *(letter for _ in marked)]
         for column in measured:
-            interval = row.get("ci95", {}).get(column)
-            shown = _cell(column, row.get(column))
+            interval = row.interval(column)
+            shown = _cell(column, finite(getattr(row, column)))
             if interval and column in ("gap_closed", "ce_gain"):
                 shown += f" ({_cell(column, interval[0])} to {_cell(column, interval[1])})"
             cells.append(shown)
         if ended_worse(row):
             cells[-1] += ", worse than spliced"
-        if row.get("status") != "done":
-            cells[-1] = str(row.get("status"))
+        if row.status != DONE:
+            cells[-1] = row.status
         lines.append(cells)
     return lines
+
+
+def varied_columns(rows: Sequence[SweepPoint]) -> list[str]:
+    """Those of FIRST in which rows differ."""
+    return [c for c in FIRST if len({str(getattr(row, c)) for row in rows}) > 1] or ["rank"]
 
 
 def _cell(column: str, value: Any) -> str:
@@ -88,31 +104,31 @@ def _cell(column: str, value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and column != "seed" else str(value)
 
 
-def notes(rows: Sequence[Row]) -> list[str]:
+def notes(rows: Sequence[SweepPoint]) -> list[str]:
     """What does not compare, and which points ended worse than they began."""
-    told = not_comparable([row.get("about") for row in rows], "points")
+    told = not_comparable([row.about for row in rows], "points")
     worse = sum(bool(ended_worse(row)) for row in rows)
     if worse:
         told.append(f"{worse} of {len(rows)} points ended worse than the spliced model that they began from.")
     return told
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def markdown(rows: Sequence[SweepPoint]) -> str:
     """The table in Markdown, with its notes."""
     return "\n\n".join([tables.markdown(table(rows)), *notes(rows)])
 
 
-def text_table(rows: Sequence[Row]) -> str:
+def text_table(rows: Sequence[SweepPoint]) -> str:
     """The table in aligned plain text, with its notes."""
     return "\n".join([tables.aligned(table(rows)), *notes(rows)])
 
 
-def figures(rows: Sequence[Row], x: str, series: str | None, title: str, folder: Path) -> list[Path]:
+def figures(rows: Sequence[SweepPoint], x: str, series: str | None, title: str, folder: Path) -> list[Path]:
     """``draw`` as SVG and PNG; the paths, none where there is nothing to draw."""
     return save_drawing(lambda: draw(rows, x, series, title), folder / x)
 
 
-def draw(rows: Sequence[Row], x: str, series: str | None, title: str) -> Any:
+def draw(rows: Sequence[SweepPoint], x: str, series: str | None, title: str) -> Any:
     """Gap closed and gain against a column (over n_saes: the cross entropies), a figure of matplotlib's.
 
     Rows that differ in their seed alone become one point, with a bar from the lowest to the highest; a row alone has
@@ -121,12 +137,12 @@ def draw(rows: Sequence[Row], x: str, series: str | None, title: str) -> Any:
     Args:
         x: one of AXES.  series: one of AXES or SERIES; a line is drawn for each of its values.
     """
-    rows = [row for row in rows if row.get("status") == "done" and row.get("gap_closed") is not None]
-    if len({row.get(x) for row in rows} - {None}) < 2:
+    rows = [row for row in rows if row.status == DONE and row.gap_closed is not None]
+    if len({getattr(row, x) for row in rows} - {None}) < 2:
         return None
     import matplotlib.pyplot as plt
 
-    if len(set(groups([row.get("about") for row in rows]))) > 1:
+    if len(set(groups([row.about for row in rows]))) > 1:
         title = f"{title}\n(not all points compare: see the notes under the table)"
     figure, axes = plt.subplots(1, 2, figsize=(9.5, 3.8), layout="constrained")
     try:
@@ -145,9 +161,9 @@ def draw(rows: Sequence[Row], x: str, series: str | None, title: str) -> Any:
     return figure
 
 
-def _x_axis(axes: Any, rows: Sequence[Row], x: str) -> None:
+def _x_axis(axes: Any, rows: Sequence[SweepPoint], x: str) -> None:
     label, logarithmic = AXES.get(x, (x, False))
-    values = sorted({row[x] for row in rows if row.get(x) is not None})
+    values = sorted({getattr(row, x) for row in rows} - {None})
     if logarithmic and values[0] > 0:
         axes.set_xscale("log")
     if len(values) <= 10:
@@ -163,7 +179,7 @@ def _tick(value: float) -> str:
     return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
 
 
-def _panel(axes: Any, rows: Sequence[Row], x: str, series: str | None, y: str, label: str, scale: float) -> None:
+def _panel(axes: Any, rows: Sequence[SweepPoint], x: str, series: str | None, y: str, label: str, scale: float) -> None:
     named = lines(rows, series)
     for i, (name, own) in enumerate(named.items()):
         made = points(own, x, y)
@@ -181,48 +197,49 @@ def _panel(axes: Any, rows: Sequence[Row], x: str, series: str | None, y: str, l
             capsize=3,
             label=name or None,
         )
-    elsewhere = [row for row in rows if row.get(x) is None and row.get(y) is not None]
+    elsewhere = [row for row in rows if getattr(row, x) is None and getattr(row, y) is not None]
     for row in elsewhere:  # such as all layers adapted, beside single ones: no place on the axis, but a height
-        axes.axhline(row[y] * scale, color=COLOURS[1], linestyle=":", label=f"placement {row.get('placement')}")
+        axes.axhline(getattr(row, y) * scale, color=COLOURS[1], linestyle=":", label=f"placement {row.placement}")
     axes.axhline(0, color=GREY, linewidth=0.8)
     axes.set_ylabel(label)
     if len(named) > 1 or series is not None or elsewhere:
         axes.legend(frameon=False, fontsize=8)
 
 
-def lines(rows: Sequence[Row], series: str | None) -> dict[str, list[Row]]:
+def lines(rows: Sequence[SweepPoint], series: str | None) -> dict[str, list[SweepPoint]]:
     """Rows by the line that they are drawn as, under its label: one for each value of ``series``.
 
     Rows of one model that do not compare stand apart; of several models they never do, and a line may lead over them.
     """
-    letters = groups([row.get("about") for row in rows])
-    by_model: dict[Any, set[str]] = {}
+    letters = groups([row.about for row in rows])
+    by_model: dict[str, set[str]] = {}
     for row, letter in zip(rows, letters, strict=True):
-        by_model.setdefault(row.get("model"), set()).add(letter)
+        by_model.setdefault(row.model, set()).add(letter)
     apart = any(len(each) > 1 for each in by_model.values())
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[SweepPoint]] = {}
     for row, letter in zip(rows, letters, strict=True):
-        parts = [] if series is None else [f"{AXES.get(series, (series,))[0]} {row.get(series)}"]
+        parts = [] if series is None else [f"{AXES.get(series, (series,))[0]} {getattr(row, series)}"]
         found.setdefault(", ".join([*parts, f"text {letter}"] if apart else parts), []).append(row)
     return found
 
 
-def points(rows: Sequence[Row], x: str, y: str) -> list[tuple[float, float, float, float]]:
+def points(rows: Sequence[SweepPoint], x: str, y: str) -> list[tuple[float, float, float, float]]:
     """(x, y, low, high), ascending in x: seeds averaged, their range the bar; a single run's bar is its interval."""
-    groups: dict[str, list[Row]] = {}
+    groups: dict[str, list[SweepPoint]] = {}
     for row in rows:
-        if row.get(x) is not None and row.get(y) is not None:
-            config = {k: v for k, v in row["config"].items() if k != "seed"}
+        if getattr(row, x) is not None and getattr(row, y) is not None:
+            config = {k: v for k, v in row.config.items() if k != "seed"}
             groups.setdefault(repr(sorted(config.items())), []).append(row)
     out = []
     for group in groups.values():
-        values = [row[y] for row in group]
-        low, high = (min(values), max(values)) if len(group) > 1 else group[0]["ci95"][y]
-        out.append((math.fsum(row[x] for row in group) / len(group), math.fsum(values) / len(group), low, high))
+        values = [getattr(row, y) for row in group]
+        low, high = (min(values), max(values)) if len(group) > 1 else group[0].ci95[y]
+        middle = math.fsum(getattr(row, x) for row in group) / len(group)
+        out.append((middle, math.fsum(values) / len(group), low, high))
     return sorted(out)
 
 
-def _cross_entropies(axes: Any, rows: Sequence[Row]) -> None:
+def _cross_entropies(axes: Any, rows: Sequence[SweepPoint]) -> None:
     lines = (("ce_sae", "spliced", ORANGE, "s-"), ("ce_adapted", "spliced + adapted", BLUE, "o-"))
     for column, name, colour, style in lines:
         made = points(rows, "n_saes", column)

@@ -16,10 +16,12 @@ from saelora.core.splice import TokenMask
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from saelora.records import JsonObject
 from saelora.sae_training.export import inference_parts, inference_sae
 from saelora.sae_training.recipe import SAERecipe
 from saelora.sae_training.trainer import SAETrainer
 from saelora.sae_training.warm_start import Start
+from saelora.train.checkpoint import StateDict
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import SAE
@@ -46,7 +48,7 @@ class SAETraining:
         token_mask: TokenMask,
         device: torch.device | str,
         n_tokens_total: int,
-        metadata: dict[str, Any],
+        metadata: JsonObject,
         begin: Start | None = None,
         rows_per_forward: int = ROWS_PER_FORWARD,
         group: Group = ALONE,
@@ -121,7 +123,7 @@ class SAETraining:
                     parts[hookpoint].append(found[self.token_mask.replaced(hookpoint, found, keep)])
         return {hookpoint: torch.cat(self.group.tensors_in_turn(found)) for hookpoint, found in parts.items()}
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """Weights, optimisers, counters and scales of all SAEs: tensors and plain values only."""
         own = {name: trainer.state_dict() for name, trainer in self.trainers.items()}
         if self.group.world > 1:
@@ -129,7 +131,7 @@ class SAETraining:
         trainers = {name: state for part in self.group.gather_on_main(own) for name, state in part.items()}
         return {"trainers": trainers, "n_steps": self.n_steps, "n_tokens": self.n_tokens}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Go on where `state_dict` was taken.
 
         Raises:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from saelora.errors import InputError
+from saelora.records import JsonObject
 from saelora.sae_training.recipe import SAERecipe
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _SAELENS_NAMES = {"matryoshka": "matryoshka_batchtopk"}
 
 
-def build_training_sae(recipe: SAERecipe, d_in: int, metadata: dict[str, Any], device: torch.device) -> TrainingSAE:
+def build_training_sae(recipe: SAERecipe, d_in: int, metadata: JsonObject, device: torch.device) -> TrainingSAE:
     """SAELens' training SAE of this recipe, seeded, with random weights; the caller's random state is untouched.
 
     Raises:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from saelora.errors import InputError
+from saelora.records import JsonObject
 from saelora.sae_training.trainer import SAETrainer
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @torch.no_grad()
-def inference_parts(trainer: SAETrainer, n_tokens: int) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def inference_parts(trainer: SAETrainer, n_tokens: int) -> tuple[JsonObject, dict[str, Tensor]]:
     """Configuration and weights of a training SAE's inference SAE, on the CPU, with the activations' scale folded in.
 
     It works on raw activations, its decoder's rows have norm 1, and so an active latent's value is the
@@ -55,7 +56,7 @@ def inference_parts(trainer: SAETrainer, n_tokens: int) -> tuple[dict[str, Any],
     return cfg, weights
 
 
-def inference_sae(cfg: dict[str, Any], weights: dict[str, Tensor]) -> SAE[Any]:
+def inference_sae(cfg: JsonObject, weights: dict[str, Tensor]) -> SAE[Any]:
     """SAELens' inference SAE of its parts."""
     from sae_lens.saes.sae import SAE
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from saelora.core.spread import Spread
+from saelora.records import JsonObject
 from saelora.sae_training.build import build_training_sae, init_from_data
 from saelora.sae_training.recipe import SAERecipe
 from saelora.sae_training.warm_start import Start
+from saelora.train.checkpoint import StateDict
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import TrainStepOutput
@@ -29,7 +31,7 @@ class SAETrainer:
         self,
         recipe: SAERecipe,
         d_in: int,
-        metadata: dict[str, Any],
+        metadata: JsonObject,
         device: torch.device,
         begin: Start | None = None,
     ) -> None:
@@ -153,7 +155,7 @@ class SAETrainer:
         self.tokens_silent_S[active_S > 0] = 0
         return active_S.sum() / len(acts)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """All that the next chunk depends on."""
         return {
             "sae": self.sae.state_dict(),
@@ -163,7 +165,7 @@ class SAETrainer:
             "n_steps": self.n_steps,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         """Take over what `state_dict` gave; the recipe must be the same."""
         self.sae.load_state_dict(state["sae"])
         self.optimizer.load_state_dict(state["optimizer"])

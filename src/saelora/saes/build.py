@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from saelora.errors import InputError
+from saelora.records import JsonObject
 from saelora.saes.readers.common import Parts, one_line
 
 # what reading values of the wrong kind raises
@@ -40,7 +41,7 @@ def build_sae(parts: Parts, folder: Path, name: str, dtype: torch.dtype, scale: 
     return sae
 
 
-def refuse_transcoder(cfg: dict[str, Any], name: str) -> None:
+def refuse_transcoder(cfg: JsonObject, name: str) -> None:
     """Raise InputError where a configuration belongs to an SAE with a separate output hook."""
     metadata = cfg.get("metadata") or {}
     hook_in = cfg.get("hook_name") or metadata.get("hook_name")
@@ -131,7 +132,7 @@ def freeze(sae: Any, device: str | torch.device, dtype: torch.dtype) -> nn.Modul
         raise InputError(f"the SAE cannot be put on device {device!s}: {one_line(error)}") from error
 
 
-def describe(sae: Any) -> dict[str, Any]:
+def describe(sae: Any) -> JsonObject:
     """What the configuration says besides sizes, as plain JSON data, None left out."""
     cfg = sae.cfg.to_dict()
     flat = {**{k: v for k, v in cfg.items() if k not in _NOT_METADATA}, **cfg["metadata"]}

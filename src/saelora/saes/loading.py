@@ -11,6 +11,7 @@ from torch import nn
 from saelora.errors import InputError
 from saelora.models.assets import resolve_asset
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
+from saelora.records import JsonObject
 from saelora.saes import hub, registry
 from saelora.saes.build import build_sae, check_finite, describe, fingerprint, freeze
 from saelora.saes.formats import LAYOUTS, choose, folder_of
@@ -50,7 +51,7 @@ class LoadedSAE:
     model_name: str | None
     revision: str | None
     fingerprint: str
-    metadata: dict[str, Any]
+    metadata: JsonObject
 
 
 @dataclass(frozen=True)
@@ -186,7 +187,7 @@ def _walk(root: Path) -> list[str]:
     return paths
 
 
-def _hookpoint(metadata: dict[str, Any], ref: str) -> Hookpoint:
+def _hookpoint(metadata: JsonObject, ref: str) -> Hookpoint:
     name = metadata.get("hook_name")
     if not name:
         raise InputError(f"{ref} does not say where its SAE sits: give hookpoint, such as layers.12.resid_post")

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint
+from saelora.records import JsonObject
 
 if TYPE_CHECKING:
     from saelora.models.anatomy import Anatomy
@@ -35,7 +36,7 @@ _NEUTRAL = frozenset(
 )
 
 
-def check_processing(metadata: dict[str, Any], hookpoint: Hookpoint, ref: str) -> None:
+def check_processing(metadata: JsonObject, hookpoint: Hookpoint, ref: str) -> None:
     """Raise InputError where the model's weights were changed in a way that this project cannot follow."""
     options = metadata.get(_KEY) or {}
     if not isinstance(options, dict):

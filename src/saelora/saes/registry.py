@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from saelora.errors import InputError
+from saelora.records import JsonObject
 from saelora.saes.build import refuse_transcoder
 from saelora.saes.hub import explain
 from saelora.saes.readers import READERS
@@ -52,7 +53,7 @@ class Entry:
     repo: str
     path: str
     loader: str
-    overrides: dict[str, Any] = field(default_factory=dict)
+    overrides: JsonObject = field(default_factory=dict)
     scale: float | None = None
 
     @property
@@ -86,7 +87,7 @@ def find(ref: str) -> Entry | None:
     return _entry(release, data, by_id[sae_id])
 
 
-def _entry(release: str, data: dict[str, Any], sae: dict[str, Any]) -> Entry:
+def _entry(release: str, data: JsonObject, sae: JsonObject) -> Entry:
     loader, overrides = data.get("conversion_func") or "sae_lens", data.get("config_overrides") or {}
     where = str(sae["id"]), data["repo_id"], str(sae["path"])
     return Entry(release, *where, loader, overrides, sae.get("norm_scaling_factor"))
@@ -189,11 +190,11 @@ def _account(entry: Entry, ref: str) -> None:
 
 
 @cache
-def _releases() -> dict[str, dict[str, Any]]:
+def _releases() -> dict[str, JsonObject]:
     spec = find_spec("sae_lens")
     if spec is None or not spec.submodule_search_locations:
         raise InputError("SAELens is not installed: pip install sae-lens")
     path = Path(spec.submodule_search_locations[0]) / "pretrained_saes.yaml"
     with path.open(encoding="utf-8") as file:
-        releases: dict[str, dict[str, Any]] = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        releases: dict[str, JsonObject] = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return releases

@@ -10,11 +10,13 @@ from typing import Any
 import torch
 
 from saelora.files import remove_leftovers, whole_folder, writing
+from saelora.records import JsonObject
 
 KEPT = 2
+StateDict = dict[str, Any]  # what torch.save takes: tensors, plain values, and dicts of them
 
 
-def save_checkpoint(folder: Path, step: int, state: dict[str, Any], meta: dict[str, Any]) -> Path:
+def save_checkpoint(folder: Path, step: int, state: StateDict, meta: JsonObject) -> Path:
     """Write one checkpoint atomically as ``folder/step-NNNNNNNN`` and drop all but the newest KEPT.
 
     ``state`` holds tensors and plain values; ``meta`` is JSON. The checkpoint appears under its name only when it
@@ -36,7 +38,7 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any], meta: dict[s
     return final
 
 
-def load_checkpoint(folder: Path) -> tuple[dict[str, Any], dict[str, Any]] | None:
+def load_checkpoint(folder: Path) -> tuple[StateDict, JsonObject] | None:
     """The newest checkpoint that reads back whole: (state, meta), or None where there is none."""
     for path in reversed(_found(folder)):
         try:

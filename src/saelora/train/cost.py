@@ -10,6 +10,7 @@ from torch.utils import flop_counter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from saelora.train.checkpoint import StateDict
 from saelora.train.loop import Objective
 
 _aten = torch.ops.aten
@@ -69,11 +70,11 @@ class Costed:
         """The objective's check; costs nothing."""
         self.objective.check(rows)
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         cost = {"n_steps": self.n_steps, "flops_per_token": self.flops_per_token, "step_bytes": self.step_bytes}
         return {"objective": self.objective.state_dict(), "cost": cost}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: StateDict) -> None:
         self.objective.load_state_dict(state["objective"])
         for name, value in state["cost"].items():
             setattr(self, name, value)

@@ -6,14 +6,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from saelora.core.group import ALONE, Group
 from saelora.errors import InputError, NonFiniteLoss
-from saelora.train.checkpoint import load_checkpoint, save_checkpoint
+from saelora.train.checkpoint import StateDict, load_checkpoint, save_checkpoint
 from saelora.train.interrupt import Interrupted, StopRequest
 from saelora.train.tracking import Metrics, Tracker
 
@@ -34,11 +34,11 @@ class Objective(Protocol):
         the model itself computes. Changes nothing."""
         ...
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self) -> StateDict:
         """All that the next step depends on; complete in the main process, and called in every one."""
         ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: StateDict) -> None: ...
 
 
 class Rows(Protocol):
@@ -124,7 +124,7 @@ class Loop:
         self.group.on_main(lambda: save_checkpoint(self.checkpoints, self.state.step, state, meta))
         self._saved = self.state.step
 
-    def _restore_rng(self, saved: list[dict[str, Any]]) -> None:
+    def _restore_rng(self, saved: list[StateDict]) -> None:
         """Each process gets its own random state back; one more process than before begins with a new one."""
         if self.group.rank < len(saved):
             _set_rng(saved[self.group.rank])
@@ -217,12 +217,12 @@ class Loop:
         self.report(row)
 
 
-def _rng() -> dict[str, Any]:
+def _rng() -> StateDict:
     cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
     return {"cpu": torch.get_rng_state(), "cuda": cuda}
 
 
-def _set_rng(state: dict[str, Any]) -> None:
+def _set_rng(state: StateDict) -> None:
     torch.set_rng_state(state["cpu"])
     for device, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
         torch.cuda.set_rng_state(device_state, device)

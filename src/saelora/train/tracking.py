@@ -4,7 +4,7 @@ import json
 import logging
 import netrc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +31,7 @@ class Metrics:
             kept = [line for line in path.read_text().splitlines() if _step_of(line) <= after_step]
         write_whole(path, "".join(line + "\n" for line in kept).encode())
 
-    def write(self, row: dict[str, Any]) -> None:
+    def write(self, row: Mapping[str, object]) -> None:
         with writing(self.path), self.path.open("a") as file:
             file.write(json.dumps(row) + "\n")
 
@@ -94,7 +94,7 @@ class Tracker:
         InputError: the tracker is unknown, or it cannot be started.
     """
 
-    def __init__(self, name: str | None, folder: Path, config: dict[str, Any]):
+    def __init__(self, name: str | None, folder: Path, config: Mapping[str, object]):
         self.name = name
         self._accelerator: Any = None
         if name is None:
@@ -109,7 +109,7 @@ class Tracker:
         except Exception as error:  # trackers share no base class for what can go wrong with them
             raise _failed(name, error) from error
 
-    def write(self, row: dict[str, Any], step: int) -> None:
+    def write(self, row: Mapping[str, object], step: int) -> None:
         if self._accelerator is not None:
             values = {k: v for k, v in row.items() if isinstance(v, int | float)}
             self._or_leave(partial(self._accelerator.log, values, step=step))

@@ -20,6 +20,7 @@ from saelora.evals.estimate import Estimate
 from saelora.evals.intervals import UNDEFINED, t_interval
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.variant import Variant
+from saelora.records import JsonObject
 
 ARMS = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED, Variant.ADAPTED_CLEAN)
 DIFFERENCES: dict[Difference, tuple[Variant, Variant]] = {
@@ -53,7 +54,7 @@ def evaluate_tasks(
     Returns:
         One entry a task and metric, groups before their tasks; differences have 95 % t-intervals.
     """
-    raw: dict[Variant, dict[str, Any]] = {}
+    raw: dict[Variant, JsonObject] = {}
     with same_draws():
         tokenizer = with_bos(tokenizer) if bos else tokenizer
         for name in arms:
@@ -62,7 +63,7 @@ def evaluate_tasks(
         return _rows(raw, loaded)
 
 
-def _ask(model: Any, tokenizer: Any, loaded: Loaded, limit: int | None, batch: int, progress: Any) -> dict[str, Any]:
+def _ask(model: Any, tokenizer: Any, loaded: Loaded, limit: int | None, batch: int, progress: Any) -> JsonObject:
     """lm-eval's results for the model as it is now."""
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
@@ -120,7 +121,7 @@ def same_draws() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-def _rows(raw: Mapping[Variant, dict[str, Any]], loaded: Loaded) -> list[Task]:
+def _rows(raw: Mapping[Variant, JsonObject], loaded: Loaded) -> list[Task]:
     """lm-eval's results of every arm as one table, groups before their tasks."""
     first = next(iter(raw.values()))
     rows = []
@@ -152,7 +153,7 @@ def _rows(raw: Mapping[Variant, dict[str, Any]], loaded: Loaded) -> list[Task]:
     return rows
 
 
-def _samples(raw: Mapping[Variant, dict[str, Any]], leaves: Sequence[str], metric: str, filter_name: str) -> Samples:
+def _samples(raw: Mapping[Variant, JsonObject], leaves: Sequence[str], metric: str, filter_name: str) -> Samples:
     """Every document's value in every arm; documents without a plain number are left out."""
     found: Samples = {}
     for name, results in raw.items():
@@ -164,7 +165,7 @@ def _samples(raw: Mapping[Variant, dict[str, Any]], leaves: Sequence[str], metri
     return {where: values for where, values in found.items() if len(values) == len(raw)}
 
 
-def _score(results: dict[str, Any], metric: str, filter_name: str, samples: Samples, name: Variant) -> Score:
+def _score(results: JsonObject, metric: str, filter_name: str, samples: Samples, name: Variant) -> Score:
     """A score with the standard error of its mean over documents, where it is one."""
     value = float(results[f"{metric},{filter_name}"])
     values = np.array([sample[name] for sample in samples.values()])
@@ -181,7 +182,7 @@ def _difference(samples: Samples, scores: Mapping[Variant, Score], pair: tuple[V
     return t_interval([values[pair[0]] - values[pair[1]] for values in samples.values()], level=0.95)
 
 
-def _chance(results: dict[str, Any], leaves: Sequence[str], metric: str, samples: Samples) -> float | None:
+def _chance(results: JsonObject, leaves: Sequence[str], metric: str, samples: Samples) -> float | None:
     """Expected accuracy of guessing, where documents are right or wrong and have choices."""
     if not metric.startswith("acc") or any(v not in (0, 1) for values in samples.values() for v in values.values()):
         return None
@@ -191,11 +192,11 @@ def _chance(results: dict[str, Any], leaves: Sequence[str], metric: str, samples
     return float(np.mean([1 / n for n in choices])) if choices and all(choices) else None
 
 
-def _count(results: dict[str, Any], leaves: Sequence[str]) -> int:
+def _count(results: JsonObject, leaves: Sequence[str]) -> int:
     return sum(int(results["n-samples"][task]["effective"]) for task in leaves)
 
 
-def _shots(results: dict[str, Any], name: str, loaded: Loaded) -> int | None:
+def _shots(results: JsonObject, name: str, loaded: Loaded) -> int | None:
     found = {results["n-shot"].get(task) for task in loaded.leaves(name)}
     return found.pop() if len(found) == 1 else None
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from saelora.errors import InputError
+from saelora.records import JsonObject
 
 INSTALL = "pip install 'saelora[capabilities]'"
 _SEED = 1234  # lm-eval's own, for the choice of few-shot examples
@@ -51,7 +52,7 @@ class Loaded:
     tasks: lm-eval's dictionary of them.  order: their names, each group before what is in it.
     """
 
-    tasks: dict[str, Any]
+    tasks: JsonObject
     order: list[str]
 
     def reset(self) -> None:

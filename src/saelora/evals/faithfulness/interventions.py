@@ -310,11 +310,12 @@ def _other(ce: CrossEntropies, hookpoint: Hookpoint, seen: _Seen) -> OtherSAE:
     base, sae, adapted = (ce.row_sums(variant) for variant in (Variant.BASE, *PAIR))
     other_sae, other_adapted = (ce.row_sums(f"other.{variant}") for variant in PAIR)
     others, own = (sums.compute()[str(hookpoint)] for sums in (seen.other, seen.own))
-    figures: dict[str, Any] = {name: others[name] for name in FIGURES} | {f"own_{name}": own[name] for name in FIGURES}
+    figures: dict[str, Any] = {name: getattr(others, name) for name in FIGURES}
+    figures |= {f"own_{name}": getattr(own, name) for name in FIGURES}
     return OtherSAE(
         hookpoint=str(hookpoint),
-        fvu=others["fvu"],
-        own_fvu=own["fvu"],
+        fvu=others.fvu,
+        own_fvu=own.fvu,
         **figures,
         ce_sae=ce.mean(other_sae),
         ce_adapted=ce.mean(other_adapted),

@@ -3,15 +3,22 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from saelora.errors import InputError
 
 LOCAL_FILES = "probing*.jsonl (text, label, split) and scr.jsonl (text, label, attribute, split)"
 
 
-def local_data(folder: Path) -> dict[str, Any]:
-    """The local data files by their use.
+class LocalData(TypedDict):
+    """The local data files by their use, as the runner's job holds them."""
+
+    probing: list[str]
+    scr: str | None
+
+
+def local_data(folder: Path) -> LocalData:
+    """The local data files.
 
     Raises:
         InputError: no such folder, or none of the files in it.

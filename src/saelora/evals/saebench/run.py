@@ -19,6 +19,7 @@ from saelora.evals.saebench.local import local_data
 from saelora.evals.saebench.metrics import cannot_change, table
 from saelora.evals.saebench.result import Figures, Skipped
 from saelora.models.hookpoints import Hookpoint
+from saelora.records import JsonObject
 
 
 @dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _core_rows(rows: Tensor, context: int, file: Path) -> Path:
 
 
 def _run(
-    python: Path, job: dict[str, Any], file: Path, log: Path, offline: bool, progress: Callable[[int], None]
+    python: Path, job: JsonObject, file: Path, log: Path, offline: bool, progress: Callable[[int], None]
 ) -> list[dict[str, str]]:
     """One model's job in SAEBench's environment; what it says goes to the log. Returns what was skipped."""
     file.write_text(json.dumps(job, indent=2))

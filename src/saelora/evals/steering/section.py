@@ -1,6 +1,7 @@
 """What latents stand for and what steering by them does: the section of --parts steering."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from saelora.evals.steering.result import Effect, Latent, Pooled, Shift, Steering
@@ -32,7 +33,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
             notes(runs, "steering"),
             figures,
             tables,
-            extra=[(run, [_latent(own, run, runs) for own in result.latents], result) for _, run, result in found],
+            extra=[(run, [_shown(own) for own in result.latents], result) for _, run, result in found],
             short="Steering",
             measured=bool(found),
         )
@@ -94,8 +95,22 @@ def _told(shift: Shift) -> list[Any]:
     return [shift.base, shift.adapted, shift.difference_raw, shift.difference_normalised]
 
 
-def _latent(own: Latent, run: Run, runs: Sequence[Run]) -> dict[str, Any]:
-    """A latent as the template shows it."""
+@dataclass(frozen=True)
+class Shown:
+    """A latent as the template shows it.
+
+    Args:
+        passages: strongest first, each with its peak and its tokens as (text, shade of 5, whether it is the focus).
+    """
+
+    latent: int
+    facts: list[tuple[str, str]]
+    n: dict[str, int]
+    passages: list[tuple[str, list[tuple[str, int, bool]]]]
+    samples: list[dict[str, object]]
+
+
+def _shown(own: Latent) -> Shown:
     strongest = max((a for p in own.top_passages for a in p.activations), default=0.0) or 1.0
     passages = []
     for passage in own.top_passages:
@@ -103,13 +118,8 @@ def _latent(own: Latent, run: Run, runs: Sequence[Run]) -> dict[str, Any]:
         shaded = [
             (text, min(5, round(5 * max(0.0, a) / strongest)), i == passage.focus) for i, (text, a) in enumerate(tokens)
         ]
-        passages.append({"tokens": shaded, "peak": cell(max(passage.activations, default=None), "number").text})
+        passages.append((cell(max(passage.activations, default=None), "number").text, shaded))
     facts = [("firing rate", cell(own.rate, "share")), ("selectivity", cell(own.selectivity, "number"))]
     facts += [("largest activation", cell(own.max_activation, "number")), ("how", cell(own.how, "text"))]
-    return {
-        "latent": own.latent,
-        "facts": [(told, found.text) for told, found in facts],
-        "n": vars(own.n),
-        "passages": passages,
-        "samples": [vars(sample) for sample in own.samples],
-    }
+    samples = [vars(sample) for sample in own.samples]
+    return Shown(own.latent, [(told, found.text) for told, found in facts], vars(own.n), passages, samples)

@@ -16,12 +16,13 @@ from saelora.jobs.spec import digest
 from saelora.manifest import read_json, write_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import parse_hookpoint
+from saelora.reporting.comparison.run import Tried
 from saelora.reporting.format import finite
 
 SEED = 1_000_003  # of the rows that rates are tried on, in an order that no run has
 
 
-def learning_rate(session: ComparisonSession, run: Run) -> tuple[float | None, list[dict[str, float]] | None]:
+def learning_rate(session: ComparisonSession, run: Run) -> tuple[float | None, list[Tried] | None]:
     """The learning rate of a run's entry, and how each one did where several were tried.
 
     All are tried side by side, on the recipe's tune.tokens or a tenth of the entry's largest budget, whichever is more,
@@ -41,11 +42,11 @@ def learning_rate(session: ComparisonSession, run: Run) -> tuple[float | None, l
         session.console.say(f"choosing lr of {entry.name} among {', '.join(f'{lr:g}' for lr in entry.lr)}")
         n_tokens = max(tune.tokens, max(entry.budgets) // 10)
         tried = (_try_saes if entry.kind == "sae" else _try_methods)(session, run, n_tokens)
-        found = [{"lr": lr, "ce": ce} for lr, ce in zip(entry.lr, tried, strict=True)]
+        found = [Tried(lr=lr, ce=ce) for lr, ce in zip(entry.lr, tried, strict=True)]
         file.parent.mkdir(exist_ok=True)
         write_json(file, {"name": entry.name, "n_tokens": n_tokens, "tried": found})
-    found = read_json(file)["tried"]
-    return min(found, key=lambda each: math.inf if each["ce"] is None else each["ce"])["lr"], found
+    found = [Tried.model_validate(each) for each in read_json(file)["tried"]]
+    return min(found, key=lambda each: math.inf if each.ce is None else each.ce).lr, found
 
 
 def _try_saes(session: ComparisonSession, run: Run, n_tokens: int) -> list[float | None]:

@@ -7,7 +7,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from saelora import shapes
 from saelora.assemble import Assembled, autocast_dtype, load_frozen, token_mask_of, validation_rows
 from saelora.config import build, updated
 from saelora.console import Console
@@ -16,6 +15,7 @@ from saelora.core.students import Student
 from saelora.errors import InputError
 from saelora.evals.cached import CachedEvaluator
 from saelora.evals.loss_sums import LossSums
+from saelora.identity import About, SAEId
 from saelora.jobs import train_sae
 from saelora.jobs.comparison.plan import Run
 from saelora.jobs.comparison.recipe import ComparisonRecipe, JobConfig
@@ -26,7 +26,7 @@ from saelora.manifest import describe_model, read_json
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import LoadedModel
 from saelora.objectives.distill import Distill
-from saelora.shapes import check_file
+from saelora.reporting.comparison.run import ComparisonRun, CurvePoint, Start
 from saelora.train.cost import Costed
 from saelora.train.loop import LoopState, Objective, Rows
 
@@ -52,10 +52,10 @@ class ComparisonSession:
         """The model must be bare when it is first asked for at a hookpoint."""
         return token_mask_of(config.exempt, config, self.loaded, [hookpoint])
 
-    def about(self, config: JobConfig, hookpoint: Hookpoint, saes: list[dict[str, Any]]) -> dict[str, Any]:
+    def about(self, config: JobConfig, hookpoint: Hookpoint, saes: list[SAEId]) -> About:
         """What identifies the model, these SAEs and the token policy."""
-        policy = self.token_mask(config, hookpoint).to_dict()
-        return {"model": describe_model(self.loaded), "saes": saes, "token_policy": policy}
+        policy = self.token_mask(config, hookpoint).record()
+        return About(model=describe_model(self.loaded), saes=saes, token_policy=policy)
 
     def evaluator(self, config: JobConfig, hookpoint: Hookpoint, *, tuning: bool = False) -> CachedEvaluator:
         """The held-out rows that are reported, or those that learning rates are chosen on; no row is in both.
@@ -132,23 +132,24 @@ class ComparisonSession:
         return state, costed
 
 
-def start_of(session: ComparisonSession, run: Run) -> tuple[dict[str, Any], str]:
+def start_of(session: ComparisonSession, run: Run) -> tuple[Start, str]:
     """Where a method's run begins, with what had been spent until there, and the SAE as ``--sae`` takes it.
 
     Raises:
         InputError: the SAE's own run is not done yet.
     """
     if run.start_run is None:
-        return {"ref": run.start_ref}, str(run.start_ref)
+        return Start(ref=str(run.start_ref)), str(run.start_ref)
     file = session.folder / "runs" / f"{run.start_run}.json"
     if not file.exists():
         raise InputError(f"{run.entry.name} starts from an SAE whose run is not done: run that one first")
     remedy = "delete it and repeat with --resume"
-    sae = check_file(read_json(file), shapes.RUN, file, remedy)
-    spent = next((each for each in sae.get("checkpoints", []) if each["share"] == run.start_share), None)
+    sae = ComparisonRun.read(read_json(file), file, remedy)
+    spent = next((each for each in sae.checkpoints if each.share == run.start_share), None)
     if spent is None:
         raise InputError(f"{file} has no checkpoint of share {run.start_share}: {remedy}")
-    return {"name": sae["name"], "run": run.start_run, **spent}, str(session.sae_folder(run.start_run, spent["share"]))
+    start = Start.model_validate({"name": sae.name, "run": run.start_run, **spent.to_json()})
+    return start, str(session.sae_folder(run.start_run, spent.share))
 
 
 @contextmanager
@@ -173,17 +174,17 @@ def _shown(row: dict[str, float]) -> str:
     return f"ce {row['ce']:.4f}" if "ce" in row else f"loss {row['loss']:.4f}" if "loss" in row else ""
 
 
-def curve(state: LoopState, costed: Costed, n_steps: int) -> list[dict[str, float]]:
+def curve(state: LoopState, costed: Costed, n_steps: int) -> list[CurvePoint]:
     """A run's evaluations: share of its tokens, what was spent on training until then, ce and kl."""
     return [
-        {
-            "share": row["step"] / n_steps,
-            "n_tokens": int(row["n_tokens"]),
-            "seconds": row["seconds"],
-            "model_flops": row["n_tokens"] * costed.flops_per_token,
-            "ce": row["ce"],
-            "kl": row["kl"],
-        }
+        CurvePoint(
+            share=row["step"] / n_steps,
+            n_tokens=int(row["n_tokens"]),
+            seconds=row["seconds"],
+            model_flops=row["n_tokens"] * costed.flops_per_token,
+            ce=row["ce"],
+            kl=row["kl"],
+        )
         for row in state.history
         if "ce" in row
     ]

@@ -4,39 +4,70 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 from saelora.evals.estimate import Estimate
 from saelora.evals.intervals import t_interval
 from saelora.identity import groups
 from saelora.reporting.comparison.curves import finite, label_of_start
-from saelora.reporting.tables import Row
+from saelora.reporting.comparison.run import ComparisonRun
 
 EQUAL = ("measured", "interpolated")  # how a figure came to stand for the time compared at
 SAME_TIME = 0.02  # seconds that differ by less than this share are equal
-Finals = dict[int, Row]  # seed -> run
+Finals = dict[int, ComparisonRun]  # seed -> run
 Arms = dict[str, dict[int, Finals]]  # name -> budget -> seed -> run
 
 
-def by_start(runs: Sequence[Row]) -> dict[str, Arms]:
+@dataclass(frozen=True)
+class Summary:
+    """A share of the gap: mean over seeds with Student's t 95 % interval; of a single seed its own, over texts."""
+
+    per_seed: dict[int, float]
+    value: float
+    low: float | None
+    high: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared(Summary):
+    """What a method closes, beside others from the same start.
+
+    Args:
+        seconds: of its own training, median.
+        difference: paired with the reference method over seeds; None for fewer than two seeds.
+        kl: mean over seeds, nats per token; kl_difference as difference; both None at equal time.
+        limit, how: at equal time, the seconds compared at, and how the figure came to stand for them.
+    """
+
+    start: str
+    budget: int
+    name: str
+    seconds: float
+    difference: Estimate | None = None
+    kl: float | None = None
+    kl_difference: Estimate | None = None
+    limit: float | None = None
+    how: str | None = None
+
+
+def by_start(runs: Sequence[ComparisonRun]) -> dict[str, Arms]:
     """Methods whose final share of the gap is a number, under the SAE that they began from, in order of appearance.
 
     Those that were measured on other rows, or in other ways that do not compare, stand apart.
     """
     found: dict[str, Arms] = {}
-    letters = groups([run.get("about") for run in runs])
+    letters = groups([run.about for run in runs])
     for run, letter in zip(runs, letters, strict=True):
-        if run["kind"] == "method" and run["curve"] and finite(run["final"].get("gap_closed")):
+        if run.kind == "method" and run.curve and finite(run.final.gap_closed):
             apart = f", text {letter}" if len(set(letters)) > 1 else ""
             arms = found.setdefault(f"{label_of_start(run) or ''}{apart}", {})
-            arms.setdefault(run["name"], {}).setdefault(run["budget"], {})[run["seed"]] = run
+            arms.setdefault(run.name, {}).setdefault(run.budget, {})[run.seed] = run
     return found
 
 
 def reference(arms: Arms) -> str:
     """The method that others are set against: LoRA if it is there, else the first."""
-    lora = [
-        name for name, budgets in arms.items() if any(_one(seeds)["method"] == "lora" for seeds in budgets.values())
-    ]
+    lora = [name for name, budgets in arms.items() if any(_one(seeds).method == "lora" for seeds in budgets.values())]
     return lora[0] if lora else next(iter(arms))
 
 
@@ -47,15 +78,8 @@ def common_budgets(arms: Arms) -> list[int]:
     return shared or all_budgets
 
 
-def equal_tokens(runs: Sequence[Row]) -> list[Row]:
-    """The share of the gap that each method closes at each budget that it shares with another one.
-
-    Returns:
-        Rows start, budget, name, seconds (median of its own training), per_seed {seed: gap_closed}, value, low, high
-        (mean over seeds with Student's t 95 % interval; of a single seed its own 95 % interval over texts),
-        difference (paired with the reference method over seeds, with its interval; None for fewer than two seeds), kl
-        (mean over seeds, nats per token) and kl_difference (as difference).
-    """
+def equal_tokens(runs: Sequence[ComparisonRun]) -> list[Compared]:
+    """The share of the gap that each method closes at each budget that it shares with another one."""
     rows = []
     for start, arms in by_start(runs).items():
         against = reference(arms)
@@ -63,17 +87,22 @@ def equal_tokens(runs: Sequence[Row]) -> list[Row]:
             firsts = arms[against].get(budget, {})
             for name, budgets in arms.items():
                 if finals := budgets.get(budget):
-                    row = {"start": start, "budget": budget, "name": name, "seconds": _seconds(finals)}
-                    gaps, kls = _gaps(finals), _kls(finals)
-                    row |= _summary(gaps, finals)
-                    row["difference"] = None if name == against else paired(gaps, _gaps(firsts))
-                    row["kl"] = statistics.fmean(kls.values()) if kls else None
-                    row["kl_difference"] = None if name == against else paired(kls, _kls(firsts))
+                    gaps, kls, own = _gaps(finals), _kls(finals), name == against
+                    row = Compared(
+                        **vars(_summary(gaps, finals)),
+                        start=start,
+                        budget=budget,
+                        name=name,
+                        seconds=_seconds(finals),
+                        difference=None if own else paired(gaps, _gaps(firsts)),
+                        kl=statistics.fmean(kls.values()) if kls else None,
+                        kl_difference=None if own else paired(kls, _kls(firsts)),
+                    )
                     rows.append(row)
     return rows
 
 
-def equal_seconds(runs: Sequence[Row]) -> list[Row]:
+def equal_seconds(runs: Sequence[ComparisonRun]) -> list[Compared]:
     """The share of the gap that each method closes in the training time of the reference method.
 
     Each budget that ``equal_tokens`` compares gives one time, the median over the reference's seeds. A method that was
@@ -81,9 +110,7 @@ def equal_seconds(runs: Sequence[Row]) -> list[Row]:
     seconds; points along a run do not count, since its learning rate has not decayed there. Any other method stands
     with its final figure nearest in time, and with how long that took.
 
-    Returns:
-        Rows as of ``equal_tokens`` with limit (the seconds compared at), seconds (its own, median) and how: "measured",
-        "interpolated", "less time" or "more time"; of the last two there is no difference.
+    ``how`` is measured, interpolated, less time or more time; of the last two there is no difference.
     """
     rows = []
     for start, arms in by_start(runs).items():
@@ -94,34 +121,43 @@ def equal_seconds(runs: Sequence[Row]) -> list[Row]:
             limit = _seconds(arms[against][budget])
             first = _gaps(arms[against][budget])
             for name, budgets in arms.items():
-                row = _in_time(budgets if name != against else {budget: budgets[budget]}, limit)
-                as_long = row["how"] in EQUAL and name != against
-                difference = paired(row["per_seed"], first) if as_long else None
-                about = {"start": start, "budget": budget, "name": name, "limit": limit}
-                rows.append({**about, **row, "difference": difference})
+                seconds, how, closed = _in_time(budgets if name != against else {budget: budgets[budget]}, limit)
+                as_long = how in EQUAL and name != against
+                difference = paired(closed.per_seed, first) if as_long else None
+                row = Compared(
+                    **vars(closed),
+                    start=start,
+                    budget=budget,
+                    name=name,
+                    seconds=seconds,
+                    difference=difference,
+                    limit=limit,
+                    how=how,
+                )
+                rows.append(row)
     return rows
 
 
-def _in_time(budgets: Mapping[int, Finals], limit: float) -> Row:
+def _in_time(budgets: Mapping[int, Finals], limit: float) -> tuple[float, str, Summary]:
+    """Seconds, how, and what was closed."""
     nearest = min(budgets.values(), key=lambda finals: abs(math.log(max(_seconds(finals), 1e-9) / max(limit, 1e-9))))
     seconds = _seconds(nearest)
     gaps = _gaps(nearest)
     if len(budgets) == 1 or abs(seconds / max(limit, 1e-9) - 1) <= SAME_TIME:
         ratio = seconds / max(limit, 1e-9)
         how = "measured" if abs(ratio - 1) <= SAME_TIME else "less time" if ratio < 1 else "more time"
-        return {"seconds": seconds, "how": how, **_summary(gaps, nearest)}
+        return seconds, how, _summary(gaps, nearest)
     between = {}
     for seed in nearest:
         points = sorted(
-            (finals[seed]["curve"][-1]["seconds"], _gap(finals[seed])) for finals in budgets.values() if seed in finals
+            (finals[seed].curve[-1].seconds, _gap(finals[seed])) for finals in budgets.values() if seed in finals
         )
         value = _interpolated(points, limit)
         if value is not None:
             between[seed] = value
     if len(between) == len(nearest):
-        return {"seconds": limit, "how": "interpolated", **_summary(between, {})}
-    how = "less time" if seconds < limit else "more time"
-    return {"seconds": seconds, "how": how, **_summary(gaps, nearest)}
+        return limit, "interpolated", _summary(between, {})
+    return seconds, "less time" if seconds < limit else "more time", _summary(gaps, nearest)
 
 
 def _interpolated(points: Sequence[tuple[float, float]], seconds: float) -> float | None:
@@ -138,20 +174,22 @@ def paired(values: Mapping[int, float], others: Mapping[int, float]) -> Estimate
     return t_interval(both, 0.95) if len(both) > 1 else None
 
 
-def main_group(rows: Sequence[Row]) -> list[Row]:
+def main_group(rows: Sequence[Compared]) -> list[Compared]:
     """The rows of the start and budget at which most methods are compared; of equals the last."""
-    groups: dict[tuple[str, int], list[Row]] = {}
+    groups: dict[tuple[str, int], list[Compared]] = {}
     for row in rows:
-        groups.setdefault((row["start"], row["budget"]), []).append(row)
+        groups.setdefault((row.start, row.budget), []).append(row)
     return max(reversed(groups.values()), key=len, default=[])
 
 
-def _summary(values: Mapping[int, float], runs: Finals) -> Row:
+def _summary(values: Mapping[int, float], runs: Finals) -> Summary:
     if len(values) == 1 and runs:
         ((seed, value),) = values.items()
-        low, high = (runs[seed]["final"].get("ci95") or {}).get("gap_closed") or (None, None)
-        return {"per_seed": dict(values), "value": value, "low": low, "high": high}
-    return {"per_seed": dict(values), **t_interval(list(values.values()), 0.95)}
+        low, high = runs[seed].final.ci95.get("gap_closed") or (None, None)
+        return Summary(dict(values), value, low, high)
+    found = t_interval(list(values.values()), 0.95)
+    assert found["value"] is not None
+    return Summary(dict(values), found["value"], found["low"], found["high"])
 
 
 def _gaps(finals: Finals) -> dict[int, float]:
@@ -159,16 +197,17 @@ def _gaps(finals: Finals) -> dict[int, float]:
 
 
 def _kls(finals: Finals) -> dict[int, float]:
-    return {seed: float(run["final"]["kl"]) for seed, run in finals.items() if finite(run["final"].get("kl"))}
+    return {seed: run.final.kl for seed, run in finals.items() if run.final.kl is not None and finite(run.final.kl)}
 
 
-def _gap(run: Row) -> float:
-    return float(run["final"]["gap_closed"])
+def _gap(run: ComparisonRun) -> float:
+    assert run.final.gap_closed is not None
+    return run.final.gap_closed
 
 
 def _seconds(finals: Finals) -> float:
-    return float(statistics.median(run["curve"][-1]["seconds"] for run in finals.values()))
+    return float(statistics.median(run.curve[-1].seconds for run in finals.values()))
 
 
-def _one(finals: Finals) -> Row:
+def _one(finals: Finals) -> ComparisonRun:
     return next(iter(finals.values()))

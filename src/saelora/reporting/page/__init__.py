@@ -30,7 +30,7 @@ def page(runs: Sequence[Run]) -> str:
     Raises:
         InputError: a part's result is not of the form that this version writes.
     """
-    headlines = [(run, headline(run.results), _cost(run.results), warnings(run.results)) for run in runs]
+    headlines = [(run, headline(run.results), cost(run.results), warnings(run.results)) for run in runs]
     return _rendered(_title(runs), _sections(runs), runs=runs, headlines=headlines)
 
 
@@ -39,9 +39,6 @@ def collection_page(found: Collection, links_from: Path) -> str:
 
     Args:
         links_from: the folder that the page will be in.
-
-    Raises:
-        InputError: its rows are not of the form that this version writes.
     """
     lead, sections = collections.lead(found), collections.sections(found, links_from)
     return _rendered(one_line(found.title), sections, lead=lead)
@@ -83,11 +80,7 @@ def _rendered(
 def _title(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} adapted models compared"
-    return f"{one_line(str(runs[0].manifest['model'].get('ref')))} around its SAE"
-
-
-def _cost(results: dict[str, Any]) -> str:
-    return cost(results) if "n_tokens_evaluated" in results else ""
+    return f"{one_line(runs[0].manifest.model.ref)} around its SAE"
 
 
 def script_json(value: Any) -> str:
@@ -98,7 +91,7 @@ def script_json(value: Any) -> str:
 
 def _sections(runs: Sequence[Run]) -> list[Section]:
     made = [losses.overview(runs), *(each for evaluation in EVALUATIONS.values() for each in evaluation.sections(runs))]
-    samples = [(run, run.results["samples"]) for run in runs if run.results.get("samples")]
+    samples = [(run, run.results.samples) for run in runs if run.results.samples]
     if samples:
         about = "The same beginning, continued by each variant of the model, always with its likeliest token."
         made.append(Section("samples", "Samples", about, extra=samples))

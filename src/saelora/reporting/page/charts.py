@@ -23,6 +23,7 @@ VARIABLES = {
     RULE: "--rule",
     BLACK: "--ink",
 }
+Style = dict[str, Any]  # of a line, as matplotlib's keyword arguments
 _LINES = ("-", "--", "-.", ":")
 _WIDTH = 5.2  # inches: text of 10 points stays readable on a phone's 360 pixels
 _RC: Any = {
@@ -57,7 +58,7 @@ class Series:
     y: Sequence[float | None]
     low: Sequence[float | None] = ()
     high: Sequence[float | None] = ()
-    style: dict[str, Any] = field(default_factory=dict)
+    style: Style = field(default_factory=dict)
 
     def points(self) -> tuple[list[float], list[float], list[list[float]] | None]:
         """x, y and the intervals' two sides, as matplotlib wants them."""
@@ -73,7 +74,7 @@ class Series:
         return [self.x[i] for i in kept], ys, sides
 
 
-def style(i: int, line: int | None = None) -> dict[str, Any]:
+def style(i: int, line: int | None = None) -> Style:
     """Colour, marker and line of the i-th series: any two of the first seven differ in the first two of these."""
     return {
         "color": COLOURS[i % 7],
@@ -84,25 +85,31 @@ def style(i: int, line: int | None = None) -> dict[str, Any]:
     }
 
 
-def gap_bars(bars: Sequence[dict[str, Any]], name: str) -> str:
-    """A bar a run: from the original model (0) to the spliced one, with what the adapter won back.
+@dataclass(frozen=True)
+class GapBar:
+    """A run's gap in nats above the original model, what is left of it, and the interval of that."""
 
-    Args:
-        bars: {"label", "gap", "left" (nats above the original that are left), "interval" (of left) or None}.
-    """
+    label: str
+    gap: float
+    left: float
+    interval: Sequence[float] | None
+
+
+def gap_bars(bars: Sequence[GapBar], name: str) -> str:
+    """A bar a run: from the original model (0) to the spliced one, with what the adapter won back."""
 
     def draw(axes: Any) -> None:
         for i, bar in enumerate(bars):
-            gap, left = bar["gap"], bar["left"]
+            gap, left = bar.gap, bar.left
             low, high = sorted((left, gap))
             won = left <= gap
             axes.barh(i, min(low, gap), 0.5, color="none", edgecolor=ORANGE, hatch="////")
             axes.barh(i, high - low, 0.5, left=low, color=BLUE if won else ORANGE, edgecolor=BLUE if won else ORANGE)
             axes.plot([left, left], [i - 0.36, i + 0.36], color=INK, linewidth=2)
-            if bar.get("interval"):
-                side = [[max(0.0, left - bar["interval"][0])], [max(0.0, bar["interval"][1] - left)]]
+            if bar.interval:
+                side = [[max(0.0, left - bar.interval[0])], [max(0.0, bar.interval[1] - left)]]
                 axes.errorbar([left], [i], xerr=side, fmt="none", ecolor=INK, color=INK, capsize=4, linewidth=1.4)
-        axes.set_yticks(range(len(bars)), [short(bar["label"]) for bar in bars])
+        axes.set_yticks(range(len(bars)), [short(bar.label) for bar in bars])
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.axvline(0, color=GREY, linewidth=0.8)
         axes.spines["left"].set_visible(False)
@@ -114,14 +121,14 @@ def gap_bars(bars: Sequence[dict[str, Any]], name: str) -> str:
     return drawn(draw, name, 1.15 + 0.5 * len(bars))
 
 
-def _gap_key(bars: Sequence[dict[str, Any]]) -> list[Any]:
+def _gap_key(bars: Sequence[GapBar]) -> list[Any]:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
     key: list[Any] = [Patch(facecolor="none", edgecolor=ORANGE, hatch="////", label="cost that is left")]
-    if any(bar["left"] <= bar["gap"] for bar in bars):
+    if any(bar.left <= bar.gap for bar in bars):
         key.append(Patch(color=BLUE, label="won back"))
-    if any(bar["left"] > bar["gap"] for bar in bars):
+    if any(bar.left > bar.gap for bar in bars):
         key.append(Patch(color=ORANGE, label="added by the adapter"))
     key.append(Line2D([], [], color=INK, linewidth=2, marker="|", markersize=9, label="adapted"))
     return key

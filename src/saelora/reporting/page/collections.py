@@ -2,24 +2,26 @@
 
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import quote
 
 from saelora.errors import InputError
-from saelora.identity import groups, model_name
+from saelora.identity import About, groups, model_name
 from saelora.manifest import MANIFEST, RESULTS, read_json
 from saelora.reporting import compare, sweep
 from saelora.reporting.comparison import figures as drawings
+from saelora.reporting.comparison.run import ComparisonResult, ComparisonRun
+from saelora.reporting.outcome import DONE
 from saelora.reporting.page import charts
 from saelora.reporting.page.charts import Series, style
 from saelora.reporting.page.provenance import rows_text
 from saelora.reporting.page.view import Figure, Section, Table
+from saelora.reporting.sweep_point import SweepPoint, SweepResult
 from saelora.reporting.text import ended_worse
 
-T = TypeVar("T")
 _KINDS = {"points": "sweep", "runs": "comparison"}  # the key of results.json, and the folder of its files
 _CAPTIONS = {
     "race": "Cross entropy against training time, the SAE's own included.",
@@ -37,9 +39,17 @@ class Collection:
     kind: str  # sweep or comparison
     folder: Path
     title: str
-    rows: list[dict[str, Any]]
+    rows: Sequence[SweepPoint | ComparisonRun]
     x: str = "rank"
     series: str | None = None
+
+    @property
+    def points(self) -> list[SweepPoint]:
+        return [row for row in self.rows if isinstance(row, SweepPoint)]
+
+    @property
+    def runs(self) -> list[ComparisonRun]:
+        return [row for row in self.rows if isinstance(row, ComparisonRun)]
 
 
 def read_collection(folder: str | Path) -> Collection | None:
@@ -59,41 +69,30 @@ def read_collection(folder: str | Path) -> Collection | None:
         raise InputError(f"{folder / RESULTS} holds no {key}: is {folder} the output folder of a saelora {kind}?")
     if not rows:
         raise InputError(f"{folder} has no finished {key} yet: repeat its command with --resume")
-    x, series = found.get("x", "rank"), found.get("series")
-    known = (*sweep.AXES, *sweep.SERIES)
-    x = x if x in sweep.AXES else "rank"
-    return Collection(kind, folder, str(found.get("title") or kind), rows, x, series if series in known else None)
+    remedy = f"repeat the {kind} with --resume to write it anew"
+    if key == "runs":
+        compared = ComparisonResult.read(found, folder / RESULTS, remedy)
+        return Collection(kind, folder, compared.title or kind, compared.runs)
+    swept = SweepResult.read(found, folder / RESULTS, remedy)
+    x = swept.x if swept.x in sweep.AXES else "rank"
+    series = swept.series if swept.series in (*sweep.AXES, *sweep.SERIES) else None
+    return Collection(kind, folder, swept.title or kind, swept.points, x, series)
 
 
 def lead(found: Collection) -> list[str]:
     """What it is, and for a comparison what it found."""
     n = len(found.rows)
     told = f"A {found.kind} of {n} {'run' if found.kind == 'comparison' else 'point'}{'s' if n != 1 else ''}."
-    return [told, *(_read(found, lambda: compare.findings(found.rows)) if found.kind == "comparison" else [])]
+    return [told, *(compare.findings(found.runs) if found.runs else [])]
 
 
 def sections(found: Collection, links_from: Path) -> list[Section]:
-    """Results, and the runs behind them.
-
-    Raises:
-        InputError: rows are not of the form that this version writes.
-    """
-    make = _sweep if found.kind == "sweep" else _comparison
-    return _read(found, lambda: [make(found), _runs(found, links_from)])
-
-
-def _read(found: Collection, make: Callable[[], T]) -> T:
-    try:
-        return make()
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
-        raise InputError(
-            f"{found.folder / RESULTS} is not of the form that this version of saelora reads "
-            f"({type(error).__name__}: {error}): repeat the {found.kind} with --resume to write it anew"
-        ) from error
+    """Results, and the runs behind them."""
+    return [_sweep(found) if found.kind == "sweep" else _comparison(found), _runs(found, links_from)]
 
 
 def _sweep(found: Collection) -> Section:
-    rows = found.rows
+    rows = found.points
     drawn = [figure for key, y, scale in sweep.PANELS if (figure := _over_x(found, key, y, scale))]
     if found.x == "n_saes" and (figure := _cross_entropies(found)):
         drawn.insert(0, figure)
@@ -106,31 +105,26 @@ def _sweep(found: Collection) -> Section:
     )  # fmt: skip
 
 
-def _points_table(rows: Sequence[dict[str, Any]]) -> Table:
-    varied = [c for c in sweep.FIRST if len({str(row.get(c)) for row in rows}) > 1] or ["rank"]
-    measured = [c for c in sweep.FIGURES if any(row.get(c) is not None for row in rows)]
-    letters = groups([row.get("about") for row in rows])
+def _points_table(rows: Sequence[SweepPoint]) -> Table:
+    varied = sweep.varied_columns(rows)
+    measured = [c for c in sweep.FIGURES if any(getattr(row, c) is not None for row in rows)]
+    letters = groups([row.about for row in rows])
     marked = [("text", "text")] if len(set(letters)) > 1 else []
     form = {"gap_closed": "share", "fvu": "number", "l0": "number"}
     columns = [(c, "text" if c in ("model", "sae", "placement") else "number") for c in varied]
     columns = [("point", "text"), *columns, *marked, *((c, form.get(c, "nats")) for c in measured), ("ended", "text")]
     made = []
     for row, letter in zip(rows, letters, strict=True):
-        ended = "worse than spliced" if ended_worse(row) else str(row.get("status"))
-        cells = [row["id"], *(row.get(c) for c in varied), *(letter for _ in marked)]
-        made.append([*cells, *(_estimate(row, c) for c in measured), ended])
+        ended = "worse than spliced" if ended_worse(row) else row.status
+        cells = [row.id, *(getattr(row, c) for c in varied), *(letter for _ in marked)]
+        made.append([*cells, *(row.estimate(c) for c in measured), ended])
     return Table("The points", columns, made)
-
-
-def _estimate(row: dict[str, Any], key: str) -> Any:
-    value, interval = row.get(key), (row.get("ci95") or {}).get(key)
-    return value if value is None or interval is None else {"value": value, "low": interval[0], "high": interval[1]}
 
 
 def _over_x(found: Collection, key: str, y: str, scale: float) -> Figure | None:
     """A figure of the sweep over its x, a line for each of its series; what has no place on x is a line across."""
-    rows = [row for row in found.rows if row.get("status") == "done" and row.get(key) is not None]
-    if len({row.get(found.x) for row in rows} - {None}) < 2:
+    rows = [row for row in found.points if row.status == DONE and getattr(row, key) is not None]
+    if len({getattr(row, found.x) for row in rows} - {None}) < 2:
         return None
     label, logarithmic = sweep.AXES[found.x]
     series, table = [], []
@@ -140,7 +134,9 @@ def _over_x(found: Collection, key: str, y: str, scale: float) -> Figure | None:
         middle, low, high = ([p[j] * scale for p in points] for j in (1, 2, 3))
         series.append(Series(shown, xs, middle, low, high, style(i)))
         table += [[shown or key, *_row(point)] for point in points]
-    across = [(f"placement {row.get('placement')}", row[key] * scale) for row in rows if row.get(found.x) is None]
+    across = [
+        (f"placement {row.placement}", getattr(row, key) * scale) for row in rows if getattr(row, found.x) is None
+    ]
     log_x = logarithmic and all(x > 0 for each in series for x in each.x)
     svg = charts.lines(series, key, label, y, zero=True, levels=across, log_x=log_x, whole=found.x in sweep.WHOLE)
     form = "share" if key == "gap_closed" else "nats"
@@ -158,8 +154,8 @@ def _row(point: tuple[float, float, float, float]) -> list[Any]:
 
 
 def _cross_entropies(found: Collection) -> Figure | None:
-    rows = [row for row in found.rows if row.get("status") == "done" and row.get("gap_closed") is not None]
-    if len({row.get("n_saes") for row in rows}) < 2:
+    rows = [row for row in found.points if row.status == DONE and row.gap_closed is not None]
+    if len({row.n_saes for row in rows}) < 2:
         return None
     series, table = [], []
     for i, (key, name) in enumerate((("ce_base", "original"), ("ce_sae", "spliced"), ("ce_adapted", "adapted"))):
@@ -173,7 +169,7 @@ def _cross_entropies(found: Collection) -> Figure | None:
 
 
 def _comparison(found: Collection) -> Section:
-    runs = found.rows
+    runs = found.runs
     tables = [_as_table(title, lines) for title, lines in compare.all_tables(runs)]
     numbers = Table("Every evaluation of every run", [(c, _form(c)) for c in _TIDY], _tidy(runs), folded=True)
     by_title = {table.caption: table for table in tables}
@@ -199,7 +195,7 @@ def _form(column: str) -> str:
     return {"name": "text", "start": "text", "ce": "nats", "kl": "nats", "share": "share"}.get(column, "number")
 
 
-def _tidy(runs: Sequence[dict[str, Any]]) -> list[list[Any]]:
+def _tidy(runs: Sequence[ComparisonRun]) -> list[list[Any]]:
     return [[None if _lost(row[c]) else row[c] for c in _TIDY] for row in compare.tidy(runs)]
 
 
@@ -210,7 +206,7 @@ def _lost(value: Any) -> bool:
 def _runs(found: Collection, links_from: Path) -> Section:
     """What each was made with and measured on, and its files."""
     rows = found.rows
-    configs = [row.get("config") or {} for row in rows]
+    configs = [row.config for row in rows]
     names = list(dict.fromkeys(name for config in configs for name in config))
     common = [[n, configs[0].get(n)] for n in names if all(config.get(n) == configs[0].get(n) for config in configs)]
     same = {name for name, _ in common}
@@ -218,10 +214,10 @@ def _runs(found: Collection, links_from: Path) -> Section:
     label = [_label(row) for row in rows]
     one = "point" if found.kind == "sweep" else "run"
     measured = [
-        [name, model_name(about["model"]) if about.get("model") else "unknown", rows_text(about)]
-        for name, about in zip(label, (row.get("about") or {} for row in rows), strict=True)
+        [name, "unknown" if about.model is None else model_name(about.model), rows_text(about)]
+        for name, about in zip(label, (row.about or About() for row in rows), strict=True)
     ]
-    cost = [[name, *(row.get(c) for c in _SPENT)] for name, row in zip(label, rows, strict=True)]
+    cost = [[name, *(getattr(row, c, None) for c in _SPENT)] for name, row in zip(label, rows, strict=True)]
     tables = [
         Table("What each was measured on", [(one, "text"), ("model", "text"), ("held-out rows", "text")], measured),
         Table("What was spent", [(one, "text"), *((c, "number") for c in _SPENT)], cost, folded=True),
@@ -241,16 +237,16 @@ def _runs(found: Collection, links_from: Path) -> Section:
 _SPENT = ("n_tokens_trained", "budget", "seconds_group", "n_branches", "peak_memory_bytes")
 
 
-def _label(row: dict[str, Any]) -> str:
-    return str(row["id"]) if "name" not in row else f"{row['name']}, seed {row.get('seed')} ({row['id']})"
+def _label(row: SweepPoint | ComparisonRun) -> str:
+    return row.id if isinstance(row, SweepPoint) else f"{row.name}, seed {row.seed} ({row.id})"
 
 
-def _environment(rows: Sequence[dict[str, Any]]) -> list[list[Any]]:
+def _environment(rows: Sequence[SweepPoint | ComparisonRun]) -> list[list[str]]:
     """What all were made on; where they differ, each value there was."""
     found: dict[str, list[str]] = {}
     for row in rows:
-        environment = row.get("environment") or {}
-        flat = {**environment, **(environment.get("versions") or {})}
+        environment = {} if row.environment is None else row.environment.to_json()
+        flat = {**environment, **environment.get("versions", {})}
         for key, value in flat.items():
             if key != "versions" and str(value) not in found.setdefault(key, []):
                 found[key].append(str(value))
@@ -262,7 +258,7 @@ def _links(found: Collection, links_from: Path) -> list[tuple[str, str]]:
     inside = "points" if found.kind == "sweep" else "runs"
     made = []
     for row in found.rows:
-        name = str(row["id"])
+        name = row.id
         if name != Path(name).name:
             continue  # no id of ours
         places = [(f"{_label(row)}: its file", found.folder / inside / f"{name}.json")]

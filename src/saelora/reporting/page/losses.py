@@ -1,12 +1,12 @@
 """What every run has: arms, gap, learning curve, and several runs side by side."""
 
 from collections.abc import Sequence
-from typing import Any
 
-from saelora.identity import groups, not_comparable
+from saelora.evals.loss_result import LossResult
+from saelora.identity import About, groups, not_comparable
 from saelora.reporting.format import finite
 from saelora.reporting.page import charts
-from saelora.reporting.page.charts import Series, style
+from saelora.reporting.page.charts import GapBar, Series, style
 from saelora.reporting.page.read import Run, other_rows
 from saelora.reporting.page.view import Figure, Section, Table, by_run, row_of
 from saelora.reporting.text import ARM_NAMES, has_gap
@@ -19,14 +19,6 @@ SPREAD = {
     "relative_error_q10": ("10 %", "number"),
     "relative_error_q90": ("90 %", "number"),
 }
-
-
-def estimate(results: dict[str, Any], key: str) -> Any:
-    """A figure of the results with its 95 % interval."""
-    if results.get(key) is None:
-        return None
-    low, high = results.get("ci95", {}).get(key, (None, None))
-    return {"value": results[key], "low": low, "high": high} if low is not None else results[key]
 
 
 def comparison(runs: Sequence[Run]) -> Table:
@@ -50,23 +42,25 @@ def comparison(runs: Sequence[Run]) -> Table:
     columns[1:1] = [("text", "text")] if marked else []
     rows = []
     for run, letter in zip(runs, letters, strict=True):
-        config, results = run.manifest["config"], run.results
-        saes = ", ".join(str(sae.get("hookpoint")) for sae in run.manifest["saes"])
+        config, results = run.manifest.config, run.results
+        saes = ", ".join(sae.hookpoint for sae in run.manifest.saes)
         row = [
             run.label,
             *([letter] if marked else []),
-            run.manifest["model"].get("ref"),
+            run.manifest.model.ref,
             saes,
             config.get("rank"),
             config.get("placement"),
         ]
-        row += [results.get("n_tokens_trained"), results["ce_base"], results.get("ce_sae"), results.get("ce_adapted")]
-        row += [estimate(results, "gap_closed") if has_gap(results) else None]
-        rows.append([*row, results.get("kl_adapted"), results.get("ce_adapted_clean")])
+        row += [results.n_tokens_trained, results.ce_base, results.ce_sae, results.ce_adapted]
+        row += [results.estimate("gap_closed") if has_gap(results) else None]
+        rows.append([*row, results.kl_adapted, results.ce_adapted_clean])
     return Table("The runs side by side (CE: cross entropy, nats per predicted token)", columns, rows)
 
 
-def arms(runs: Sequence[Run], caption: str = "Variants of the model", folded: bool = False) -> Table:
+def arms(
+    results: Sequence[tuple[Run, LossResult]], caption: str = "Variants of the model", folded: bool = False
+) -> Table:
     """The variants of each run's model, with 95 % intervals."""
     columns = [
         ("model", "text"),
@@ -75,12 +69,13 @@ def arms(runs: Sequence[Run], caption: str = "Variants of the model", folded: bo
         ("top-1 agreement", "share"),
         ("loss recovered", "share"),
     ]
-    rows = []
-    for run in runs:
-        for arm, name in ARM_NAMES.items():
-            if f"ce_{arm}" in run.results:
-                keys = (f"ce_{arm}", f"kl_{arm}", f"top1_{arm}", f"loss_recovered_{arm}")
-                rows.append(row_of(runs, run, [name, *(estimate(run.results, key) for key in keys)]))
+    runs = [run for run, _ in results]
+    rows = [
+        row_of(runs, run, [name, *found.estimates(variant)])
+        for run, found in results
+        for variant, name in ARM_NAMES.items()
+        if found.of(variant) is not None
+    ]
     return Table(f"{caption}: nats per predicted token, with 95 % intervals", by_run(runs, columns), rows, folded)
 
 
@@ -95,17 +90,16 @@ def saes(runs: Sequence[Run]) -> Table:
         ("L0", "number"),
         ("dead share", "share"),
     ]
-    found = [each for run in runs for each in run.results.get("saes", {}).values()]
     keys = ["fvu", *SPREAD, "l0", "dead_frac"]
-    if any("n_massive" in each for each in found):
+    if any(each.n_massive is not None for run in runs for each in run.results.saes.values()):
         columns += [("spared as massive", "count"), ("norm above", "number")]
         keys += ["n_massive", "massive_limit"]
     rows = []
     for run in runs:
-        for sae in run.manifest["saes"]:
-            figures = run.results.get("saes", {}).get(sae.get("hookpoint"), {})
-            own = [sae.get("hookpoint"), sae.get("ref"), sae.get("d_sae")]
-            rows.append(row_of(runs, run, [*own, *(figures.get(key) for key in keys)]))
+        for sae in run.manifest.saes:
+            figures = run.results.saes.get(sae.hookpoint)
+            own = [sae.hookpoint, sae.ref, sae.d_sae]
+            rows.append(row_of(runs, run, [*own, *(getattr(figures, key, None) for key in keys)]))
     told = "SAEs (FVU: fraction of variance unexplained; error of a token: squared, over its squared norm; L0: active "
     return Table(f"{told}latents per token)", by_run(runs, columns), rows)
 
@@ -115,23 +109,21 @@ def gap(runs: Sequence[Run]) -> Figure | None:
     bars, rows = [], []
     for run in runs:
         results = run.results
-        if finite(results.get("ce_adapted")) is None or finite(results.get("ce_sae")) is None:
+        base, spliced, adapted = results.ce_base, finite(results.ce_sae), finite(results.ce_adapted)
+        if adapted is None or spliced is None:
             continue
-        cost, left = results["ce_sae"] - results["ce_base"], results["ce_adapted"] - results["ce_base"]
-        interval = results.get("ci95", {}).get("gap_closed") if has_gap(results) else None
+        cost, left = spliced - base, adapted - base
+        interval = results.interval("gap_closed") if has_gap(results) else None
         ends = sorted(cost * (1 - share) for share in interval) if interval else None
-        label = run.label if len(runs) > 1 else ""
-        bars.append({"label": label, "gap": cost, "left": left, "interval": ends})
-        closed = estimate(results, "gap_closed") if has_gap(results) else None
-        rows.append(
-            [run.label, results["ce_base"], results["ce_sae"], results["ce_adapted"], cost, cost - left, closed]
-        )
+        bars.append(GapBar(run.label if len(runs) > 1 else "", cost, left, ends))
+        closed = results.estimate("gap_closed") if has_gap(results) else None
+        rows.append([run.label, base, spliced, adapted, cost, cost - left, closed])
     if not bars:
         return None
     columns = [("run", "text"), ("CE original", "nats"), ("CE spliced", "nats"), ("CE adapted", "nats")]
     columns += [("cost of the SAE", "nats"), ("won back", "nats"), ("gap closed", "share")]
     told = "The gap: from the original model (0) to the spliced one, and how much of it was won back."
-    if any(bar["interval"] for bar in bars):
+    if any(bar.interval for bar in bars):
         told += " The whisker is the 95 % interval of that share."
     return Figure("gap", told, charts.gap_bars(bars, "gap"), Table("The gap", columns, rows))
 
@@ -139,25 +131,25 @@ def gap(runs: Sequence[Run]) -> Figure | None:
 def learning_curve(runs: Sequence[Run]) -> Figure | None:
     """What was gained on a few held-out rows against tokens of adaptation."""
     shares = [run for run in runs if has_gap(run.results)]
-    key, scale = ("gap_closed", 100.0) if shares else ("ce", 1.0)
+    scale = 100.0 if shares else 1.0
     series, rows, levels = [], [], []
     for i, run in enumerate(runs):
-        points = [row for row in run.results.get("history", []) if finite(row.get(key)) is not None]
+        found = [(row, finite(row.gap_closed if shares else row.ce)) for row in run.results.history]
+        points = [(row, value * scale) for row, value in found if value is not None]
         if not points or (shares and run not in shares):
             continue
         label = run.label if len(runs) > 1 else "while adapting (a few rows)"
-        values = [row[key] * scale for row in points]
-        series.append(Series(label, [row["n_tokens"] for row in points], values, style=style(i)))
-        rows += [
-            row_of(runs, run, [row["n_tokens"], row.get("gap_closed"), row.get("ce"), row.get("kl")]) for row in points
-        ]
+        series.append(
+            Series(label, [row.n_tokens for row, _ in points], [value for _, value in points], style=style(i))
+        )
+        rows += [row_of(runs, run, [row.n_tokens, row.gap_closed, row.ce, row.kl]) for row, _ in points]
     if not series:
         return None
     only = runs[0].results if len(runs) == 1 else None
-    if only and key == "gap_closed":
-        levels = [("at the end (all rows)", only["gap_closed"] * 100)]
-    elif only:
-        levels = [("original model", only["ce_base"]), ("spliced model", only["ce_sae"])]
+    if only and shares and only.gap_closed is not None:
+        levels = [("at the end (all rows)", only.gap_closed * 100)]
+    elif only and only.ce_sae is not None:
+        levels = [("original model", only.ce_base), ("spliced model", only.ce_sae)]
     y = "share of the gap closed (%)" if shares else "cross entropy (nats)"
     svg = charts.lines(
         series, "learning-curve", "tokens of adaptation", y, zero=bool(shares), levels=levels, thousands=True
@@ -171,12 +163,9 @@ def learning_curve(runs: Sequence[Run]) -> Figure | None:
 
 def overview(runs: Sequence[Run]) -> Section:
     """The page's first section."""
-    first = [comparison(runs), arms(runs, folded=True)] if len(runs) > 1 else [arms(runs)]
-    again = [
-        Run(run.label, run.folder, run.manifest, run.parts["loss"]["result"], {})
-        for run in runs
-        if "ce_base" in run.parts.get("loss", {}).get("result", {})
-    ]
+    own = [(run, run.results) for run in runs]
+    first = [comparison(runs), arms(own, folded=True)] if len(runs) > 1 else [arms(own)]
+    again = [(run, run.again) for run in runs if run.again is not None]
     tables = [saes(runs)]
     if again:
         tables.append(arms(again, "Measured again by saelora evaluate", folded=True))
@@ -187,7 +176,7 @@ def overview(runs: Sequence[Run]) -> Section:
     )
     told = not_comparable([run.about for run in runs], "runs") if len(runs) > 1 else []
     for run in runs:
-        if "loss" in run.parts and (found := other_rows(run.parts["loss"].get("about") or {}, run.about)):
+        if "loss" in run.parts and (found := other_rows(run.parts["loss"].about or About(), run.about)):
             name = f"{run.label}: the" if len(runs) > 1 else "The"
             told.append(f"{name} losses that were measured again do not compare with the first ones: {found}.")
     return Section("results", "Result", about, figures=figures, tables=tables, first=first, warnings=told)

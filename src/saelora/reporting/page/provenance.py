@@ -4,6 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saelora.evals.registry import on_rows
+from saelora.identity import About, SAEId
+from saelora.records import Record
 from saelora.reporting.page.read import Run
 from saelora.reporting.page.view import Section, Table, by_run, quoted, row_of, written
 
@@ -11,12 +13,12 @@ from saelora.reporting.page.view import Section, Table, by_run, quoted, row_of, 
 def section(runs: Sequence[Run]) -> Section:
     """Every run's provenance."""
     tables = [
-        Table("Model", by_run(runs, _NAMED), _flat(runs, [(run, run.manifest["model"]) for run in runs])),
-        Table("SAEs", by_run(runs, _NAMED), _flat(runs, [(run, _numbered(run.manifest["saes"])) for run in runs])),
+        Table("Model", by_run(runs, _NAMED), _flat(runs, [(run, run.manifest.model) for run in runs])),
+        Table("SAEs", by_run(runs, _NAMED), _flat(runs, [(run, _numbered(run.manifest.saes)) for run in runs])),
         Table(
             "Token policy (positions that the SAE leaves alone)",
             by_run(runs, _NAMED),
-            _flat(runs, [(run, run.manifest.get("token_policy") or {}) for run in runs]),
+            _flat(runs, [(run, run.manifest.token_policy or {}) for run in runs]),
         ),
         Table(
             "Held-out text that was measured on", by_run(runs, _NAMED), _flat(runs, [(r, _heldout(r)) for r in runs])
@@ -25,7 +27,7 @@ def section(runs: Sequence[Run]) -> Section:
         Table(
             "Versions and hardware of the training",
             by_run(runs, _NAMED),
-            _flat(runs, [(run, run.manifest.get("environment") or {}) for run in runs]),
+            _flat(runs, [(run, run.manifest.environment or {}) for run in runs]),
         ),
         _options(runs),
         *(_part(run, name, len(runs) > 1) for run in runs for name in run.parts),
@@ -39,7 +41,7 @@ _NAMED = [("what", "text"), ("value", "text")]
 
 
 def _commands(run: Run) -> tuple[Run, list[str]]:
-    command = "finetune-sae" if run.manifest.get("method") == "sae" else "adapt"
+    command = "finetune-sae" if run.manifest.method == "sae" else "adapt"
     own = [f"saelora {command} --config {quoted(run)}/config.yaml --out NEW_FOLDER"]
     parts = [name for name in run.parts if name != "loss"]
     if parts:
@@ -47,75 +49,78 @@ def _commands(run: Run) -> tuple[Run, list[str]]:
     return run, own
 
 
-def _flat(runs: Sequence[Run], values: Sequence[tuple[Run, dict[str, Any]]]) -> list[list[Any]]:
+def _flat(runs: Sequence[Run], values: Sequence[tuple[Run, Record | Mapping[str, object]]]) -> list[list[Any]]:
     """Rows of name and value; what is nested gets its names joined by dots."""
     return [row_of(runs, run, row) for run, each in values for row in _pairs(each)]
 
 
-def _pairs(value: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+def _pairs(value: Record | Mapping[str, object], prefix: str = "") -> list[tuple[str, Any]]:
     out: list[tuple[str, Any]] = []
-    for key, each in value.items():
-        if isinstance(each, dict):
+    for key, each in (value.to_json() if isinstance(value, Record) else value).items():
+        if isinstance(each, Record | dict):
             out += _pairs(each, f"{prefix}{key}.")
         else:
             out.append((f"{prefix}{key}", each))
     return out
 
 
-def _numbered(saes: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _numbered(saes: Sequence[SAEId]) -> SAEId | dict[str, SAEId]:
     return saes[0] if len(saes) == 1 else {str(i): sae for i, sae in enumerate(saes, 1)}
 
 
 def _heldout(run: Run) -> dict[str, str]:
     """The rows of the result and of each part that was measured on rows."""
     abouts = {"result": run.about} | {
-        f"part {name}": file.get("about") or {} for name, file in run.parts.items() if on_rows(name)
+        f"part {name}": file.about or About() for name, file in run.parts.items() if on_rows(name)
     }
     return {name: rows_text(about) for name, about in abouts.items()}
 
 
-def rows_text(about: Mapping[str, Any]) -> str:
+def rows_text(about: About) -> str:
     """Held-out rows and precision, as a table says them."""
-    rows = about.get("heldout")
-    if not rows:
+    rows = about.heldout
+    if rows is None:
         return "unknown: an older version did not record it"
-    half = f", autocast to {about['autocast']}" if about.get("autocast") else ""
-    return f"{rows['n_rows']} rows of {rows['context']} tokens, {rows['fingerprint']}{half}"
+    half = f", autocast to {about.autocast}" if about.autocast else ""
+    return f"{rows.n_rows} rows of {rows.context} tokens, {rows.fingerprint}{half}"
 
 
-def _spent(run: Run) -> dict[str, Any]:
+def _spent(run: Run) -> dict[str, float]:
     results = run.results
-    keys = ("n_tokens_trained", "seconds_training", "tokens_per_second", "n_tokens_evaluated")
-    spent = {key: results[key] for key in keys if key in results}
-    if "n_documents_trained" in run.manifest:
-        spent["n_documents_trained"] = run.manifest["n_documents_trained"]
-    return spent | {f"seconds, part {name}": file["seconds"] for name, file in run.parts.items() if "seconds" in file}
+    spent = {
+        "n_tokens_trained": results.n_tokens_trained,
+        "seconds_training": results.seconds_training,
+        "tokens_per_second": results.tokens_per_second,
+        "n_tokens_evaluated": results.n_tokens_evaluated,
+        "n_documents_trained": run.manifest.n_documents_trained,
+    }
+    spent |= {f"seconds, part {name}": file.seconds for name, file in run.parts.items()}
+    return {name: value for name, value in spent.items() if value is not None}
 
 
 def _options(runs: Sequence[Run]) -> Table:
     """The runs' options, a column a run."""
-    names = list(dict.fromkeys(name for run in runs for name in run.manifest["config"]))
+    names = list(dict.fromkeys(name for run in runs for name in run.manifest.config))
     columns = [("option", "text"), *((run.label if len(runs) > 1 else "value", "text") for run in runs)]
-    rows = [[name, *(run.manifest["config"].get(name) for run in runs)] for name in names]
+    rows = [[name, *(run.manifest.config.get(name) for run in runs)] for name in names]
     return Table("Options of the training", columns, rows, folded=True)
 
 
 def _part(run: Run, name: str, several: bool) -> Table:
     """The options and environment of a part that the training's do not already say."""
     file = run.parts[name]
-    config = run.manifest["config"]
-    rows = [["options", key, value] for key, value in (file.get("options") or {}).items() if value != config.get(key)]
-    before = dict(_pairs(run.manifest.get("environment") or {}))
-    now = _pairs(file.get("environment") or {})
+    config = run.manifest.config
+    rows = [["options", key, value] for key, value in (file.options or {}).items() if value != config.get(key)]
+    before = dict(_pairs(run.manifest.environment or {}))
+    now = _pairs(file.environment or {})
     rows += [["environment", key, value] for key, value in now if value != before.get(key)]
-    rows += [["measured on", key, value] for key, value in _pairs(_about(file))]
+    rows += [["measured on", key, value] for key, value in _about(file.about or About()).items()]
     told = f"Part {name}{f' of {run.label}' if several else ''}: options, versions and subject (where they differ)"
     columns = [("kind", "text"), ("what", "text"), ("value", "text")]
     return Table(told, columns, [[kind, key, written(value, "text")] for kind, key, value in rows], folded=True)
 
 
-def _about(file: dict[str, Any]) -> dict[str, Any]:
-    about = file.get("about") or {}
-    told = {"model": (about.get("model") or {}).get("fingerprint")}
-    told |= {f"SAE at {sae.get('hookpoint')}": sae.get("fingerprint") for sae in about.get("saes", [])}
+def _about(about: About) -> dict[str, str]:
+    told = {"model": about.model.fingerprint if about.model is not None else None}
+    told |= {f"SAE at {sae.hookpoint}": sae.fingerprint for sae in about.saes}
     return {key: value for key, value in told.items() if value}

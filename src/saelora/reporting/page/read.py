@@ -1,16 +1,16 @@
 """A run's folder -> what the page tells of it. Reads JSON only: no model, no torch."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from saelora import shapes
 from saelora.errors import InputError
+from saelora.evals.loss_result import LossResult, RunResult
 from saelora.evals.registry import EVALUATIONS
-from saelora.identity import OTHER_ROWS, sae_names, same_saes, text_differs
-from saelora.manifest import MANIFEST, RESULTS, part_file, read_json
-from saelora.shapes import check_file
+from saelora.identity import OTHER_ROWS, About, sae_names, same_saes, text_differs
+from saelora.manifest import MANIFEST, RESULTS, Manifest, PartFile, part_file, read_json
+from saelora.records import JsonObject
 
 R = TypeVar("R")
 
@@ -21,16 +21,18 @@ class Run:
 
     label: str
     folder: Path
-    manifest: dict[str, Any]
-    results: dict[str, Any]
-    parts: dict[str, dict[str, Any]]  # name -> its file, "loss" (measured again) among them
-    found: dict[str, Any] = field(default_factory=dict)  # name -> the result of an evaluation
+    manifest: Manifest
+    results: RunResult
+    parts: dict[str, PartFile]  # by name, "loss" (measured again) among them
+    found: dict[str, object] = field(default_factory=dict)  # by name, the results of evaluations
+    again: LossResult | None = None  # the losses, measured again
 
     @property
-    def about(self) -> dict[str, Any]:
+    def about(self) -> About:
         """What its result was measured on; without held-out rows where an older version did not record them."""
-        own = {key: self.manifest.get(key) for key in ("model", "saes", "token_policy")}
-        return {**own, **(self.results.get("about") or {})}
+        own = About(model=self.manifest.model, saes=self.manifest.saes, token_policy=self.manifest.token_policy)
+        about = self.results.about or About()
+        return own.having(**{name: getattr(about, name) for name in about.model_fields_set})
 
     def result(self, kind: type[R]) -> R | None:
         """The result of this kind, None where it was not measured."""
@@ -68,28 +70,30 @@ def read_run(folder: Path, label: str) -> Run:
         lack = f"{MANIFEST} lacks {', '.join(missing)}" if missing else f"{RESULTS} has no ce_base"
         raise InputError(f"{folder} is a run of another kind ({lack}): name the output folder of a saelora adapt run")
     remedy = "bring it back as the run left it, or run it anew with --overwrite"
-    check_file(manifest, shapes.MANIFEST, folder / MANIFEST, remedy)
-    check_file(results, shapes.FIGURES, folder / RESULTS, remedy)
-    parts = {}
+    own = Manifest.read(manifest, folder / MANIFEST, remedy), RunResult.read(results, folder / RESULTS, remedy)
+    parts: dict[str, PartFile] = {}
+    found: dict[str, object] = {}
+    again = None
     for name in ("loss", *EVALUATIONS):
         path = part_file(folder / "evals", name)
-        if path.exists():
-            parts[name] = _mapping(path)
-            if not isinstance(parts[name].get("result"), dict):
-                raise InputError(f"{path} has no result: measure it again with --parts {name} --overwrite")
-    found = {
-        name: EVALUATIONS[name].read(file["result"], part_file(folder / "evals", name))
-        for name, file in parts.items()
-        if name in EVALUATIONS
-    }
-    return Run(label, folder, manifest, results, parts, found)
+        if not path.exists():
+            continue
+        file, anew = _mapping(path), f"measure it again with --parts {name} --overwrite"
+        if not isinstance(file.get("result"), dict):
+            raise InputError(f"{path} has no result: {anew}")
+        parts[name] = PartFile.read(file, path, anew)
+        if name in EVALUATIONS:
+            found[name] = EVALUATIONS[name].read(parts[name].result, path)
+        elif "ce_base" in parts[name].result:
+            again = LossResult.read(parts[name].result, path, anew)
+    return Run(label, folder, *own, parts, found, again)
 
 
-def _mapping(path: Path) -> dict[str, Any]:
+def _mapping(path: Path) -> JsonObject:
     found = read_json(path)
     if not isinstance(found, dict):
         raise InputError(f"{path} holds {type(found).__name__}, expected an object: is it a file of saelora?")
-    return found
+    return dict(found)
 
 
 def _labels(paths: Sequence[Path]) -> list[str]:
@@ -104,15 +108,15 @@ def _labels(paths: Sequence[Path]) -> list[str]:
 
 def differences(run: Run, name: str) -> list[str]:
     """What a part was measured on that is not what the run's result was, rows aside; empty where all is the same."""
-    about = run.parts[name].get("about") or {}
-    told = [each for each in text_differs(about, run.about)[0] if not each.startswith(OTHER_ROWS)]
-    if "saes" in about and not same_saes(about["saes"], run.manifest["saes"]):
-        told.append(f"SAE {sae_names(about['saes'])}")
-    if about.get("adapter") and run.about.get("adapter") and about["adapter"] != run.about["adapter"]:
-        told.append(f"another adapter ({about['adapter']})")
+    about, own = run.parts[name].about or About(), run.about
+    told = [each for each in text_differs(about, own)[0] if not each.startswith(OTHER_ROWS)]
+    if "saes" in about.model_fields_set and not same_saes(about.saes, run.manifest.saes):
+        told.append(f"SAE {sae_names(about.saes)}")
+    if about.adapter and own.adapter and about.adapter != own.adapter:
+        told.append(f"another adapter ({about.adapter})")
     return told
 
 
-def other_rows(about: Mapping[str, Any], other: Mapping[str, Any]) -> str | None:
+def other_rows(about: About, other: About) -> str | None:
     """That two were measured on different held-out rows, in words; None where they were not, or it is not known."""
     return next((each for each in text_differs(about, other)[0] if each.startswith(OTHER_ROWS)), None)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from saelora.evals.registry import EVALUATIONS
+from saelora.identity import About
 from saelora.reporting.format import finite
 from saelora.reporting.page.read import R, Run, differences, other_rows
 
@@ -148,27 +149,27 @@ def notes(runs: Sequence[Run], part: str) -> list[Note]:
 
 
 def _warning(run: Run, part: str) -> str | None:
-    about = run.parts[part].get("about") or {}
-    told = [f"Forced by --other-weights: {each}." for each in about.get("other_weights", [])]
+    about = run.parts[part].about or About()
+    told = [f"Forced by --other-weights: {each}." for each in about.other_weights]
     if other := differences(run, part):
         told.append(f"Measured on something else than this run's own: {'; '.join(other)}.")
-    told += [f"Not checked: {each}." for each in about.get("unchecked", [])]
+    told += [f"Not checked: {each}." for each in about.unchecked]
     return " ".join(told) or None
 
 
 def _other_rows(run: Run, part: str, first: Run | None) -> list[str]:
     if not EVALUATIONS[part].on_rows:
         return []
-    about, told = run.parts[part].get("about") or {}, []
+    about, told = run.parts[part].about or About(), []
     if found := other_rows(about, run.about):
         told.append(f"Its figures do not compare with the result above: {found}.")
-    if first is not None and (found := other_rows(about, first.parts[part].get("about") or {})):
+    if first is not None and (found := other_rows(about, first.parts[part].about or About())):
         told.append(f"Its figures do not compare with those of {first.label}: {found}.")
     return told
 
 
 def _missing(run: Run, part: str) -> Note:
-    if run.manifest.get("tuned_saes") and not EVALUATIONS[part].of_trained_saes:
+    if run.manifest.tuned_saes and not EVALUATIONS[part].of_trained_saes:
         return Note(run, ["This is about an adapter around a frozen SAE; here the SAE was trained."])
     return Note(run, command=f"saelora evaluate --adapter {quoted(run)} --parts {part}")
 

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from saelora.errors import InputError
+from saelora.records import JsonObject
 
 
 @dataclass
@@ -25,7 +26,7 @@ class Parts:
         weights: W_enc [d_in, d_sae], W_dec [d_sae, d_in], b_enc [d_sae], b_dec [d_in], and what the architecture adds.
     """
 
-    cfg: dict[str, Any]
+    cfg: JsonObject
     weights: dict[str, Tensor]
 
 
@@ -38,8 +39,8 @@ class Spec:
     apply_b_dec_to_input: bool
     hook_name: str | None
     model_name: str | None
-    extra: dict[str, Any] = field(default_factory=dict)
-    metadata: dict[str, Any] = field(default_factory=dict)
+    extra: JsonObject = field(default_factory=dict)
+    metadata: JsonObject = field(default_factory=dict)
 
     def parts(self, source: Path) -> Parts:
         """Shapes come from the weights alone, so a configuration that disagrees with them cannot mislead."""
@@ -85,7 +86,7 @@ def _check_shapes(weights: dict[str, Tensor], source: Path) -> None:
 _OFF = (None, False, "", "none", "None")
 
 
-def account_for_keys(cfg: dict[str, Any], known: Collection[str], path: Path, what: str = "") -> None:
+def account_for_keys(cfg: JsonObject, known: Collection[str], path: Path, what: str = "") -> None:
     """Raise InputError where a configuration sets a key that is not known: it may change what the SAE computes.
 
     Args:
@@ -117,7 +118,7 @@ def check_floats(state: dict[str, Tensor], path: Path) -> None:
             raise InputError(f"{path}: {key} holds {tensor.dtype}, expected floats")
 
 
-def check_sizes(cfg: dict[str, Any], names: dict[str, int], path: Path) -> None:
+def check_sizes(cfg: JsonObject, names: dict[str, int], path: Path) -> None:
     """Raise InputError where sizes that a configuration gives are not those of the weights."""
     for key, size in names.items():
         if cfg.get(key) not in (None, 0, size):
@@ -153,7 +154,7 @@ def text(value: Any, name: str, path: Path) -> str:
     return value
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> JsonObject:
     """The object in a JSON file.
 
     Raises:
@@ -196,7 +197,7 @@ def read_npz(path: Path) -> dict[str, Tensor]:
     raise InputError(f"{path} holds one bare array, expected an npz archive of named arrays")
 
 
-def read_torch(path: Path) -> dict[str, Any]:
+def read_torch(path: Path) -> JsonObject:
     """The dictionary in a torch file, tensors and plain containers only: no code in the file is run.
 
     Raises:
@@ -216,7 +217,7 @@ def read_torch(path: Path) -> dict[str, Any]:
     return value
 
 
-def take(mapping: dict[str, Any], key: str, path: Path) -> Any:
+def take(mapping: JsonObject, key: str, path: Path) -> Any:
     """`mapping[key]`, or an InputError that names the file, the key and what is there."""
     if key not in mapping:
         raise InputError(

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint, Site
+from saelora.records import JsonObject
 from saelora.saes.readers.common import (
     Parts,
     Spec,
@@ -96,7 +97,7 @@ def _converted(convert: Callable[[State, Path], State], state: State, path: Path
     return convert(noting, path), noting.used
 
 
-def _k(trainer: dict[str, Any], state: State, path: Path) -> int | None:
+def _k(trainer: JsonObject, state: State, path: Path) -> int | None:
     """The number of active latents, from the configuration or the weights."""
     found = [trainer["k"]] if trainer.get("k") is not None else []
     found += [int(state["k"])] if "k" in state else []
@@ -173,7 +174,7 @@ _SITES: dict[str, Site] = {
 _SANDWICH = re.compile(r"gemma-?[23]|olmo-?[23]")
 
 
-def _hook_name(trainer: dict[str, Any], buffer: dict[str, Any]) -> str | None:
+def _hook_name(trainer: JsonObject, buffer: JsonObject) -> str | None:
     """TransformerLens' name from the layer and the submodule ("resid_post_layer_12", "mlp_out_layer_3", ...).
 
     None where that is not certain: where the buffer took a module's input, and for "mlp_out" or "attn_out" of families

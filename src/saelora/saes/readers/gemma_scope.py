@@ -6,13 +6,13 @@ hold weights only: layer, site and model are in the names of the folders above t
 
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint, Site, parse_hookpoint
+from saelora.records import JsonObject
 from saelora.saes.readers.common import (
     Parts,
     Spec,
@@ -72,13 +72,13 @@ def read(folder: Path, name: str) -> Parts:
     ).parts(path)
 
 
-def _out(config: dict[str, Any]) -> bool:
+def _out(config: JsonObject) -> bool:
     """Whether the configuration of Gemma Scope 2 names an output activation other than its input."""
     out = config.get("hf_hook_point_out")
     return out is not None and out != config.get("hf_hook_point_in")
 
 
-def _check_config(config: dict[str, Any], path: Path) -> None:
+def _check_config(config: JsonObject, path: Path) -> None:
     """Raise InputError where Gemma Scope 2's configuration says that this is something else than a JumpReLU SAE."""
     for key in ("architecture", "model_name", "hf_hook_point_in", "type"):
         if config.get(key) is not None:
@@ -101,7 +101,7 @@ def _check_extra(state: dict[str, Tensor], path: Path) -> None:
     account_for_tensors(state, _WEIGHTS, path)
 
 
-def _where(config: dict[str, Any], name: str) -> str | None:
+def _where(config: JsonObject, name: str) -> str | None:
     """TransformerLens' name from the configuration, or else from the folders' names."""
     from_folders, given = _hook_name(name), config.get("hf_hook_point_in")
     if given is None:

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from saelora.errors import InputError
+from saelora.records import JsonObject
 from saelora.saes.readers.common import (
     Parts,
     Spec,
@@ -64,7 +65,7 @@ def read(folder: Path, name: str) -> Parts:
         "b_dec": b_dec / factor,
     }
     by_norm = flag(_given(cfg, "sparsity_include_decoder_norm", cfg_path), "sparsity_include_decoder_norm", cfg_path)
-    extra: dict[str, Any] = {}
+    extra: JsonObject = {}
     if activation == "jumprelu":
         norm = w_dec.norm(dim=-1).clamp_min(1e-12) if by_norm else torch.ones(w_dec.shape[0], dtype=torch.float64)
         threshold = number(take(cfg, "jump_relu_threshold", cfg_path), "jump_relu_threshold", cfg_path, least=0)
@@ -83,14 +84,14 @@ def read(folder: Path, name: str) -> Parts:
     ).parts(weights_path)
 
 
-def _given(cfg: dict[str, Any], key: str, path: Path) -> Any:
+def _given(cfg: JsonObject, key: str, path: Path) -> Any:
     """An entry that Language-Model-SAEs always writes; its versions have had different values for one left out."""
     if key not in cfg:
         raise InputError(f"{path} has no {key!r}, on which the SAE's arithmetic depends: get the whole file again")
     return cfg[key]
 
 
-def _activation(cfg: dict[str, Any], path: Path) -> str:
+def _activation(cfg: JsonObject, path: Path) -> str:
     """jumprelu, topk or relu, once nothing else stands against reading this SAE.
 
     Language-Model-SAEs runs a TopK SAE with a threshold as JumpReLU.
@@ -112,7 +113,7 @@ def _activation(cfg: dict[str, Any], path: Path) -> str:
     return activation
 
 
-def _norm_factor(cfg: dict[str, Any], path: Path, d_in: int) -> float:
+def _norm_factor(cfg: JsonObject, path: Path, d_in: int) -> float:
     """sqrt(d_in) / the data set's average norm, or 1 where the SAE was trained on raw activations."""
     kind = _given(cfg, "norm_activation", path)
     if kind == "inference":

@@ -12,6 +12,7 @@ from packaging.version import InvalidVersion, Version
 from torch import Tensor
 
 from saelora.errors import InputError
+from saelora.records import JsonObject
 from saelora.saes.readers.common import (
     Parts,
     account_for_keys,
@@ -44,7 +45,7 @@ def read(folder: Path, name: str) -> Parts:
     return Parts(cfg, _scaled(weights, cfg, weights_path))
 
 
-def checked(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
+def checked(cfg: JsonObject, path: Path) -> JsonObject:
     """A configuration of any version, all of whose entries are understood; those that only name things are kept.
 
     Raises:
@@ -70,7 +71,7 @@ def checked(cfg: dict[str, Any], path: Path) -> dict[str, Any]:
     return {**cfg, "architecture": kind, "k": k, "activation_fn_kwargs": {"k": k}}
 
 
-def _architecture(cfg: dict[str, Any], path: Path) -> str:
+def _architecture(cfg: JsonObject, path: Path) -> str:
     from sae_lens.registry import SAE_CLASS_REGISTRY
 
     architecture = text(cfg.get("architecture", "standard"), "architecture", path)
@@ -85,7 +86,7 @@ def _architecture(cfg: dict[str, Any], path: Path) -> str:
     return architecture
 
 
-def _check_values(cfg: dict[str, Any], path: Path) -> None:
+def _check_values(cfg: JsonObject, path: Path) -> None:
     """Raise InputError where an entry that SAELens takes as it is has a value that it would misread."""
     for key in ("d_in", "d_sae"):
         if key in cfg:
@@ -113,7 +114,7 @@ def _fields(architecture: str) -> set[str]:
     return {field.name for config in configs for field in fields(config)}
 
 
-def _check_version(cfg: dict[str, Any], metadata: dict[str, Any], path: Path) -> None:
+def _check_version(cfg: JsonObject, metadata: JsonObject, path: Path) -> None:
     """Raise InputError where the version that wrote the file, on which its meaning depends, cannot be read."""
     version = cfg.get("sae_lens_version") or metadata.get("sae_lens_version")
     try:
@@ -127,7 +128,7 @@ def _check_version(cfg: dict[str, Any], metadata: dict[str, Any], path: Path) ->
         )
 
 
-def _check_names(cfg: dict[str, Any], metadata: dict[str, Any], path: Path) -> None:
+def _check_names(cfg: JsonObject, metadata: JsonObject, path: Path) -> None:
     """Raise InputError where the hook is no name, or that of one attention head."""
     for key in ("hook_name", "hook_point"):
         if cfg.get(key, "") is None:
@@ -144,7 +145,7 @@ def _check_names(cfg: dict[str, Any], metadata: dict[str, Any], path: Path) -> N
             )
 
 
-def _k_of_topk(cfg: dict[str, Any], architecture: str, path: Path) -> int | None:
+def _k_of_topk(cfg: JsonObject, architecture: str, path: Path) -> int | None:
     """The k of a TopK SAE, None for other SAEs.
 
     Raises:
@@ -178,7 +179,7 @@ def _k_of_topk(cfg: dict[str, Any], architecture: str, path: Path) -> int | None
     return k
 
 
-def _scaled(weights: dict[str, Tensor], cfg: dict[str, Any], path: Path) -> dict[str, Tensor]:
+def _scaled(weights: dict[str, Tensor], cfg: JsonObject, path: Path) -> dict[str, Tensor]:
     """The weights with a factor on each latent, which SAELens before 6 trained afterwards, folded into the decoder."""
     used = cfg.pop("finetuning_scaling_factor", None)
     present = [key for key in ("scaling_factor", "finetuning_scaling_factor") if key in weights]

@@ -6,10 +6,10 @@ is not used.
 """
 
 from pathlib import Path
-from typing import Any
 
 from saelora.errors import InputError
 from saelora.models.hookpoints import parse_hookpoint
+from saelora.records import JsonObject
 from saelora.saes.readers.common import (
     Parts,
     Spec,
@@ -60,7 +60,7 @@ def read(folder: Path, name: str) -> Parts:
     ).parts(weights_path)
 
 
-def _refuse_unsupported(cfg: dict[str, Any], path: Path) -> None:
+def _refuse_unsupported(cfg: JsonObject, path: Path) -> None:
     if cfg.get("transcode") or cfg.get("skip_connection"):
         raise InputError(
             f"{path} is a transcoder's (transcode or skip_connection is true): expected an SAE, choose one"
@@ -73,7 +73,7 @@ def _refuse_unsupported(cfg: dict[str, Any], path: Path) -> None:
         raise InputError(f"{path} has activation {kind!r}: of sparsify's activations only 'topk' is supported")
 
 
-def _run_config(folder: Path) -> dict[str, Any]:
+def _run_config(folder: Path) -> JsonObject:
     """The training run's `config.json`, which sparsify writes beside the hookpoints' folders; {} without one."""
     for parent in (folder.parent, folder.parent.parent):
         if (parent / "config.json").is_file():
@@ -82,7 +82,7 @@ def _run_config(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _hook_name(name: str, run: dict[str, Any]) -> str | None:
+def _hook_name(name: str, run: JsonObject) -> str | None:
     """The last part of `name` that is a hookpoint: with several seeds the folder is `layers.3.mlp/seed0`.
 
     A module's name means its output; a run may say that it trained on inputs instead (hook_mode).
