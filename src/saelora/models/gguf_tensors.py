@@ -54,7 +54,7 @@ def tensors(file: GGUFFile, architecture: str, n_layers: int) -> JsonObject:
 def check_shapes(file: GGUFFile, head_dim: int, config: JsonObject) -> None:
     """Raise InputError where a tensor's shape [in, out], as GGUF has it, is not what the stated sizes make it."""
     d_model, vocab = config["hidden_size"], config["vocab_size"]
-    n_heads = config["num_attention_heads"]
+    n_heads: int = config["num_attention_heads"]
     width, kv = n_heads * head_dim, config.get("num_key_value_heads", n_heads) * head_dim
     inner = config.get("intermediate_size") or config["n_inner"]
     shapes = {

@@ -80,10 +80,11 @@ def curve_of(run: ComparisonRun) -> list[Reached]:
     found = []
     for point in run.curve:
         if point.ce is not None and finite(point.ce):
-            own = {cost: getattr(point, cost) for cost in COSTS}
-            before = {cost: 0 if run.start is None else getattr(run.start, cost) for cost in COSTS}
-            totals = {f"total_{c}": None if before[c] is None else before[c] + own[c] for c in COSTS}
-            found.append(Reached(point.share, ce=point.ce, kl=point.kl, **own, **totals))
+            own = (point.n_tokens, point.seconds, point.model_flops)
+            start = run.start
+            before = (0, 0, 0) if start is None else (start.n_tokens, start.seconds, start.model_flops)
+            totals = (None if b is None else b + o for b, o in zip(before, own, strict=True))
+            found.append(Reached(point.share, *own, point.ce, point.kl, *totals))
     return found
 
 
