@@ -155,7 +155,7 @@ class _Arms:
         self.students = Students(model, every, [each for each in others if each is not None], self.watched)
 
     def results(self, name: str, losses: LossSums, saes: Mapping[Student, dict[str, SAEFigures]]) -> dict[str, object]:
-        """One branch's fields of a ``LossResult``, from the sums of its arms; the SAEs' own as spliced, and where trained, as adapted."""
+        """Fields of one branch's ``LossResult``; the SAEs' own figures as spliced, and where trained, as adapted."""
         numbers = {student: number for number, student in self.names.items()}
         sums = {Variant.BASE.ce: losses.sums[Variant.BASE.ce]}
         for arm, student in self.plan[name].items():

@@ -38,7 +38,6 @@ from saelora.objectives.distill import Distill
 from saelora.objectives.fitting import fit_step
 from saelora.reporting.outcome import DIVERGED, DONE, outcome
 from saelora.reporting.sweep_point import SweepPoint
-from saelora.train.distributed import ALONE
 from saelora.train.memory import free_bytes
 
 POINTS, ROWS = "points.json", "rows.json"  # of a group: what it trains, and until they are published its results
