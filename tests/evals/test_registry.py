@@ -15,10 +15,12 @@ import families
 import saelora.evals
 from families import D_MODEL
 from saelora.core.splice import splice
+from saelora.evals.loss_result import RunResult
 from saelora.evals.registry import EVALUATIONS, Evaluation
 from saelora.evals.subject import Subject
 from saelora.evals.variant import Variant
-from saelora.manifest import PartFile
+from saelora.identity import ModelId
+from saelora.manifest import Manifest, PartFile
 from saelora.models.hookpoints import Hookpoint
 from saelora.reporting.page.read import Run
 from tiny_saes import SPARE_SPECIAL, TinySAE
@@ -82,7 +84,9 @@ def test_the_example_measures_tells_and_shows(fresh: Any, tmp_path: Path, monkey
     assert f"base {result.probability[Variant.BASE]['value']:.1%}" in told
 
     file = PartFile(part="confidence", result=found)
-    run = Run("run", tmp_path, nothing, nothing, {"confidence": file}, {"confidence": result})
+    manifest = Manifest(model=ModelId(ref="m"), saes=[], config={})
+    results = RunResult(ce_base=1.0, n_tokens_evaluated=1, n_tokens_trained=1)
+    run = Run("run", tmp_path, manifest, results, {"confidence": file}, {"confidence": result})
     (section,) = added.sections([run])
     assert section.notes[0].lines == [told]
     assert [row[0] for row in section.tables[0].rows] == ["base", "sae", "adapted"]

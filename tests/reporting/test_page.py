@@ -9,6 +9,7 @@ import pytest
 from page_runs import HOSTILE, dump, estimate, write_run
 
 from saelora.errors import InputError
+from saelora.evals.loss_result import RunResult
 from saelora.evals.tokens.text import payload
 from saelora.reporting.page import MARKER, page, read_runs, script_json, visible
 from saelora.reporting.page.read import differences
@@ -41,7 +42,7 @@ def html(run: Path) -> str:
 def test_page_begins_with_the_headline_and_is_marked_as_ours(run: Path, html: str) -> None:
     assert html.startswith("<!DOCTYPE html>")
     assert MARKER in html[:2048]
-    assert headline(json.loads((run / "results.json").read_text())) in html
+    assert headline(RunResult.model_validate_json((run / "results.json").read_bytes())) in html
     assert html.index("headline") < html.index('<section id="results"')
 
 
