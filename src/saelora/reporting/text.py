@@ -146,15 +146,16 @@ def fvu_text(sae: SAEFigures) -> str:
 
 def error_text(sae: SAEFigures) -> str:
     """How large an SAE's error is at most tokens; nothing where the results are older than that figure."""
-    if sae.relative_error is None:
+    low, high = sae.relative_error_q10, sae.relative_error_q90
+    if sae.relative_error is None or low is None or high is None:
         return ""
-    spread = f"10 % to 90 % of tokens {sae.relative_error_q10:.3f} to {sae.relative_error_q90:.3f}"
+    spread = f"10 % to 90 % of tokens {low:.3f} to {high:.3f}"
     return f"squared error of a token over its squared norm: median {sae.relative_error:.3f}, {spread}"
 
 
 def massive_text(sae: SAEFigures) -> str:
     """How many positions were spared as massive; nothing where none are to be."""
-    if sae.n_massive is None:
+    if sae.n_massive is None or sae.n_positions is None or sae.massive_limit is None:
         return ""
     spared = f"{sae.n_massive:,} of {sae.n_positions:,} positions spared as massive"
     return f"{spared} (norm above {sae.massive_limit:,.4g})"
