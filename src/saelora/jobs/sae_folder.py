@@ -12,8 +12,9 @@ from saelora.evals.loss_result import SAEResult
 from saelora.files import write_whole
 from saelora.identity import About, SAEId, measured_on
 from saelora.jobs.sae_card import sae_card
-from saelora.manifest import RESULTS, describe_model, environment, read_json, write_json
+from saelora.manifest import RESULTS, Environment, describe_model, environment, read_json, write_json
 from saelora.models.hookpoints import parse_hookpoint
+from saelora.records import JsonObject, Record
 from saelora.sae_training.recipe import variant_name
 
 if TYPE_CHECKING:
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 from saelora.reporting.text import error_text, fvu_text
 
 FINISHED = "training.json"  # written last
+
+
+class TrainingFile(Record):
+    """What the file of a finished training holds; ``saes``: their names."""
+
+    config: JsonObject = {}
+    saes: list[str] = []
+    environment: Environment | None = None
 
 
 def finish(
@@ -71,14 +80,16 @@ def finish(
             f"saved in {target}"
         )
     if group.is_main:
-        write_json(folder / FINISHED, {"config": to_dict(config), "saes": [*results], "environment": environment()})
+        made = TrainingFile(config=to_dict(config), saes=[*results], environment=environment())
+        write_json(folder / FINISHED, made)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return results
 
 
 def names_of(config: train_sae.Config, folder: Path) -> list[str]:
     """The names of a finished run's SAEs, as their objective named them."""
-    if names := read_json(folder / FINISHED).get("saes"):
+    file = folder / FINISHED
+    if names := TrainingFile.read(read_json(file), file, "train anew with --overwrite").saes:
         return names
     hookpoints = [str(parse_hookpoint(text)) for text in config.hookpoint]
     return [f"{h}/{variant_name(text)}" for h in hookpoints for text in config.variant] or hookpoints

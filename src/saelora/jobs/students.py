@@ -20,7 +20,7 @@ from saelora.objectives.trainable_sae import Part, TrainableSAE
 
 def adapter_config(config: AdapterConfig, assembled: Assembled) -> PeftConfig:
     """PEFT's configuration of the adapter."""
-    return lora_config(
+    found: PeftConfig = lora_config(
         assembled.loaded.model,
         layers_of(config.placement, assembled.saes, assembled.anatomy.n_layers),
         rank=config.rank,
@@ -30,6 +30,7 @@ def adapter_config(config: AdapterConfig, assembled: Assembled) -> PeftConfig:
         use_dora=config.dora,
         init=config.init,
     )
+    return found
 
 
 def add_adapter(model: Any, config: adapt.Config, assembled: Assembled, name: str = "default") -> Any:
@@ -65,7 +66,7 @@ def trainable_saes(config: StudentConfig, assembled: Assembled) -> dict[Hookpoin
 def student_model(model: nn.Module | None, config: StudentConfig, assembled: Assembled, name: str) -> nn.Module:
     """The model (None: the assembled one, bare) with the adapter of one more student, where its method has one."""
     if isinstance(config, AdapterConfig) and config.method in ADAPTED:
-        return add_adapter(model, config, assembled, name)
+        model = add_adapter(model, config, assembled, name)
     return assembled.loaded.model if model is None else model
 
 

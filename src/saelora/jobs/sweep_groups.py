@@ -27,9 +27,10 @@ from saelora.files import writing
 from saelora.identity import measured_on
 from saelora.jobs import adapt
 from saelora.jobs.student_folder import save_run
-from saelora.jobs.students import add_adapter, recipe_of
+from saelora.jobs.students import add_adapter
 from saelora.jobs.sweep_plan import SAES, Point, SweepSpec, adapter_folder, split
 from saelora.jobs.training import repeat_collection, train
+from saelora.jobs.training_options import recipe_of
 from saelora.manifest import describe, environment, read_json, write_json
 from saelora.models.anatomy import anatomy_of, widths
 from saelora.models.loading import LoadedModel
