@@ -4,7 +4,7 @@
     python benchmarks/reliability.py --minutes 3                  # the quick form, in CI
     python benchmarks/reliability.py --case "kills/adapt/17"      # one case again, as every fault names its own
 
-On a tiny model (a llama of 4 layers, tests/jobs/workspace.py), every command in a process of its own:
+On a tiny model (a llama of 4 layers, tests/helpers/workspace.py), every command in a process of its own:
   kills   kill -9 at random moments, two thirds of them at or just after the beginning of a write, of each training
           command, sweep, compare and evaluate --parts; resumed, often killed again, and compared with an uninterrupted
           run: weights bit for bit, figures, files

@@ -5,20 +5,21 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import jaxtyping
 import pytest
 import torch
-from jaxtyping import install_import_hook
 from torch import Tensor, nn
 
-import families
+CHECKED = [f"saelora.{room}" for room in ("core", "models", "data", "saes", "objectives", "sae_training")]
+jaxtyping.install_import_hook(CHECKED, "typecheck.check")  # before any of them is imported
 
-install_import_hook("saelora.core", "typecheck.check")  # before any test imports it
+import families  # noqa: E402
+import workspace as ws  # noqa: E402
 
-
-SLOW = ("real", "distributed", "browser")  # groups that begin first, so that no worker ends long after the other
+SLOW = ("real", "distributed", "compare", "browser")  # groups that begin first: no worker ends long after the other
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -46,6 +47,20 @@ def model(request: pytest.FixtureRequest) -> nn.Module:
 def fresh() -> Callable[[nn.Module | str], nn.Module]:
     """A copy that a test may change."""
     return lambda model: copy.deepcopy(families.tiny(model) if isinstance(model, str) else model)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No shapes are checked: of what is compiled, the checks would be compiled too."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> ws.Workspace:
+    """A tiny model, its text and an SAE on disk. Shared between tests: leave its files as they are."""
+    return ws.make_workspace(tmp_path_factory.mktemp("workspace"))
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,8 @@ from typing import Any
 
 import torch
 import yaml
+from helpers.workspace import ADAPT, CONTEXT, Workspace, as_flags, make_workspace, recipe_of
 
-from jobs.test_compare import recipe_of
-from jobs.workspace import ADAPT, CONTEXT, Workspace, as_flags, make_workspace
 from saelora.cli import main as command
 
 # What differs between two runs of the same code. The value is put aside, the key stays: one that is lost shows.

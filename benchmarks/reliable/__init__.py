@@ -8,5 +8,5 @@ from pathlib import Path
 os.environ |= {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
 os.environ |= {"HF_HUB_OFFLINE": "1", "MPLBACKEND": "Agg"}
 
-_TESTS = Path(__file__).parents[2] / "tests"
-sys.path += [str(_TESTS / below) for below in ("jobs", "saes", "models")]  # their tiny workspace and writers of formats
+# the tests' tiny workspace and writers of formats
+sys.path.append(str(Path(__file__).parents[2] / "tests" / "helpers"))

@@ -10,9 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import workspace as ws
 import yaml
 
+import workspace as ws
 from reliable import forks, grammar
 from reliable.work import OFTEN, Place, _compare_recipe, _sweep_recipe
 from reliable.writers import model_gguf, sae_folders

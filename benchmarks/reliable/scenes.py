@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import workspace as ws
-
 from reliable import forks, grammar, kills
 from reliable.work import Job, Place, differs, left
 

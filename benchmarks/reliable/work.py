@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import workspace as ws
 import yaml
 
+import workspace as ws
 from saelora.files import MARK
 
 OFTEN = {"checkpoint_seconds": 0.02}  # so that most steps are saved, and most kills meet a write

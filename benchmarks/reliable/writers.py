@@ -30,6 +30,6 @@ def sae_folders(root: Path, d_in: int, d_sae: int, k: int) -> None:
 
 def model_gguf(path: Path) -> None:
     """A llama of two layers as llama.cpp would write it."""
-    import test_loading
+    from small_gguf import save_gguf
 
-    test_loading.save_gguf(path)
+    save_gguf(path)

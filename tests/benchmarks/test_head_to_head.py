@@ -3,7 +3,7 @@
 import head_to_head
 import pytest
 
-from reporting.compared_runs import CE_BASE, method, sae, start_at
+from compared_runs import CE_BASE, method, sae, start_at
 from saelora.jobs.comparison.plan import expand
 from saelora.jobs.comparison.recipe import read_recipe
 

@@ -1,17 +1,13 @@
 """A headless Chromium, where there is one, and the pages that it opens from disk."""
 
 import shutil
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-
 from page_runs import write_run
-
 from saelora.reporting.page import page, read_runs
 
 ARGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from page_runs import HOSTILE
 
 Opened = Callable[..., Any]

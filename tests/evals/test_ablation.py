@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from model_text import written_by
 from peft import get_peft_model
 from torch import nn
 
 import families
 from families import BOS, D_MODEL, EOS, PAD
+from model_text import written_by
 from saelora.core.lora import disabled, lora_config
 from saelora.core.massive import Massive
 from saelora.core.splice import splice

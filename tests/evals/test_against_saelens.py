@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 import torch
-from model_text import written_by
 from torch import Tensor, nn
 
 import families
 from families import BOS, EOS, PAD, VOCAB
+from model_text import written_by
 from saelora.core.splice import TokenMask, TokenPolicy
 from saelora.evals.loss import evaluate_loss
 from saelora.models.anatomy import anatomy_of

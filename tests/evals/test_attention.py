@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from model_text import written_by
 from peft import get_peft_model
 from torch import nn
 
 import families
 from families import BOS, D_MODEL, EOS, N_LAYERS, PAD
+from model_text import written_by
 from saelora.core.lora import lora_config, only
 from saelora.core.splice import TokenMask, splice
 from saelora.evals.faithfulness.attention import NoWeightsError, attention_to_exempt

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from variants import plain_runs, rows_of, with_adapter
 
 import families
 from families import D_MODEL
@@ -14,6 +13,7 @@ from saelora.evals.spliced import SplicedModel
 from saelora.evals.variant import Variant
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, TinySAE
+from variants import plain_runs, rows_of, with_adapter
 
 HERE = Hookpoint(1)
 RUN = (Variant.BASE, Variant.SPLICED, Variant.ADAPTED, Variant.ADAPTED_CLEAN)

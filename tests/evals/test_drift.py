@@ -5,7 +5,6 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
-from variants import plain_runs, replaced, rows_of, with_adapter
 
 import families
 from families import D_MODEL, EOS, N_LAYERS
@@ -20,6 +19,7 @@ from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from spread_reference import plain_figures
 from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in, saes_at
+from variants import plain_runs, replaced, rows_of, with_adapter
 
 ONE = [Hookpoint(1)]
 SEVERAL = [Hookpoint(1), Hookpoint(2, "mlp_out")]

@@ -6,12 +6,12 @@ from functools import cache
 import numpy as np
 import pytest
 import torch
-from model_text import written_by
 from peft import get_peft_model
 from torch import nn
 
 import families
 from families import BOS, D_MODEL, EOS, PAD
+from model_text import written_by
 from saelora.core.lora import disabled, lora_config
 from saelora.core.splice import TokenMask, ZeroAblation, splice
 from saelora.core.spread import FIGURES

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from variants import plain_runs, rows_of, with_adapter
 
 import families
 from families import BOS, D_MODEL
@@ -17,6 +16,7 @@ from saelora.evals.tokens.result import Passage
 from saelora.evals.variant import Variant
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, TinySAE
+from variants import plain_runs, rows_of, with_adapter
 
 ARMS = ("base", "sae", "adapted")
 

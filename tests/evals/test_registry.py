@@ -9,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from variants import rows_of, with_adapter
 
 import families
 import saelora.evals
@@ -24,6 +23,7 @@ from saelora.manifest import Manifest, PartFile
 from saelora.models.hookpoints import Hookpoint
 from saelora.reporting.page.read import Run
 from tiny_saes import SPARE_SPECIAL, TinySAE
+from variants import rows_of, with_adapter
 
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 

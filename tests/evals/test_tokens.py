@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
-from variants import plain_runs, replaced, rows_of, with_adapter
 
 import families
 from families import BOS, D_MODEL, EOS
@@ -18,6 +17,7 @@ from saelora.evals.tokens.per_token import PerToken, lowest, per_token, summaris
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, Identity, TinySAE, hooks_in, saes_at
+from variants import plain_runs, replaced, rows_of, with_adapter
 
 ONE = [Hookpoint(1)]
 IN_ORDER = ("resid_pre", "attn_z", "attn_module_out", "attn_out", "mlp_module_out", "mlp_out", "resid_post")

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import workspace as ws
 from safetensors.torch import load_file
 
 import saelora
+import workspace as ws
 from saelora.cli import main
 from saelora.core.splice import splice
 from saelora.models.hookpoints import Hookpoint

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-import workspace as ws
 from safetensors.torch import load_file, save_file
 
+import workspace as ws
 from saelora.cli import main
 from saelora.train.tracking import TRACKERS
 

@@ -8,38 +8,12 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.workspace import CONTEXT, Workspace, files_in
 from saelora.cli import main
 from saelora.jobs.comparison import runs as runs_module
 from saelora.saes.loading import load_sae
+from workspace import CONTEXT, HOOKPOINT, Workspace, files_in, recipe_of
 
-HOOKPOINT = "layers.1.resid_post"
-
-
-def recipe_of(workspace: Workspace, **changed: Any) -> dict[str, Any]:
-    sae = {"hookpoint": [HOOKPOINT], "d_sae": 64, "k": 8, "batch_rows": 8, "batch_tokens": 64}
-    return {
-        "title": "tiny",
-        "base": {
-            "model": str(workspace.model), "data": str(workspace.data), "context": CONTEXT, "device": "cpu",
-            "validation_fraction": 0.2, "eval_tokens": 8 * CONTEXT, "batch_rows": 2,
-        },
-        "seeds": [0],
-        "evaluations": 2,
-        "tune": {"tokens": 4 * CONTEXT, "eval_tokens": 4 * CONTEXT},
-        "saes": {
-            "local": {**sae, "tokens": 32 * CONTEXT, "checkpoints": [0.5, 1.0]},
-            "e2e": {**sae, "objective": "e2e", "tokens": 16 * CONTEXT, "lr": [1e-3, 1e-2]},
-        },
-        "methods": {
-            "lora": {"from": "local", "rank": 4, "tokens": 12 * CONTEXT, "lr": [1e-6, 1e-2]},
-            "lora-all": {"from": "local@1.0", "rank": 4, "placement": "all", "tokens": 8 * CONTEXT},
-            "linear": {"method": "linear", "from": "local@1.0", "rank": 4, "tokens": 8 * CONTEXT},
-            "both": {"method": "lora+sae", "from": "local@1.0", "rank": 4, "tokens": 8 * CONTEXT},
-            "finetune": {"method": "finetune-sae", "from": str(workspace.sae), "tokens": 8 * CONTEXT},
-        },
-        **changed,
-    }  # fmt: skip
+pytestmark = pytest.mark.xdist_group("compare")
 
 
 def write(path: Path, recipe: dict[str, Any]) -> Path:
@@ -49,15 +23,6 @@ def write(path: Path, recipe: dict[str, Any]) -> Path:
 
 def runs_of(out: Path) -> list[dict[str, Any]]:
     return json.loads((out / "results.json").read_text())["runs"]
-
-
-@pytest.fixture(scope="module")
-def compared(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A finished comparison and its recipe. Leave them as they are."""
-    root = tmp_path_factory.mktemp("compare")
-    recipe = write(root / "tiny.yaml", recipe_of(workspace))
-    assert main(["compare", str(recipe), "--out", str(root / "out"), "--quiet"]) == 0
-    return root / "out", recipe
 
 
 def test_every_run_has_its_curve_its_costs_and_its_figures(compared: tuple[Path, Path]) -> None:

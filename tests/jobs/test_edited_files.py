@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import workspace as ws
 
+import workspace as ws
 from saelora.cli import main
 from saelora.errors import InputError
 from saelora.evals.loss_result import RunResult

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-import workspace as ws
 from safetensors.torch import load_file, save_file
 
 import saelora
+import workspace as ws
 from saelora.cli import main
 from saelora.identity import ModelId
 from saelora.jobs.evaluate import Config

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jobs.workspace import short_tasks
 from saelora.cli import main
+from workspace import short_tasks
 
 pytest.importorskip("lm_eval", reason="the extra capabilities is not installed")
 

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import workspace as ws
 
+import workspace as ws
 from saelora.cli import main
 
 SMALL = {"ablation_draws": 1, "ablation_tokens": 2 * ws.CONTEXT, "eval_tokens": 6 * ws.CONTEXT}

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import workspace as ws
 from safetensors.torch import load_file, save_file
 
+import workspace as ws
 from saelora.cli import main
 from saelora.identity import About, ModelId, heldout_rows
 from saelora.jobs.recorded import check_made_for

@@ -5,8 +5,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-import workspace as ws
 
+import workspace as ws
 from saelora.cli import main
 from saelora.core.group import Group
 from saelora.errors import InputError

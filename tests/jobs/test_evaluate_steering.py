@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import workspace as ws
 
+import workspace as ws
 from saelora.cli import main
 from saelora.data.corpus import open_corpus
 from saelora.data.pack import in_validation

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-import workspace as ws
 
+import workspace as ws
 from saelora.cli import main
 from saelora.evals.intervals import ratio
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-import workspace as ws
 from safetensors.torch import load_file
 
 import saelora
+import workspace as ws
 from saelora.cli import main
 
 ADAPTER = {"adapter_config.json", "adapter_model.safetensors"}

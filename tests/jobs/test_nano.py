@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-import workspace as ws
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import workspace as ws
 from saelora.core.token_mask import TokenPolicy
 from saelora.data.corpus import Document, open_corpus
 from saelora.data.pack import pack

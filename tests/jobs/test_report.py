@@ -1,15 +1,11 @@
 """saelora report: where the page goes, and what it never overwrites."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "report"))
-
 from page_runs import write_run
-
 from saelora.cli import main
 from saelora.errors import InputError
 from saelora.jobs.report import report

@@ -14,11 +14,12 @@ from typing import Any
 import pytest
 import yaml
 
-from jobs.test_compare import recipe_of
-from jobs.workspace import ADAPT, CONTEXT, Workspace, as_flags, short_tasks
-from reporting.page_runs import write_run
+from page_runs import write_run
 from saelora.cli import main
 from saelora.reporting.page import page, read_runs
+from workspace import ADAPT, CONTEXT, Workspace, as_flags, short_tasks
+
+pytestmark = pytest.mark.xdist_group("compare")
 
 # section -> the figures that the page of a run with every part has there. Capabilities are measured where lm-eval is
 # installed. SAEBench needs an environment of its own and downloads, so that its section is seen with made-up results
@@ -158,14 +159,6 @@ def test_whole_rows_of_text_and_both_extremes_can_be_read(html: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def compared(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("compared")
-    (root / "r.yaml").write_text(yaml.safe_dump(recipe_of(workspace, title="which <b>way</b>?"), sort_keys=False))
-    assert main(["compare", str(root / "r.yaml"), "--out", str(root / "out"), "--quiet"]) == 0
-    return root / "out"
-
-
-@pytest.fixture(scope="module")
 def swept(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("swept")
     base = {k: v for k, v in ADAPT.items() if k not in ("history_points", "history_tokens", "rank")}
@@ -195,10 +188,11 @@ def checked(folder: Path) -> str:
     return html
 
 
-def test_the_page_of_a_comparison_holds_its_tables_figures_words_and_runs(compared: Path) -> None:
-    html = checked(compared)
+def test_the_page_of_a_comparison_holds_its_tables_figures_words_and_runs(compared: tuple[Path, Path]) -> None:
+    out, _ = compared
+    html = checked(out)
     assert figures(html) == {"race", "speedups", "equal", "left-behind"}
-    runs = json.loads((compared / "results.json").read_text())["runs"]
+    runs = json.loads((out / "results.json").read_text())["runs"]
     found = tables(html)
     assert found["results-first-1"][0][:3] == ["way", "from", "tokens"]
     assert len(found["results-first-1"]) - 1 == len(runs)
@@ -222,13 +216,13 @@ def test_the_page_of_a_sweep_holds_its_points_figures_and_adapters(swept: Path) 
 
 
 def test_a_sweep_or_comparison_beside_others_is_one_clear_line(
-    swept: Path, compared: Path, evaluated: Path, capsys: pytest.CaptureFixture[str]
+    swept: Path, compared: tuple[Path, Path], evaluated: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for folders, told in (((evaluated, swept), "is a sweep"), ((compared, swept), "is a comparison")):
+    for folders, told in (((evaluated, swept), "is a sweep"), ((compared[0], swept), "is a comparison")):
         assert report(*folders) == 2
         (line,) = capsys.readouterr().err.splitlines()
         assert told in line
-    assert report(evaluated, *(swept / "adapters").iterdir(), compared) == 2
+    assert report(evaluated, *(swept / "adapters").iterdir(), compared[0]) == 2
 
 
 def test_runs_on_other_held_out_rows_stand_side_by_side_with_a_warning(

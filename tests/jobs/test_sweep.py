@@ -10,10 +10,10 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from jobs.workspace import ADAPT, CONTEXT, D_SAE, Workspace, write_sae
 from saelora.cli import main
 from saelora.jobs import sweep_groups
 from saelora.jobs.sweep_plan import expand, group_points, read_recipe, split
+from workspace import ADAPT, CONTEXT, D_SAE, Workspace, write_sae
 
 
 def base(workspace: Workspace, **options: Any) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-import workspace as ws
 from safetensors.torch import load_file
 
+import workspace as ws
 from saelora.saes.loading import load_sae
 from saelora.train.tracking import Metrics
 

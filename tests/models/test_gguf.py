@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf_files import made_model, metadata_of, tensors_of, write_gguf, write_shards
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from gguf_files import made_model, metadata_of, tensors_of, write_gguf, write_shards
 from saelora.errors import InputError
 from saelora.models import gguf
 from saelora.models.gguf_config import stated_config

@@ -2,8 +2,8 @@
 
 import pytest
 import torch
-from test_method_steps import METHODS, batches, objective, trained
 
+from method_steps import METHODS, batches, objective, trained
 from saelora.core.group import ALONE
 from saelora.errors import InputError
 from saelora.objectives import fitting

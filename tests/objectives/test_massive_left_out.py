@@ -5,10 +5,9 @@ from contextlib import ExitStack
 from typing import Any
 
 import pytest
-from test_sae import METADATA, equal, recipe, tokens
-from trainable_saes import made, moved
 
 from families import BOS, D_MODEL, tiny
+from sae_steps import METADATA, equal, recipe, tokens
 from saelora.core.massive import Massive
 from saelora.core.splice import TokenMask, splice
 from saelora.core.spread import FIGURES
@@ -19,6 +18,7 @@ from saelora.objectives.distill import Distill
 from saelora.objectives.trainable_sae import TrainableSAE
 from saelora.sae_training.end_to_end import EndToEnd
 from saelora.sae_training.local import SAEObjective
+from trainable_saes import made, moved
 
 SINK = 7
 HERE = Hookpoint(1)

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from trainable_saes import D_IN, made, moved
 
 from saelora.errors import InputError
 from saelora.objectives.trainable_sae import TrainableSAE
 from saelora.saes.loading import load_sae
 from saelora.saes.sparse import SparseSAE, sparse
+from trainable_saes import D_IN, made, moved
 
 PARTS = ["sae", "decoder", "linear"]
 KINDS = ["topk", "topk-rescaled", "topk-bare", "jumprelu", "standard"]

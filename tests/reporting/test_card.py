@@ -5,8 +5,8 @@ import copy
 import re
 
 import yaml
-from run_results import MANIFEST, manifest, result
 
+from run_results import MANIFEST, manifest, result
 from saelora.reporting.card import adapter_card
 from saelora.reporting.text import headline, markdown_table
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
-from compared_runs import closing, method, race, sae, start_at
 
+from compared_runs import closing, method, race, sae, start_at
 from saelora.reporting import compare
 from saelora.reporting.comparison.curves import cost_at, curve_of
 from saelora.reporting.comparison.run import ComparisonRun

@@ -3,8 +3,8 @@
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
-from run_results import RESULTS, result, without
 
+from run_results import RESULTS, result, without
 from saelora.reporting.figures import learning_curve
 
 NO_GAP = {**RESULTS, "ce_gap": -0.01, "ce_sae": 2.99, "ci95": {**RESULTS["ci95"], "ce_gap": [-0.02, -0.005]}}

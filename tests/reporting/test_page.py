@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from page_runs import HOSTILE, dump, estimate, write_run
 
+from page_runs import HOSTILE, dump, estimate, write_run
 from saelora.errors import InputError
 from saelora.evals.loss_result import RunResult
 from saelora.evals.tokens.text import payload

@@ -1,8 +1,8 @@
 """Tables and sentences, from results alone."""
 
 import pytest
-from run_results import RESULTS, result, without
 
+from run_results import RESULTS, result, without
 from saelora.reporting.text import has_gap, headline, loss_rows, loss_table, markdown_table, row_starts, samples_text
 
 

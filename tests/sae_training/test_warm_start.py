@@ -7,9 +7,9 @@ import pytest
 import torch
 from sae_lens.registry import get_sae_class
 from sae_lens.saes.sae import SAEMetadata
-from test_sae import METADATA, activations_of, equal, recipe, tokens
 
 from families import BOS, D_MODEL, tiny
+from sae_steps import METADATA, activations_of, equal, recipe, tokens
 from saelora.core.splice import TokenMask
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sae_files as files
 import torch
-from sae_files import D_IN, D_SAE, K, activations, weights
 from safetensors.torch import load_file, save_file
 from sparsify import SparseCoder, SparseCoderConfig
 
+import sae_files as files
+from sae_files import D_IN, D_SAE, K, activations, weights
 from saelora.errors import InputError
 from saelora.saes.loading import load_sae
 

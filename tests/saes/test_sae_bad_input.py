@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import sae_files as files
 import torch
-from sae_files import weights
 from safetensors.torch import save_file
 from sparsify import SparseCoder, SparseCoderConfig
 
+import sae_files as files
+from sae_files import weights
 from saelora.errors import InputError
 from saelora.saes.loading import check_fits, load_sae
 

@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-import sae_files as files
 from huggingface_hub import constants
-from sae_files import weights
 
+import sae_files as files
+from sae_files import weights
 from saelora.errors import InputError
 from saelora.saes import registry
 from saelora.saes.loading import load_sae

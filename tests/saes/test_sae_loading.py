@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import sae_files as files
 import torch
-from sae_files import activations, weights
 
+import sae_files as files
+from sae_files import activations, weights
 from saelora.saes.formats import find_saes
 from saelora.saes.loading import load_sae
 

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sae_files as files
 import torch
-from sae_files import D_IN, D_SAE, K, activations, weights
 from sae_lens.loading import pretrained_sae_loaders as loaders
 from sae_lens.saes import SAE
 from sparsify import SparseCoder, SparseCoderConfig
 
+import sae_files as files
+from sae_files import D_IN, D_SAE, K, activations, weights
 from saelora.models.hookpoints import Hookpoint
 from saelora.saes.loading import load_sae
 

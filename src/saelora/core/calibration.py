@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from saelora.core.massive import norms
@@ -15,7 +16,9 @@ from saelora.models.hookpoints import Hookpoint
 TOKENS = 2048  # of training text that the medians are of
 
 
-def calibrated(token_mask: TokenMask, model: nn.Module, rows: Tensor, hookpoints: Iterable[Hookpoint]) -> TokenMask:
+def calibrated(
+    token_mask: TokenMask, model: nn.Module, rows: Int[Tensor, "n_rows context"], hookpoints: Iterable[Hookpoint]
+) -> TokenMask:
     """The token mask with a limit for each of the hookpoints, where it spares massive positions.
 
     Args:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from jaxtyping import Int
 from torch import Tensor, nn
 
 from saelora.core import lora
@@ -35,7 +36,7 @@ _UNLIKE = "its forward pass does more than run layers, norm and unembedding one 
 def check_against_whole(
     model: nn.Module,
     spliced: Splice | None,
-    rows: Tensor,
+    rows: Int[Tensor, "n_rows context"],
     *,
     adapters: Iterable[lora.Adapter] = (),
     others: Sequence[Splice] = (),
@@ -84,7 +85,10 @@ def check_against_whole(
 
 
 def check_activations(
-    model: nn.Module, hookpoints: Sequence[Hookpoint], rows: Tensor, autocast: torch.dtype | None = None
+    model: nn.Module,
+    hookpoints: Sequence[Hookpoint],
+    rows: Int[Tensor, "n_rows context"],
+    autocast: torch.dtype | None = None,
 ) -> None:
     """The same for activations that SAEs are trained on: those of a pass that ends early are the whole model's own.
 

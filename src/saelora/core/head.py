@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelora.core import lora
@@ -21,12 +22,14 @@ _ROWS_AT_ONCE = 512
 class Head:
     """The frozen unembedding: hidden states after the final norm -> logits."""
 
-    weight: Tensor  # [d_vocab, d_model]
-    bias: Tensor | None = None  # [d_vocab]
+    weight: Float[Tensor, "d_vocab d_model"]
+    bias: Float[Tensor, " d_vocab"] | None = None
     scale: float = 1.0
     softcap: float | None = None
 
-    def logits(self, hidden: Tensor, out: Tensor | None = None) -> Tensor:
+    def logits(
+        self, hidden: Float[Tensor, "*tokens d_model"], out: Float[Tensor, "n_tokens d_vocab"] | None = None
+    ) -> Float[Tensor, "*tokens d_vocab"]:
         """[..., d_model] -> [..., d_vocab], in float32 (float64 stays float64).
 
         Without gradient, ``out`` [n_tokens, d_vocab] receives them and no other tensor of that size is made.

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int, Real
 from torch import Tensor
 
 from saelora.core.head import Head
@@ -22,11 +23,11 @@ CHUNK_BYTES = {"cpu": 48 * 2**20, "cuda": 512 * 2**20}  # of one [C, V] tensor; 
 class KLHead:
     """What the head returns. ``kl`` carries the gradient; the per-token tensors do not."""
 
-    kl: Tensor  # scalar: sum over tokens of weight * KL(teacher || student), nats
-    kl_N: Tensor  # KL of each token, unweighted
-    ce_teacher_N: Tensor | None  # cross entropies, where labels were given
-    ce_student_N: Tensor | None
-    top1_N: Tensor | None  # 1.0 where both models' likeliest token is the same, where labels were given
+    kl: Float[Tensor, ""]  # sum over tokens of weight * KL(teacher || student), nats
+    kl_N: Float[Tensor, " N"]  # KL of each token, unweighted
+    ce_teacher_N: Float[Tensor, " N"] | None  # cross entropies, where labels were given
+    ce_student_N: Float[Tensor, " N"] | None
+    top1_N: Float[Tensor, " N"] | None  # 1.0 where both models' likeliest token is the same, where labels were given
 
 
 def chunk_size(d_vocab: int, device_type: str = "cpu", itemsize: int = 4) -> int:
@@ -35,11 +36,11 @@ def chunk_size(d_vocab: int, device_type: str = "cpu", itemsize: int = 4) -> int
 
 
 def kl_heads(
-    students_ND: Sequence[Tensor],
-    teacher_ND: Tensor,
+    students_ND: Sequence[Float[Tensor, "N D"]],
+    teacher_ND: Float[Tensor, "N D"],
     head: Head,
-    weight_N: Tensor | None = None,
-    labels_N: Tensor | None = None,
+    weight_N: Real[Tensor, " N"] | None = None,
+    labels_N: Int[Tensor, " N"] | None = None,
     chunk: int | None = None,
     student_heads: Sequence[Head] | None = None,
 ) -> list[KLHead]:
@@ -65,11 +66,11 @@ def kl_heads(
 
 
 def kl_head(
-    student_ND: Tensor,
-    teacher_ND: Tensor,
+    student_ND: Float[Tensor, "N D"],
+    teacher_ND: Float[Tensor, "N D"],
     head: Head,
-    weight_N: Tensor | None = None,
-    labels_N: Tensor | None = None,
+    weight_N: Real[Tensor, " N"] | None = None,
+    labels_N: Int[Tensor, " N"] | None = None,
     chunk: int | None = None,
 ) -> KLHead:
     """``kl_heads`` for one student."""
@@ -149,7 +150,11 @@ def _exponentials(logits_CV: Tensor, exp_CV: Tensor) -> Tensor:
 
 
 def kl_head_reference(
-    student_ND: Tensor, teacher_ND: Tensor, head: Head, weight_N: Tensor | None = None, labels_N: Tensor | None = None
+    student_ND: Float[Tensor, "N D"],
+    teacher_ND: Float[Tensor, "N D"],
+    head: Head,
+    weight_N: Real[Tensor, " N"] | None = None,
+    labels_N: Int[Tensor, " N"] | None = None,
 ) -> KLHead:
     """The same, the plain way: full logits, autograd. What ``kl_head`` is tested and timed against."""
     t_NV, s_NV = head.logits(teacher_ND.detach()).log_softmax(-1), head.logits(student_ND).log_softmax(-1)

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelora.errors import InputError
@@ -67,7 +68,7 @@ class Massive:
             "mask from saelora.core.calibration.calibrated(token_mask, model, rows, hookpoints)"
         )
 
-    def spared(self, hookpoint: Hookpoint, x: Tensor) -> Tensor:
+    def spared(self, hookpoint: Hookpoint, x: Float[Tensor, "*batch d"]) -> Bool[Tensor, "*batch"]:
         """[batch, seq, d] -> True where the norm is above the limit; what is not a number is not spared."""
         return norms(x.detach()) > self.limit(hookpoint)
 
@@ -80,7 +81,7 @@ class Massive:
         return replace(self, limits=tuple({**dict(self.limits), **limits}.items()))
 
 
-def norms(x: Tensor) -> Tensor:
+def norms(x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch"]:
     """[..., d] -> [...], in float32 or wider: squares overflow half precision."""
     length: Tensor = torch.linalg.vector_norm(x, dim=-1, dtype=torch.promote_types(x.dtype, torch.float32))
     return length

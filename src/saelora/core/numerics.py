@@ -6,10 +6,11 @@ no differences of large sums.
 
 from dataclasses import dataclass
 
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
 
-def wide(x: Tensor) -> Tensor:
+def wide(x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """A tensor in float64, which Apple's GPUs lack: from there it comes to the CPU first."""
     return (x.cpu() if x.device.type == "mps" else x).double()
 
@@ -19,15 +20,15 @@ class ErrorSums:
     """What n tokens' vectors x and their reconstructions come to; those of parts add up.
 
     Args:
-        x_D: sum of the vectors, [d_model].
+        x_D: sum of the vectors.
         squares: sum of |x|^2.
         error: sum of |x - recon|^2.
     """
 
-    n: int | Tensor
-    x_D: Tensor
-    squares: Tensor
-    error: Tensor
+    n: int | Shaped[Tensor, ""]
+    x_D: Float[Tensor, " D"]
+    squares: Float[Tensor, ""]
+    error: Float[Tensor, ""]
 
     def __add__(self, more: "ErrorSums") -> "ErrorSums":
         return ErrorSums(self.n + more.n, self.x_D + more.x_D, self.squares + more.squares, self.error + more.error)
@@ -41,11 +42,11 @@ class ErrorSums:
         return ErrorSums(self.n, self.x_D.cpu(), self.squares.cpu(), self.error.cpu())
 
     @property
-    def variation(self) -> Tensor:
+    def variation(self) -> Float[Tensor, ""]:
         """The vectors' squared distances from their mean, summed over tokens and dimensions."""
         return self.squares - self.x_D.square().sum() / self.n
 
     @property
-    def fvu(self) -> Tensor:
+    def fvu(self) -> Float[Tensor, ""]:
         """Fraction of variance unexplained: the error over the variation."""
         return self.error / self.variation

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from saelora.models.anatomy import Anatomy, anatomy_of
@@ -84,7 +85,9 @@ def _from(anatomy: Anatomy, entry: int, stored: Tensor | None, top: int) -> list
 
 
 @contextmanager
-def cache_outputs(anatomy: Anatomy, kept: dict[int, Tensor], entries: Iterable[int]) -> Iterator[None]:
+def cache_outputs(
+    anatomy: Anatomy, kept: dict[int, Float[Tensor, "batch seq d_model"]], entries: Iterable[int]
+) -> Iterator[None]:
     """While the context is open, put the named layers' outputs into ``kept``, as they are before a splice acts on them.
 
     Outputs of ``clean_forward`` come without gradient, those of ``run_from`` with it.
@@ -118,12 +121,15 @@ def entry_layer(hookpoints: Iterable[Hookpoint], adapted_layers: Iterable[int] =
 class CleanPass:
     """What one pass of the clean model leaves."""
 
-    hidden: Tensor  # [batch, seq, d_model], after the final norm
-    entries: dict[int, Tensor]  # layer -> its output [batch, seq, d_model]
+    hidden: Float[Tensor, "batch seq d_model"]  # after the final norm
+    entries: dict[int, Float[Tensor, "batch seq d_model"]]  # layer -> its output
 
 
 def clean_forward(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None = None, entries: Sequence[int] = ()
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch seq"],
+    attention_mask: Shaped[Tensor, "batch seq"] | None = None,
+    entries: Sequence[int] = (),
 ) -> CleanPass:
     """Run the model as it is, keep its final hidden states and the outputs of the named layers.
 
@@ -139,12 +145,12 @@ def clean_forward(
 @torch.no_grad()
 def shared_stem(
     model: nn.Module,
-    input_ids: Tensor,
-    attention_mask: Tensor | None,
+    input_ids: Int[Tensor, "batch seq"],
+    attention_mask: Shaped[Tensor, "batch seq"] | None,
     entry: int,
-    stored: Tensor | None,
+    stored: Float[Tensor, "batch seq d_model"] | None,
     entries: Sequence[int],
-) -> dict[int, Tensor]:
+) -> dict[int, Float[Tensor, "batch seq d_model"]]:
     """Outputs of the layers ``entries``, all above ``entry``, from that layer's stored output; nothing above is run.
 
     Splices act between, and not yet on the outputs: what enters there (``run_from``) passes through the splice again.
@@ -158,8 +164,12 @@ def shared_stem(
 
 
 def run_from(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, entry: int, stored: Tensor | None
-) -> Tensor:
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch seq"],
+    attention_mask: Shaped[Tensor, "batch seq"] | None,
+    entry: int,
+    stored: Float[Tensor, "batch seq d_model"] | None,
+) -> Float[Tensor, "batch seq d_model"]:
     """Run the suffix: the layers above ``entry``, from that layer's stored output.
 
     With entry NO_PREFIX the whole model runs. Splices and adapters act as they would in a full forward.
@@ -173,7 +183,9 @@ def run_from(
 
 
 @contextmanager
-def capturing(anatomy: Anatomy, hookpoints: Sequence[Hookpoint], found: dict[Hookpoint, Tensor]) -> Iterator[None]:
+def capturing(
+    anatomy: Anatomy, hookpoints: Sequence[Hookpoint], found: dict[Hookpoint, Float[Tensor, "batch seq _"]]
+) -> Iterator[None]:
     """While the context is open, put the activations at hookpoints into ``found``, as they come to a splice there."""
     handles = []
     for hookpoint in hookpoints:
@@ -198,8 +210,11 @@ def capturing(anatomy: Anatomy, hookpoints: Sequence[Hookpoint], found: dict[Hoo
 
 @torch.no_grad()
 def activations(
-    model: nn.Module, input_ids: Tensor, attention_mask: Tensor | None, hookpoints: Sequence[Hookpoint]
-) -> dict[Hookpoint, Tensor]:
+    model: nn.Module,
+    input_ids: Int[Tensor, "batch seq"],
+    attention_mask: Shaped[Tensor, "batch seq"] | None,
+    hookpoints: Sequence[Hookpoint],
+) -> dict[Hookpoint, Float[Tensor, "batch seq _"]]:
     """Clean activations [batch, seq, d] at hookpoints; layers above the highest one are not run."""
     anatomy = anatomy_of(model)
     found: dict[Hookpoint, Tensor] = {}

@@ -5,6 +5,7 @@ A module that was traced or captured into a graph runs without the hooks that ca
 """
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from saelora.errors import InputError
@@ -20,7 +21,7 @@ class Passes:
         self._with_gradient: list[Tensor] = []  # masks of passes since gradients were last computed, two at most
         self._went_back = False
 
-    def begin(self, mask_BS: Tensor) -> None:
+    def begin(self, mask_BS: Bool[Tensor, "batch seq"]) -> None:
         self._ran, self._n = {}, self._n + 1
         if torch.is_grad_enabled():
             self._with_gradient = [*([] if self._went_back else self._with_gradient[-1:]), mask_BS]
@@ -38,7 +39,7 @@ class Passes:
                     "model as it was loaded"
                 )
 
-    def mask_of_another(self, hookpoint: Hookpoint) -> Tensor:
+    def mask_of_another(self, hookpoint: Hookpoint) -> Bool[Tensor, "batch seq"]:
         """The mask for a layer that runs outside a pass: gradient checkpointing runs it once more, going backward."""
         self._went_back = torch._C._current_graph_task_id() != -1
         if self._went_back and len(self._with_gradient) == 1:

@@ -9,6 +9,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from saelora.core.filler import filler
@@ -39,11 +40,20 @@ __all__ = [
 class SAE(Protocol):
     """What a splice needs of an SAE; SAELens's and sparsify-like objects both have it."""
 
-    def encode(self, x: Tensor) -> Tensor: ...
-    def decode(self, feature_acts: Tensor) -> Tensor: ...
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]: ...
+    def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]: ...
 
 
-Observer = Callable[[Hookpoint, Tensor, Tensor, Tensor, Tensor], None]
+Observer = Callable[
+    [
+        Hookpoint,
+        Float[Tensor, "batch seq d"],
+        Float[Tensor, "batch seq d_sae"],
+        Float[Tensor, "batch seq d"],
+        Bool[Tensor, "batch seq"],
+    ],
+    None,
+]
 """Called as observer(hookpoint, x, latents, recon, mask) whenever an SAE has run; True where it replaces x.
 
 x and recon are without the mean over d_model where the SAE was trained on a centred model (``saes.processing``).
@@ -100,7 +110,7 @@ class Splice:
             self._mask = None
             self._passes.end({hookpoint: int(runs(anatomy, hookpoint)) for hookpoint in self.saes})
 
-    def replace(self, hookpoint: Hookpoint, x: Tensor) -> Tensor:
+    def replace(self, hookpoint: Hookpoint, x: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch seq d"]:
         """[batch, seq, d] -> the SAE's reconstruction where the token mask is True and x not massive, x elsewhere.
 
         An SAE that can reconstruct without forming its latents does so, unless an observer wants to see them.
@@ -122,11 +132,13 @@ class Splice:
             recon = (recon + _mean(x)).to(x.dtype)
         return torch.where(mask_BS.unsqueeze(-1), recon, x)
 
-    def seen(self, hookpoint: Hookpoint, x: Tensor) -> Tensor:
+    def seen(self, hookpoint: Hookpoint, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """An activation as observers see it, to set reconstructions against."""
         return x - _mean(x).to(x.dtype) if hookpoint in self._centred else x
 
-    def given(self, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> Tensor:
+    def given(
+        self, hookpoint: Hookpoint, x: Float[Tensor, "*batch d"], mask: Bool[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch d"]:
         """What the SAE is given of an activation [batch, seq, d]: nothing of it where the mask is False."""
         sae = self.saes[hookpoint]
         if hookpoint in self._centred:
@@ -226,8 +238,8 @@ def check_width(anatomy: Anatomy, hookpoint: Hookpoint, sae: SAE) -> None:
 class ZeroAblation:
     """Stands where an SAE would, and reconstructs everything as zero: the baseline of loss_recovered."""
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return torch.zeros_like(x)
 
-    def decode(self, feature_acts: Tensor) -> Tensor:
+    def decode(self, feature_acts: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         return torch.zeros_like(feature_acts)

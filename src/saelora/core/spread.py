@@ -18,6 +18,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelora.core.numerics import ErrorSums
@@ -42,10 +43,11 @@ class Spread:
 
     n_most: int
     n: int = 0
-    relative: list[Tensor] = field(default_factory=list)  # [n] each: squared errors over squared norms
-    top: tuple[Tensor, Tensor, Tensor] | None = None  # squared norms [K] in descending order, squared errors, x [K, D]
+    relative: list[Float[Tensor, " _"]] = field(default_factory=list)  # squared errors over squared norms
+    # squared norms in descending order, squared errors, x
+    top: tuple[Float[Tensor, " K"], Float[Tensor, " K"], Float[Tensor, "K D"]] | None = None
 
-    def add(self, x_ND: Tensor, error_N: Tensor) -> None:
+    def add(self, x_ND: Float[Tensor, "N D"], error_N: Float[Tensor, " N"]) -> None:
         """Add tokens of one floating type, without gradient: what the SAE was given, and its squared errors."""
         square_N = x_ND.square().sum(-1)
         self.n += len(x_ND)
@@ -78,17 +80,17 @@ class Spread:
                 whole._keep(*part.top)
         return whole
 
-    def errors(self) -> dict[str, Tensor]:
+    def errors(self) -> dict[str, Float[Tensor, ""]]:
         """Median and quantiles of the relative error, as 0-d tensors; a token's NaN makes all of them NaN."""
         found_N = torch.cat(self.relative).sort().values
         return {name: _quantile(found_N, q) for name, q in _QUANTILES.items()}
 
-    def top_variance(self, mean_D: Tensor, variation: Tensor) -> Tensor:
+    def top_variance(self, mean_D: Float[Tensor, " D"], variation: Float[Tensor, ""]) -> Float[Tensor, ""]:
         """The largest tokens' part of ``variation``, the sum of all tokens' squared distances from their mean."""
         _, _, x_KD = self._largest()
         return (x_KD - mean_D).square().sum() / variation
 
-    def fvu_rest(self, sums: ErrorSums) -> Tensor:
+    def fvu_rest(self, sums: ErrorSums) -> Float[Tensor, ""]:
         """The FVU of all but the largest tokens, from all tokens' sums; NaN where fewer than two tokens are left."""
         square_K, error_K, x_KD = self._largest()
         rest = sums - ErrorSums(len(x_KD), x_KD.sum(0), square_K.sum(), error_K.sum())

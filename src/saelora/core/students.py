@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
 from saelora.core import lora
@@ -31,12 +32,13 @@ CLEAN = Student()
 
 @dataclass(frozen=True)
 class Shared:
-    """What one batch's students share; tensors [batch, seq, d_model]."""
+    """What one batch's students share."""
 
-    input_ids: Tensor
-    attention_mask: Tensor | None
+    input_ids: Int[Tensor, "batch seq"]
+    attention_mask: Shaped[Tensor, "batch seq"] | None
     clean: CleanPass
-    stems: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # (id of the splice, entry layer) -> output
+    # (id of the splice, entry layer) -> output
+    stems: dict[tuple[int, int], Float[Tensor, "batch seq d_model"]] = field(default_factory=dict)
 
 
 class Students:
@@ -84,13 +86,17 @@ class Students:
             self._heads[student.adapter] = head_of(self.model, student.adapter)
         return self._heads[student.adapter]
 
-    def teacher(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Shared:
+    def teacher(
+        self, input_ids: Int[Tensor, "batch seq"], attention_mask: Shaped[Tensor, "batch seq"] | None = None
+    ) -> Shared:
         """The clean pass and the stems, without gradient."""
         with self.only(Student()):
             clean = clean_forward(self.model, input_ids, attention_mask, list(self._clean_entry.values()))
         return self.share(input_ids, attention_mask, clean)
 
-    def share(self, input_ids: Tensor, attention_mask: Tensor | None, clean: CleanPass) -> Shared:
+    def share(
+        self, input_ids: Int[Tensor, "batch seq"], attention_mask: Shaped[Tensor, "batch seq"] | None, clean: CleanPass
+    ) -> Shared:
         """``teacher`` from a clean pass that was made before; it must hold the entries that ``enters`` names."""
         shared = Shared(input_ids, attention_mask, clean)
         for spliced in self.splices:
@@ -107,8 +113,8 @@ class Students:
     def _has_stem(self, student: Student) -> bool:
         return self._entry[student] > self._clean_entry[student]
 
-    def hidden(self, student: Student, shared: Shared) -> Tensor:
-        """A student's final hidden states [batch, seq, d_model], with gradient to its adapter."""
+    def hidden(self, student: Student, shared: Shared) -> Float[Tensor, "batch seq d_model"]:
+        """A student's final hidden states, with gradient to its adapter."""
         if student.splice is not None and self._has_stem(student):
             entry = self._entry[student]
             stored: Tensor | None = shared.stems[id(student.splice), entry]

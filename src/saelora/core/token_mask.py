@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelora.core.massive import NAME as MASSIVE
@@ -109,9 +109,10 @@ class TokenMask:
             mask &= (position_BS < 0) | (position_BS >= self.exempt_first)
         return mask
 
-    def replaced(self, hookpoint: Hookpoint, x: Tensor, mask: Tensor) -> Tensor:
-        """The positions of ``mask`` [batch, seq] (by tokens) whose activations [batch, seq, d] at a hookpoint are
-        replaced."""
+    def replaced(
+        self, hookpoint: Hookpoint, x: Float[Tensor, "*batch d"], mask: Bool[Tensor, "*batch"]
+    ) -> Bool[Tensor, "*batch"]:
+        """The positions of ``mask`` (by tokens) whose activations at a hookpoint are replaced."""
         return mask if self.massive is None else mask & ~self.massive.spared(hookpoint, x)
 
     def row_starts(self, rows: Int[Tensor, "n_rows context"]) -> dict[str, int]:

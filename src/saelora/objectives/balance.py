@@ -6,6 +6,7 @@ gradient's norm then means the same whatever the scale of a model's activations.
 """
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from saelora.core.numerics import ErrorSums
@@ -27,7 +28,14 @@ class BatchErrors:
         # [4 + d]: error, positions, squares of x, error relative to them by position, x; over processes
         self.sums: dict[Hookpoint, Tensor] = {}
 
-    def __call__(self, hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
+    def __call__(
+        self,
+        hookpoint: Hookpoint,
+        x: Float[Tensor, "*batch d"],
+        latents: Float[Tensor, "*batch d_sae"],
+        recon: Float[Tensor, "*batch d"],
+        mask: Bool[Tensor, "*batch"],
+    ) -> None:
         wide = torch.float32 if x.device.type == "mps" else torch.float64  # a mean square minus a squared mean
         keep = mask.unsqueeze(-1)
         kept = torch.where(keep, x.detach(), 0)
@@ -43,7 +51,7 @@ class BatchErrors:
             [error.detach().to(wide)[None], self.weight * torch.cat([counts, kept_ND.sum(0)])]
         )
 
-    def relative(self) -> Tensor:
+    def relative(self) -> Float[Tensor, ""]:
         """Squared error over squared norm, a mean over the whole batch's replaced positions, then over SAEs.
 
         It stands beside FVU, which one huge token may make alone. A mean, unlike a median, adds up over processes.
@@ -52,7 +60,7 @@ class BatchErrors:
             [(self.sums[h][3] / self.sums[h][1]).to(error.dtype) for h, error in self.errors.items()]
         ).mean()
 
-    def fvu(self) -> tuple[Tensor, Tensor]:
+    def fvu(self) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
         """Fraction of variance unexplained, the mean over SAEs: this process's share with gradient, and all of it."""
         mine, whole = [], []
         for hookpoint, error in self.errors.items():
@@ -63,7 +71,9 @@ class BatchErrors:
         return torch.stack(mine).mean(), torch.stack(whole).mean()
 
 
-def balanced(kl: Tensor, mse: Tensor, kl_whole: Tensor, mse_whole: Tensor) -> Tensor:
+def balanced(
+    kl: Float[Tensor, ""], mse: Float[Tensor, ""], kl_whole: Float[Tensor, ""], mse_whole: Float[Tensor, ""]
+) -> Float[Tensor, ""]:
     """1/2 (mse + kl * sg[mse / kl]) of this process's shares, the ratio being that of all processes' sums."""
     ratio = mse_whole / kl_whole.clamp_min(torch.finfo(kl.dtype).eps)  # a perfect copy has no KL to weigh
     return 0.5 * (mse.to(kl.dtype) + kl * ratio.detach())

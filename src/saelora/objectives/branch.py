@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import inf
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelora.core import lora
@@ -62,7 +63,7 @@ class BranchRun:
         )
         self.peaks = [lr for part, lr in weights if part]
 
-    def clip(self) -> Tensor:
+    def clip(self) -> Float[Tensor, ""]:
         """Clip the gradient; returns its norm before."""
         return nn.utils.clip_grad_norm_(list(self.trainable.values()), self.recipe.clip or inf)
 

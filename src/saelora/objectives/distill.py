@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saelora.core import lora
@@ -70,7 +71,7 @@ class Distill:
         self.at_once = at_once or len(branches)
         self.rows_at_once: int | None = None  # rows that go through the model together; None: all of a step's
 
-    def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
+    def step(self, rows: Int[Tensor, "n_rows context"], progress: float) -> dict[str, Float[Tensor, ""]]:
         """One optimiser step of every branch.
 
         Returns:
@@ -121,7 +122,7 @@ class Distill:
             kls += [weight * kl.detach() for kl in found]
         return kls
 
-    def check(self, rows: Tensor) -> None:
+    def check(self, rows: Int[Tensor, "n_rows context"]) -> None:
         """Raise InputError where the parts of the model that steps run are not what the model itself runs."""
         by_splice: dict[Splice, list[str]] = {}
         for run in self.runs:
@@ -136,7 +137,7 @@ class Distill:
                 autocast=self._autocast_dtype,
             )
 
-    def fit(self, rows: Tensor, n_bytes: int) -> int:
+    def fit(self, rows: Int[Tensor, "n_rows context"], n_bytes: int) -> int:
         """Hold as many students at once as ``n_bytes`` allow on batches like ``rows``; returns how many."""
         self.at_once = min(len(self.runs), max(1, n_bytes // self.held_bytes(rows)))
         return self.at_once
@@ -146,7 +147,7 @@ class Distill:
         """Whether a batch may go through the model in pieces: not where a loss hangs on the whole batch's variance."""
         return all(run.recipe.objective != "kl+mse" for run in self.runs)
 
-    def held_bytes(self, rows: Tensor) -> int:
+    def held_bytes(self, rows: Int[Tensor, "n_rows context"]) -> int:
         """Bytes that the backward pass of a batch like ``rows`` needs to be held, of the student that needs most."""
         weights = [*self.model.parameters(), *self.model.buffers()]
         weights += [p for run in self.runs for sae in run.saes.values() for p in sae.parameters()]
@@ -161,7 +162,7 @@ class Distill:
                 1, *(saved_bytes(partial(self.students.hidden, run.student, shared), weights) for run in self.runs)
             )
 
-    def loss(self, rows: Tensor) -> Tensor:
+    def loss(self, rows: Int[Tensor, "n_rows context"]) -> Float[Tensor, ""]:
         """KL of the first branch, summed over all tokens of the rows, with its gradient."""
         return self._losses(self.runs[:1], self._teacher(rows))[0]
 

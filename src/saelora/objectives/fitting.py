@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from jaxtyping import Int
 from torch import Tensor
 
 from saelora.core.group import Group
@@ -17,7 +18,13 @@ _ENDS = 8  # hidden states that teacher and student begin from and end with, and
 _CHUNKS = 5  # [tokens of a chunk, vocabulary] tensors that the head holds
 
 
-def fit_step(objective: Distill, rows: Tensor, say: Callable[[str], None], group: Group, share: float = SHARE) -> None:
+def fit_step(
+    objective: Distill,
+    rows: Int[Tensor, "n_rows context"],
+    say: Callable[[str], None],
+    group: Group,
+    share: float = SHARE,
+) -> None:
     """Run a step on ``rows`` [batch_rows, context] in pieces of rows where memory asks for it, and say so.
 
     The gradient is the same up to rounding. One row is run to see what it needs; nothing changes by that.
@@ -52,7 +59,7 @@ def fit_step(objective: Distill, rows: Tensor, say: Callable[[str], None], group
     say(f"{needed}, and {_size(free)} may be used: {at_once} rows at a time then, the same up to rounding")
 
 
-def needs(objective: Distill, rows: Tensor) -> tuple[int, int]:
+def needs(objective: Distill, rows: Int[Tensor, "n_rows context"]) -> tuple[int, int]:
     """Bytes that a step takes however few its rows, and for each row [context] besides."""
     vocabulary = objective.head.weight.shape[0]
     trained = sum(p.numel() for run in objective.runs for p in run.trainable.values())

@@ -7,6 +7,7 @@ import copy
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelora.errors import InputError
@@ -59,20 +60,18 @@ class TrainableSAE(nn.Module):
         """The SAE's own configuration."""
         return self.sae.cfg
 
-    def encode(self, x: Tensor) -> Tensor:
-        """[..., d_in] -> latents [..., d_sae]"""
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         latents: Tensor = self.sae.encode(x)
         return latents
 
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        """[..., d_sae] -> reconstruction [..., d_in]"""
+    def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
         if self.part == "decoder":
             return feature_acts @ self.W_dec + self.bias
         recon = self.sae.decode(feature_acts)
         return self._mapped(recon) if self.part == "linear" else recon
 
-    def reconstruct(self, x: Tensor) -> Tensor:
-        """decode(encode(x)) [..., d_in]; below an affine map active latents are gathered where the given SAE did so."""
+    def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
+        """decode(encode(x)); below an affine map active latents are gathered where the given SAE did so."""
         if isinstance(self.sae, SparseSAE):
             return self._mapped(self.sae.reconstruct(x))
         return self.decode(self.encode(x))

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map_only
 
@@ -151,7 +152,7 @@ class SAETraining:
         return inference_sae(*self.group.on(owner, lambda: inference_parts(self.trainers[name], self.n_tokens)))
 
 
-def summary(found: dict[str, dict[str, Tensor]]) -> dict[str, Tensor]:
+def summary(found: dict[str, dict[str, Float[Tensor, ""]]]) -> dict[str, Float[Tensor, ""]]:
     """What a step reports of its SAEs, by name: means of loss, KL, FVU and its companions, then each SAE's own."""
     loss = torch.stack([one["loss"] for one in found.values()]).mean()
     if len(found) == 1:

@@ -6,6 +6,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelora.errors import InputError
@@ -54,7 +55,7 @@ def _widths(recipe: SAERecipe, d_in: int) -> list[int]:
 
 
 @torch.no_grad()
-def init_from_data(sae: TrainingSAE, x_ND: Tensor, recipe: SAERecipe, generator: torch.Generator) -> None:
+def init_from_data(sae: TrainingSAE, x_ND: Float[Tensor, "N D"], recipe: SAERecipe, generator: torch.Generator) -> None:
     """Centre the SAE on scaled activations [n_tokens, d_in] and, if the recipe says so, take its directions from them.
 
     The decoder's bias becomes the mean. With init "data" each decoder row becomes a randomly drawn

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from saelora.core.check import check_activations, check_against_whole
@@ -74,7 +75,7 @@ class EndToEnd(SAETraining):
             if not layers:
                 raise InputError(f"no layer above {hookpoint} for a downstream error: use --objective e2e there")
 
-    def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
+    def step(self, rows: Int[Tensor, "n_rows context"], progress: float) -> dict[str, Float[Tensor, ""]]:
         """Go once through packed rows [n_rows, context], in pieces of about the recipe's batch_tokens, whole rows each.
 
         Args:
@@ -110,7 +111,7 @@ class EndToEnd(SAETraining):
         self.n_tokens += n_tokens
         return summary(self._of_all({name: tally.metrics(self.trainers[name]) for name, tally in tallies.items()}))
 
-    def check(self, rows: Tensor) -> None:
+    def check(self, rows: Int[Tensor, "n_rows context"]) -> None:
         """Raise InputError where the parts of the model that steps run are not what the model itself runs."""
         check_activations(self.model, list(self.names), rows)
         check_against_whole(self.model, None, rows, autocast=self.autocast)
@@ -209,8 +210,10 @@ class EndToEnd(SAETraining):
         return nullcontext() if self.autocast is None else torch.autocast(self.device.type, self.autocast)
 
 
-def relative_error(output: Tensor, clean: Tensor, kept_N: Tensor) -> Tensor:
-    """Squared error of a layer's output [batch, seq, d_model] over its variance in the clean model, at some tokens."""
+def relative_error(
+    output: Float[Tensor, "batch seq d_model"], clean: Float[Tensor, "batch seq d_model"], kept_N: Int[Tensor, " N"]
+) -> Float[Tensor, ""]:
+    """Squared error of a layer's output over its variance in the clean model, at some tokens."""
     dtype = torch.promote_types(clean.dtype, torch.float32)
     x_KD, y_KD = (found.flatten(0, 1)[kept_N].to(dtype) for found in (clean, output))
     return (y_KD - x_KD).pow(2).sum() / (x_KD - x_KD.mean(dim=0)).pow(2).sum()

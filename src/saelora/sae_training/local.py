@@ -1,6 +1,7 @@
 """Train sparse autoencoders to reconstruct a model's activations: one pass of the model's prefix feeds them all."""
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from saelora.core.check import check_activations
@@ -15,7 +16,7 @@ class SAEObjective(SAETraining):
     A step shuffles its own chunk of tokens. Several processes share the passes of the model.
     """
 
-    def step(self, rows: Tensor, progress: float) -> dict[str, Tensor]:
+    def step(self, rows: Int[Tensor, "n_rows context"], progress: float) -> dict[str, Float[Tensor, ""]]:
         """Several optimiser steps of each SAE on the activations of packed rows [n_rows, context], long.
 
         Args:
@@ -44,7 +45,7 @@ class SAEObjective(SAETraining):
         self.n_tokens += n_tokens
         return summary(self._of_all(found))
 
-    def check(self, rows: Tensor) -> None:
+    def check(self, rows: Int[Tensor, "n_rows context"]) -> None:
         """Raise InputError where the activations that steps see are not those of the whole model."""
         check_activations(self.model, list(self.names), rows)
 

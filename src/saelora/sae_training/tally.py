@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from saelora.core.spread import Spread
@@ -20,11 +21,20 @@ class Tally:
     spread: Spread  # for as many tokens as the SAE sees of the chunk
     n_tokens: int = 0
     n_kept: int = 0
-    sums: Tensor | float = 0.0  # [4]: loss and KL over all tokens, squared error and active latents over kept ones
-    mean_D: Tensor | float = 0.0
-    variation: Tensor | float = field(default=0.0)  # squared deviations from that mean
+    sums: Float[Tensor, "4"] | float = (
+        0.0  # loss and KL over all tokens, squared error and active latents over kept ones
+    )
+    mean_D: Float[Tensor, " D"] | float = 0.0
+    variation: Float[Tensor, ""] | float = field(default=0.0)  # squared deviations from that mean
 
-    def add(self, loss: Tensor, kl: Tensor, output: "TrainStepOutput", l0: Tensor, n_tokens: int) -> None:
+    def add(
+        self,
+        loss: Float[Tensor, ""],
+        kl: Float[Tensor, ""],
+        output: "TrainStepOutput",
+        l0: Float[Tensor, ""],
+        n_tokens: int,
+    ) -> None:
         x_ND = output.sae_in.detach()
         n, mean_D = len(x_ND), x_ND.mean(dim=0)
         # variances of two parts and the distance of their means make the whole's: sums of squares would cancel
@@ -37,7 +47,7 @@ class Tally:
         sse = output.losses["mse_loss"].detach()
         self.sums = self.sums + torch.stack([loss * n_tokens, kl * n_tokens, sse * n, l0 * n])
 
-    def metrics(self, trainer: SAETrainer) -> dict[str, Tensor]:
+    def metrics(self, trainer: SAETrainer) -> dict[str, Float[Tensor, ""]]:
         assert isinstance(self.sums, Tensor)
         assert isinstance(self.mean_D, Tensor)
         assert isinstance(self.variation, Tensor)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from saelora.core.spread import Spread
@@ -49,7 +50,9 @@ class SAETrainer:
         self.scale = 0.0  # raw activations times this have mean norm sqrt(d_in); 0 until the first chunk is seen
         self.n_steps = 0
 
-    def train_chunk(self, x_ND: Tensor, orders: list[Tensor], progress: float, span: float) -> dict[str, Tensor]:
+    def train_chunk(
+        self, x_ND: Float[Tensor, "N D"], orders: list[Int[Tensor, " N"]], progress: float, span: float
+    ) -> dict[str, Float[Tensor, ""]]:
         """Go through a chunk of raw activations once for each order of its tokens.
 
         Args:
@@ -95,11 +98,11 @@ class SAETrainer:
         }
 
     @property
-    def dead_S(self) -> Tensor:
-        """Bool[d_sae]: silent for more than the recipe's dead_after_tokens."""
+    def dead_S(self) -> Bool[Tensor, " S"]:
+        """Silent for more than the recipe's dead_after_tokens."""
         return self.tokens_silent_S > self.recipe.dead_after_tokens
 
-    def start(self, x_ND: Tensor) -> None:
+    def start(self, x_ND: Float[Tensor, "N D"]) -> None:
         """Scale and centre on the first chunk, as SAELens' expected_average_only_in does with its first batches.
 
         Later chunks change nothing. An SAE that goes on from a finished one gets its weights here, at that scale.
@@ -113,7 +116,7 @@ class SAETrainer:
         generator = torch.Generator().manual_seed(self.recipe.seed)
         init_from_data(self.sae, x_ND * self.scale, self.recipe, generator)
 
-    def forward(self, x_BD: Tensor, progress: float) -> TrainStepOutput:
+    def forward(self, x_BD: Float[Tensor, "B D"], progress: float) -> TrainStepOutput:
         """SAELens' training pass on scaled activations, with the coefficients of this moment of the run."""
         from sae_lens.saes.sae import TrainStepInput
 
@@ -143,7 +146,7 @@ class SAETrainer:
             self.sae.topk_threshold /= self.sae.cfg.topk_threshold_lr
 
     @torch.no_grad()
-    def count(self, output: TrainStepOutput) -> Tensor:
+    def count(self, output: TrainStepOutput) -> Float[Tensor, ""]:
         """Mean active latents per token of this batch; updates how long each latent has been silent."""
         acts = output.feature_acts
         if acts.is_sparse:  # uncoalesced is fine: a latent appears once per token
@@ -174,7 +177,7 @@ class SAETrainer:
         self.n_steps = state["n_steps"]
 
 
-def token_errors(output: TrainStepOutput) -> Tensor:
-    """Squared error [n_tokens] of what a training pass reconstructed, in scaled units, without gradient."""
+def token_errors(output: TrainStepOutput) -> Float[Tensor, " N"]:
+    """Squared error of what a training pass reconstructed, in scaled units, without gradient."""
     errors: Tensor = (output.sae_out.detach() - output.sae_in.detach()).float()
     return errors.pow(2).sum(dim=-1)

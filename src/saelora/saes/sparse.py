@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor, nn
 
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}  # of one [C, S] tensor of pre-activations
@@ -57,19 +58,19 @@ class SparseSAE(nn.Module):
                 raise
             return getattr(self.sae, name)
 
-    def encode(self, x: Tensor) -> Tensor:
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         latents: Tensor = self.sae.encode(x)
         return latents
 
-    def decode(self, feature_acts: Tensor) -> Tensor:
+    def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]:
         recon: Tensor = self.sae.decode(feature_acts)
         return recon
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         recon: Tensor = self.sae(x)
         return recon
 
-    def reconstruct(self, x: Tensor) -> Tensor:
+    def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """[..., d_in] -> decode(encode(x)), up to the order of summation; gradients reach x alone.
 
         An SAE that is being trained, or watched by hooks of its own, goes through encode and decode.

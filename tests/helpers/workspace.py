@@ -12,6 +12,7 @@ import torch
 from saelora.cli import main
 
 D_MODEL, N_LAYERS, D_SAE, K, CONTEXT = 32, 4, 64, 8, 32
+HOOKPOINT = "layers.1.resid_post"
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 COMMON = {"context": CONTEXT, "validation_fraction": 0.2, "eval_tokens": 12 * CONTEXT, "batch_rows": 2, "device": "cpu"}
 # lr is far above what a real model wants: a few dozen steps on a tiny one must show
@@ -96,6 +97,32 @@ def save_sae(folder: Path, encoder: torch.Tensor, decoder: torch.Tensor, k: int,
         sae.b_dec.zero_()
     sae.save_model(folder)
     return folder
+
+
+def recipe_of(workspace: Workspace, **changed: Any) -> dict[str, Any]:
+    sae = {"hookpoint": [HOOKPOINT], "d_sae": 64, "k": 8, "batch_rows": 8, "batch_tokens": 64}
+    return {
+        "title": "tiny",
+        "base": {
+            "model": str(workspace.model), "data": str(workspace.data), "context": CONTEXT, "device": "cpu",
+            "validation_fraction": 0.2, "eval_tokens": 8 * CONTEXT, "batch_rows": 2,
+        },
+        "seeds": [0],
+        "evaluations": 2,
+        "tune": {"tokens": 4 * CONTEXT, "eval_tokens": 4 * CONTEXT},
+        "saes": {
+            "local": {**sae, "tokens": 32 * CONTEXT, "checkpoints": [0.5, 1.0]},
+            "e2e": {**sae, "objective": "e2e", "tokens": 16 * CONTEXT, "lr": [1e-3, 1e-2]},
+        },
+        "methods": {
+            "lora": {"from": "local", "rank": 4, "tokens": 12 * CONTEXT, "lr": [1e-6, 1e-2]},
+            "lora-all": {"from": "local@1.0", "rank": 4, "placement": "all", "tokens": 8 * CONTEXT},
+            "linear": {"method": "linear", "from": "local@1.0", "rank": 4, "tokens": 8 * CONTEXT},
+            "both": {"method": "lora+sae", "from": "local@1.0", "rank": 4, "tokens": 8 * CONTEXT},
+            "finetune": {"method": "finetune-sae", "from": str(workspace.sae), "tokens": 8 * CONTEXT},
+        },
+        **changed,
+    }  # fmt: skip
 
 
 def short_tasks(folder: Path) -> Path:

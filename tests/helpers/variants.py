@@ -5,11 +5,11 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from model_text import written_by
 from peft import get_peft_model
 from torch import Tensor, nn
 
 from families import BOS, EOS, PAD
+from model_text import written_by
 from saelora.core.lora import disabled, lora_config
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint

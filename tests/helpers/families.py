@@ -10,8 +10,6 @@ from typing import Any
 import torch
 import transformers as tf
 from torch import Tensor, nn
-from transformers.masking_utils import AttentionMaskInterface, eager_mask
-from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
 
 VOCAB, D_MODEL, N_LAYERS = 64, 16, 4
 PAD, BOS, EOS = 0, 1, 2
@@ -61,12 +59,18 @@ NAMES = [*_FAMILIES, WITH_IMAGES]
 
 def _eager_clamped(module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, **options: Any) -> Any:
     """Gemma 2's attention. Its softmax is in float32, where float64's most negative mask would be -inf, and NaN."""
+    from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
     lowest = torch.finfo(torch.float32).min
     return eager_attention_forward(module, q, k, v, mask.clamp(min=lowest), **options)
 
 
-tf.AttentionInterface.register("eager_clamped", _eager_clamped)
-AttentionMaskInterface.register("eager_clamped", eager_mask)
+@cache
+def _register() -> None:
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    tf.AttentionInterface.register("eager_clamped", _eager_clamped)
+    AttentionMaskInterface.register("eager_clamped", eager_mask)
 
 
 def _randomise(model: nn.Module) -> None:
@@ -94,6 +98,7 @@ def _gemma3_with_images() -> nn.Module:
 @cache
 def tiny(name: str) -> nn.Module:
     """The family's model in float64, frozen, in evaluation mode. Shared: copy before changing it."""
+    _register()
     if name == WITH_IMAGES:
         model = _gemma3_with_images()
     else:
