@@ -3,6 +3,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+WORKERS ?= 2
+PYTEST := python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 PIP_IN := bin/python -m pip --disable-pip-version-check -q
 PIP := $(VENV)/$(PIP_IN)
 # Without an NVIDIA GPU, PyTorch's CPU wheel (200 MB) serves; PyPI's default on Linux brings gigabytes of CUDA.
@@ -16,7 +18,7 @@ demo: $(VENV)/.ready
 	$(BIN)/saelora demo $(ARGS)
 
 test: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) $(ARGS)
 
 # kill -9, bad input, full disks: ARGS="--minutes 60 --json FILE" is the full form
 reliability: $(VENV)/.dev
@@ -29,7 +31,7 @@ VERSIONS_TESTS += $(addprefix --ignore=tests/,core/test_kl_head.py core/test_spr
     data/test_tables_fuzz.py data/test_pack.py)
 
 test-newest test-oldest: test-%: .venv-%/.ready
-	OMP_NUM_THREADS=1 .venv-$*/bin/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(VERSIONS_TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 .venv-$*/bin/$(PYTEST) $(VERSIONS_TESTS) $(ARGS)
 
 # fingerprints of what commands compute: ARGS="--json before.json", later ARGS="--against before.json"
 golden: $(VENV)/.dev

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,18 +12,55 @@ from saelora.cli import JOBS
 
 HEAVY = {"torch", "transformers", "sae_lens", "datasets", "peft", "accelerate", "matplotlib", "pandas"}
 ROOT = Path(__file__).parents[1]
+# Runs pieces of code, each in a fork of an interpreter that has the command line imported and nothing else.
+FORKS = f"""
+import json, os, sys, tempfile, traceback
+import saelora.cli
+for line in sys.stdin:
+    code, cwd = json.loads(line)
+    said, found = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+    child = os.fork()
+    if child == 0:
+        os.chdir(cwd)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(said.fileno(), 2)
+        names = {{"code": 0, "__name__": "fresh"}}
+        try:
+            exec(code, names)
+            json.dump([names["code"], sorted({HEAVY!r} & sys.modules.keys())], found)
+            found.flush()
+        except BaseException:
+            traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(0)
+    os.waitpid(child, 0)
+    for file in (said, found):
+        file.seek(0)
+    print(json.dumps([found.read(), said.read()]), flush=True)
+"""
+Loaded = Callable[[str, Path], tuple[int, str, set[str]]]
 
 
-def loaded_by(code: str, cwd: Path) -> tuple[int, str, set[str]]:
-    """Exit code, what was said on stderr, and which of HEAVY a fresh interpreter has imported after running the code.
+@pytest.fixture(scope="module")
+def loaded_by() -> Iterator[Loaded]:
+    """Of code and the folder it runs in: its exit code, what was said on stderr, which of HEAVY are imported after it.
 
     The code leaves its exit code in ``code``.
     """
-    script = f"import json, sys\ncode = 0\n{code}\nprint(json.dumps([code, [*sys.modules]]))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=cwd)
-    assert done.returncode == 0, done.stderr
-    code_, modules = json.loads(done.stdout.splitlines()[-1])
-    return code_, done.stderr, {name for name in modules if name in HEAVY}
+    with subprocess.Popen([sys.executable, "-c", FORKS], stdin=-1, stdout=-1, text=True) as forks:
+        assert forks.stdin is not None
+        assert forks.stdout is not None
+        asked, told = forks.stdin, forks.stdout
+
+        def run(code: str, cwd: Path) -> tuple[int, str, set[str]]:
+            print(json.dumps([code, str(cwd)]), file=asked, flush=True)
+            found, said = json.loads(told.readline())
+            assert found, said
+            exit_code, heavy = json.loads(found)
+            return exit_code, said, set(heavy)
+
+        yield run
+        asked.close()
 
 
 def main_with(*words: str) -> str:
@@ -35,18 +73,18 @@ except SystemExit as end:
 
 
 @pytest.mark.parametrize("words", [("--help",), ("--version",), *((job, "--help") for job in JOBS)])
-def test_help_imports_no_heavy_library(words, tmp_path) -> None:
+def test_help_imports_no_heavy_library(loaded_by: Loaded, words, tmp_path) -> None:
     assert loaded_by(main_with(*words), tmp_path) == (0, "", set())
 
 
-def test_the_package_imports_no_heavy_library(tmp_path) -> None:
+def test_the_package_imports_no_heavy_library(loaded_by: Loaded, tmp_path) -> None:
     code = "import saelora, saelora.options, saelora.jobs.training_options\nfrom saelora.jobs import " + ", ".join(
         job.replace("-", "_") for job in JOBS
     )
     assert loaded_by(code, tmp_path) == (0, "", set())
 
 
-def test_what_makes_a_report_imports_no_heavy_library(tmp_path) -> None:
+def test_what_makes_a_report_imports_no_heavy_library(loaded_by: Loaded, tmp_path) -> None:
     code = "import saelora.reporting.page, saelora.reporting.compare, saelora.reporting.sweep, saelora.reporting.card"
     assert loaded_by(code, tmp_path) == (0, "", set())
 
@@ -88,7 +126,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("line", BAD.values(), ids=BAD.keys())
-def test_an_error_in_the_options_is_found_before_a_heavy_library_is_imported(line, tmp_path) -> None:
+def test_an_error_in_the_options_is_found_before_a_heavy_library_is_imported(loaded_by: Loaded, line, tmp_path) -> None:
     (tmp_path / "used").mkdir()
     (tmp_path / "used" / "thing").touch()
     code, said, heavy = loaded_by(main_with(*line.format(root=ROOT).split()), tmp_path)
@@ -108,9 +146,10 @@ FIRST = {
 
 
 @pytest.mark.parametrize("line", FIRST.values(), ids=FIRST.keys())
-def test_a_command_says_what_it_does_before_it_imports_a_heavy_library(line, tmp_path) -> None:
+def test_a_command_says_what_it_does_before_it_imports_a_heavy_library(loaded_by: Loaded, line, tmp_path) -> None:
     """The import of torch is made to fail: what has been said by then was said before."""
     code = (
+        "import sys\n"
         "class Stop(BaseException): pass\n"
         "class Finder:\n"
         "    def find_spec(self, name, path=None, target=None):\n"

@@ -36,7 +36,7 @@ def texts_or_line(content, label):
     return None
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     st.lists(st.tuples(st.none() | TEXT, st.dictionaries(st.text(max_size=5).filter(lambda k: k != "text"), JSON))),
     st.sampled_from(sorted(PACK)),
@@ -51,14 +51,14 @@ def test_json_lines_give_exactly_their_texts(rows, suffix, ascii_only):
     assert texts_or_line(packed, f"a{suffix}") == [text for text, _ in rows]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(st.binary(max_size=200), st.sampled_from([*sorted(PACK), ".parquet"]))
 def test_arbitrary_bytes_are_refused_in_one_line_or_are_text(content, suffix):
     texts = texts_or_line(content, f"a{suffix}")
     assert texts is None or all(text is None or isinstance(text, str) for text in texts)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(st.lists(TEXT, min_size=1, max_size=5), GARBLE, st.sampled_from([*sorted(PACK), ".parquet"]))
 def test_damaged_files_are_refused_in_one_line_or_are_text(texts, garble, suffix):
     if suffix == ".parquet":

@@ -1,9 +1,7 @@
-"""What each of two processes runs for test_group.py. Usage: torchrun --nproc-per-node 2 group_promises.py FOLDER"""
+"""What each of two processes runs for test_group.py, at the end of jobs_together.py."""
 
-import json
 import os
 import signal
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +10,9 @@ from torch import Tensor
 
 from saelora.core.group import Group
 from saelora.errors import InputError, NonFiniteLoss
-from saelora.train.distributed import current_group
 from saelora.train.interrupt import Interrupted
 from saelora.train.loop import Loop, LoopConfig
 from saelora.train.tracking import Tracker
-
-ROOT = Path(sys.argv[1])
 
 
 class Draws:
@@ -46,8 +41,9 @@ class Draws:
         self.drawn = state["drawn"][self.group.rank]
 
 
-def loop(group: Group, name: str, objective: Draws) -> Loop:
-    return Loop(objective, torch.ones(8, 2), LoopConfig(1), ROOT / name, Tracker(None, ROOT, {}), group=group)
+def loop(group: Group, folder: Path, objective: Draws) -> Loop:
+    tracker = Tracker(None, folder.parent, {})
+    return Loop(objective, torch.ones(8, 2), LoopConfig(1), folder, tracker, group=group)
 
 
 def exchanges(group: Group) -> dict[str, Any]:
@@ -78,30 +74,24 @@ def refuse() -> None:
     raise InputError("no good")
 
 
-def loops(group: Group) -> dict[str, Any]:
+def loops(group: Group, root: Path) -> dict[str, Any]:
     torch.manual_seed(0)
     whole = Draws(group)
-    loop(group, "whole", whole).run()
+    loop(group, root / "whole", whole).run()
     torch.manual_seed(0)
     stopped = None
     try:
-        loop(group, "parts", Draws(group, signal_at=3)).run()
+        loop(group, root / "parts", Draws(group, signal_at=3)).run()
     except Interrupted as stop:
         stopped = [stop.signum, stop.step]
     torch.manual_seed(99)  # resuming brings every process's random state back
     rest = Draws(group)
-    second = loop(group, "parts", rest)
+    second = loop(group, root / "parts", rest)
     resumed = second.resume()
     second.run()
     failed = None
     try:
-        loop(group, "failing", Draws(group, fails_at=4)).run()
+        loop(group, root / "failing", Draws(group, fails_at=4)).run()
     except InputError as error:
         failed = str(error)
     return {"whole": whole.drawn, "parts": rest.drawn, "stopped": stopped, "resumed": resumed, "failed": failed}
-
-
-group = current_group("cpu")
-everything = group.gather({**exchanges(group), **loops(group)})
-if group.is_main:
-    (ROOT / "found.json").write_text(json.dumps(everything))

@@ -1,8 +1,10 @@
-"""What each of two processes runs for test_jobs_together.py: one job after another, and what it noticed.
+"""What each of two processes runs for the tests here: one job after another, and what it noticed.
 
 Usage: torchrun --nproc-per-node 2 jobs_together.py FOLDER; FOLDER/given.json holds each job's options.
 """
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -12,7 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+import group_promises
 import torch
+from matplotlib.figure import Figure
 
 import saelora
 from saelora import cli
@@ -42,7 +46,16 @@ def stop_after(metrics: Path, n_lines: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
+def swept(recipe: Path, out: Path) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a sweep, as on the command line but for the end of the group."""
+    printed, said = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(said):
+        code = cli._run(["sweep", str(recipe), "--out", str(out)], print)
+    return code, printed.getvalue(), said.getvalue()
+
+
 def main() -> int:
+    Figure.savefig = lambda self, file, **options: file.write(b"")  # nobody looks at these
     given = json.loads((ROOT / "given.json").read_text())
     noticed: dict[str, Any] = {}
     sys.addaudithook(note_writes)
@@ -61,7 +74,10 @@ def main() -> int:
         saelora.adapt(**{**given["adapt"][1], "out": str(ROOT / "too-few"), "batch_rows": 1})
     except InputError as error:
         noticed["too few rows"] = str(error)
-    everything = group.gather({**noticed, "written": written})
+    noticed["promises"] = {**group_promises.exchanges(group), **group_promises.loops(group, ROOT / "promises")}
+    noticed["written"] = [*written]  # in a sweep each process writes the points of its groups
+    noticed["sweep"] = swept(ROOT / "sweep.yaml", ROOT / "two" / "sweep")
+    everything = group.gather(noticed)
     if group.is_main:
         (ROOT / "noticed.json").write_text(json.dumps(everything))
     code = cli.main(["evaluate", "--adapter", given["evaluate"][1]["adapter"], "--device", "cpu", "--quiet"])

@@ -3,12 +3,10 @@
 import json
 import math
 import signal
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from launch import finished
 
 from saelora.core.group import ALONE, Group
 from saelora.errors import InputError
@@ -19,18 +17,9 @@ pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What both processes left."""
-    root = tmp_path_factory.mktemp("group")
-    code, _, said = finished(str(Path(__file__).with_name("group_promises.py")), str(root))
-    assert code == 0, said[-5000:]
-    assert "process group has NOT been destroyed" not in said
-    return root
-
-
-@pytest.fixture(scope="module")
-def found(folder: Path) -> list[dict[str, Any]]:
-    return json.loads((folder / "found.json").read_text())
+def found(runs: Any) -> list[dict[str, Any]]:
+    """What both processes noticed (group_promises.py)."""
+    return [noticed["promises"] for noticed in runs.noticed]
 
 
 def test_sums_are_the_same_everywhere_and_one_process_s_nan_is_everyone_s(found: list[dict[str, Any]]) -> None:
@@ -83,16 +72,18 @@ def test_resumed_processes_go_on_with_their_own_random_numbers(found: list[dict[
 
 
 def test_loss_that_is_not_finite_stops_all_and_keeps_the_last_good_state(
-    found: list[dict[str, Any]], folder: Path
+    found: list[dict[str, Any]], runs: Any
 ) -> None:
     assert all(one["failed"].startswith("training stopped at step 4 of 8: KL is nan") for one in found)
-    kept = load_checkpoint(folder / "failing" / "checkpoints")
+    kept = load_checkpoint(runs.root / "promises" / "failing" / "checkpoints")
     assert kept is not None
     assert kept[1]["step"] == 3
 
 
-def test_metrics_are_written_once(folder: Path) -> None:
-    assert [json.loads(line)["step"] for line in (folder / "parts" / "metrics.jsonl").open()] == list(range(1, 9))
+def test_metrics_are_written_once(runs: Any) -> None:
+    assert [json.loads(line)["step"] for line in (runs.root / "promises" / "parts" / "metrics.jsonl").open()] == list(
+        range(1, 9)
+    )
 
 
 def test_alone_every_exchange_gives_back_what_it_was_given() -> None:

@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import workspace as ws
-from launch import finished, launched
 from safetensors.torch import load_file
 
+import workspace as ws
+from launch import finished, launched
 from saelora.train.checkpoint import load_checkpoint
 
 pytestmark = [pytest.mark.xdist_group("distributed"), pytest.mark.timeout(600)]
 
-N_STEPS = 120
+N_STEPS = 60
 RUN: dict[str, Any] = {"tokens": 2 * N_STEPS * ws.CONTEXT, "lr": 1e-3, "history_tokens": ws.CONTEXT}
 
 

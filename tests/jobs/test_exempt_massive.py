@@ -1,12 +1,13 @@
 """--exempt massive through the commands: measured once, written down, and taken up again."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
-import workspace as ws
 
+import workspace as ws
 from saelora.cli import main
 
 MASSIVE: dict[str, Any] = {"exempt": ["bos", "eos", "pad", "massive:1.2"]}  # so low that some tokens here are above
@@ -17,6 +18,14 @@ def evaluate(capsys: pytest.CaptureFixture[str], *words: str, **options: Any) ->
     capsys.readouterr()
     assert main(["evaluate", *words, *ws.as_flags(options), "--json", "--quiet"]) == 0
     return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(scope="module")
+def spared(workspace: ws.Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of one finished run. Leave it as it is."""
+    out = tmp_path_factory.mktemp("spared") / "run"
+    assert workspace.adapt(out, "--quiet", **MASSIVE) == 0
+    return out
 
 
 def test_limits_are_written_down_and_taken_up_again(
@@ -43,21 +52,18 @@ def test_limits_are_written_down_and_taken_up_again(
 
 
 def test_an_evaluation_by_itself_measures_the_same_limit(
-    workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    workspace: ws.Workspace, spared: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = tmp_path / "run"
-    assert workspace.adapt(out, **MASSIVE) == 0
-    recorded = json.loads((out / "results.json").read_text())
+    recorded = json.loads((spared / "results.json").read_text())
     found = evaluate(capsys, str(workspace.model), sae=workspace.sae, data=workspace.data, **ws.COMMON, **MASSIVE)
     assert found["saes"] == recorded["saes"]
     assert found["ce_sae"] == recorded["ce_sae"]
     assert found["n_tokens_evaluated"] == recorded["n_tokens_evaluated"]
 
 
-def test_a_run_that_is_resumed_has_the_same_limit(workspace: ws.Workspace, tmp_path: Path) -> None:
-    for name, seed in (("a", 0), ("b", 1)):
-        assert workspace.adapt(tmp_path / name, seed=seed, **MASSIVE) == 0
-    a, b = (json.loads((tmp_path / name / "saelora.json").read_text())["token_policy"] for name in ("a", "b"))
+def test_a_run_that_is_resumed_has_the_same_limit(workspace: ws.Workspace, spared: Path, tmp_path: Path) -> None:
+    assert workspace.adapt(tmp_path / "other", seed=1, **MASSIVE) == 0
+    a, b = (json.loads((run / "saelora.json").read_text())["token_policy"] for run in (spared, tmp_path / "other"))
     assert a == b
 
 
@@ -98,11 +104,8 @@ def test_a_multiple_that_is_none_is_refused_in_one_line(
     assert not (tmp_path / "run").exists()
 
 
-def test_parts_beyond_the_losses_run(
-    workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out = tmp_path / "run"
-    assert workspace.adapt(out, **MASSIVE) == 0
+def test_parts_beyond_the_losses_run(spared: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = Path(shutil.copytree(spared, tmp_path / "run"))
     found = evaluate(capsys, "--adapter", str(out), "--parts", "tokens", "drift", "faithfulness")
     own = json.loads((out / "results.json").read_text())["saes"][HERE]
     latents = found["drift"]["latents"][HERE]

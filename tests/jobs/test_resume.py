@@ -1,49 +1,41 @@
 """A run that is stopped, killed or damaged goes on as if nothing had happened, bit for bit."""
 
 import json
-import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import workspace as ws
 from safetensors.torch import load_file
 
+import workspace as ws
+from forked import Forks, Run
 from saelora.cli import main
 from saelora.files import MARK
 from saelora.train.checkpoint import load_checkpoint
 
-N_STEPS = 120
+N_STEPS = 90
 RUN: dict[str, Any] = {**ws.ADAPT, "tokens": N_STEPS * ws.CONTEXT, "batch_rows": 1, "dropout": 0.1, "lr": 1e-3}
 RUN |= {"history_tokens": ws.CONTEXT, "eval_tokens": 2 * ws.CONTEXT}
 
 
-@contextmanager
-def started(command: str, *words: str) -> Iterator[subprocess.Popen[str]]:
-    """A real run in a process of its own, with as many threads as this one; it does not outlive the context."""
-    env = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads()), "HF_HUB_OFFLINE": "1"}
-    command_line = [sys.executable, "-m", "saelora.cli", command, *words]
-    with subprocess.Popen(command_line, env=env, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            yield process
-        finally:
-            process.kill()
+@pytest.fixture(scope="module")
+def forks(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forks]:
+    """Where real runs begin, each in a process of its own."""
+    found = Forks(tmp_path_factory.mktemp("said"))
+    yield found
+    found.close()
 
 
-def wait_for(condition: Any, process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], run: Run) -> None:
     while not condition():
-        if process.poll() is not None:
-            assert process.stderr is not None
-            pytest.fail(f"ended by itself with {process.returncode}: {process.stderr.read()[-2000:]}")
+        if run.poll() is not None:
+            pytest.fail(f"ended by itself with {run.returncode}: {run.finish()[-2000:]}")
         time.sleep(0.005)
 
 
@@ -81,27 +73,28 @@ def uninterrupted(workspace: ws.Workspace, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture(scope="module")
-def killed(workspace: ws.Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def killed(forks: Forks, workspace: ws.Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What SIGKILL leaves of a run that saves after every step. Copy it before going on with it."""
     out = tmp_path_factory.mktemp("killed") / "run"
-    with started("adapt", *flags(workspace, out, checkpoint_seconds=0)) as process:
-        wait_for(lambda: steps_logged(out) >= 5, process)
-        process.kill()
-        assert process.wait() == -signal.SIGKILL
+    with forks.started("adapt", *flags(workspace, out, checkpoint_seconds=0)) as run:
+        wait_for(lambda: steps_logged(out) >= 5, run)
+        run.send_signal(signal.SIGKILL)
+        run.finish()
+    assert run.returncode == -signal.SIGKILL
     return out
 
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 # SPEC 11.6
 def test_interrupted_run_says_how_to_go_on_and_ends_as_if_uninterrupted(
-    workspace: ws.Workspace, uninterrupted: Path, tmp_path: Path, signum: signal.Signals, code: int
+    forks: Forks, workspace: ws.Workspace, uninterrupted: Path, tmp_path: Path, signum: signal.Signals, code: int
 ) -> None:
     out = tmp_path / "run"
-    with started("adapt", *flags(workspace, out)) as process:
-        wait_for(lambda: steps_logged(out) >= 3, process)
-        process.send_signal(signum)
-        said = process.communicate()[1]
-    assert process.returncode == code
+    with forks.started("adapt", *flags(workspace, out)) as run:
+        wait_for(lambda: steps_logged(out) >= 3, run)
+        run.send_signal(signum)
+        said = run.finish()
+    assert run.returncode == code
     assert "Traceback" not in said
     stopped = said.strip().splitlines()[-1]
     assert f"saelora adapt --config {out}/config.yaml --out {out} --resume" in stopped
@@ -238,14 +231,16 @@ def test_full_disk_ends_in_one_line(
 
 
 # SPEC 11.6
-def test_interrupted_sae_training_ends_as_if_uninterrupted(workspace: ws.Workspace, tmp_path: Path) -> None:
+def test_interrupted_sae_training_ends_as_if_uninterrupted(
+    forks: Forks, workspace: ws.Workspace, tmp_path: Path
+) -> None:
     out, reference = tmp_path / "run", tmp_path / "reference"
     options = {"tokens": 400 * ws.CONTEXT, "batch_rows": 4, "eval_tokens": 2 * ws.CONTEXT}
-    with started("train-sae", *workspace.train_sae_flags(out, **options)) as process:
-        wait_for(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size > 300, process)
-        process.send_signal(signal.SIGTERM)
-        said = process.communicate()[1]
-    assert process.returncode == 143
+    with forks.started("train-sae", *workspace.train_sae_flags(out, **options)) as run:
+        wait_for(lambda: (out / "metrics.jsonl").exists() and (out / "metrics.jsonl").stat().st_size > 300, run)
+        run.send_signal(signal.SIGTERM)
+        said = run.finish()
+    assert run.returncode == 143
     assert f"saelora train-sae --config {out}/config.yaml --out {out} --resume" in said.strip().splitlines()[-1]
     assert not (out / "sae_weights.safetensors").exists()
 
@@ -260,17 +255,17 @@ def test_interrupted_sae_training_ends_as_if_uninterrupted(workspace: ws.Workspa
 
 @pytest.mark.parametrize("flag", [[], ["--resume"], ["--overwrite"]])
 def test_a_second_run_into_one_folder_is_refused_and_the_first_unharmed(
-    workspace: ws.Workspace, uninterrupted: Path, tmp_path: Path, flag: list[str]
+    forks: Forks, workspace: ws.Workspace, uninterrupted: Path, tmp_path: Path, flag: list[str]
 ) -> None:
     out = tmp_path / "run"
-    with started("adapt", *flags(workspace, out)) as first:
+    with forks.started("adapt", *flags(workspace, out)) as first:
         wait_for(lambda: steps_logged(out) >= 1, first)
-        with started("adapt", *flags(workspace, out), *flag) as second:
-            said = second.communicate()[1]
+        with forks.started("adapt", *flags(workspace, out), *flag) as second:
+            said = second.finish()
         assert second.returncode == 2
         assert said.strip().splitlines()[-1].startswith("saelora: ")
         assert str(first.pid) in said or not flag  # without a flag, what is there is reason enough
-        first.communicate()
+        first.finish()
         assert first.returncode == 0
     assert_same_run(out, uninterrupted)
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from gguf_files import made_model, metadata_of, tensors_of, write_gguf
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from gguf_files import made_model, metadata_of, tensors_of, write_gguf
 from saelora.errors import InputError
 from saelora.models.gguf_file import read_gguf
 from saelora.models.loading import load_model
@@ -57,7 +57,7 @@ def header_end(path):
     return min(int(tensor.data_offset) for tensor in read_gguf([path]).tensors.values())
 
 
-@settings(**BOUNDED, max_examples=40)
+@settings(**BOUNDED, max_examples=20)
 @given(st.dictionaries(st.sampled_from([*METADATA, "attention.key_length", "vocab_size"]), VALUES, max_size=2))
 @example({})
 def test_any_value_in_the_metadata_is_read_or_refused(folder, changes):
@@ -65,7 +65,7 @@ def test_any_value_in_the_metadata_is_read_or_refused(folder, changes):
     read_or_refused(path)
 
 
-@settings(**BOUNDED, max_examples=100)
+@settings(**BOUNDED, max_examples=40)
 @given(st.floats(0, 1, exclude_max=True), st.sampled_from(EXTREME), st.sampled_from(["<B", "<I", "<Q"]))
 def test_any_number_anywhere_in_the_header_is_read_or_refused(folder, place, number, form):
     content = bytearray((folder / "whole.gguf").read_bytes())
@@ -76,7 +76,7 @@ def test_any_number_anywhere_in_the_header_is_read_or_refused(folder, place, num
     read_or_refused(folder / "overwritten.gguf")
 
 
-@settings(**BOUNDED, max_examples=40)
+@settings(**BOUNDED, max_examples=20)
 @given(st.floats(0, 1, exclude_max=True))
 @example(0.0)
 def test_file_that_ends_anywhere_is_refused(folder, place):

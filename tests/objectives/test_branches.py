@@ -184,6 +184,7 @@ def test_branches_are_evaluated_together_as_each_alone() -> None:
             assert alone == together[name].to_json()
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("family", ["llama", "gemma2"])
 def test_compiled_layers_train_to_the_same_weights(family: str) -> None:
     """Splices, stems and adapters come and go between calls of one compiled layer: stale code would not see them."""

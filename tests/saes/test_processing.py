@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import sae_files as files
 import torch
 from sae_lens import JumpReLUSAE, JumpReLUSAEConfig, StandardSAE, StandardSAEConfig
 from sae_lens.saes.sae import SAEMetadata
 from torch import Tensor, nn
 
 import families
+import sae_files as files
 from families import D_MODEL, N_LAYERS, VOCAB
 from saelora.core.partial import activations
 from saelora.core.splice import TokenMask, splice
@@ -93,12 +93,12 @@ def spliced_logits(model: nn.Module, hookpoint: Hookpoint, sae: Any) -> Tensor:
         return model(input_ids=IDS).logits
 
 
-@pytest.mark.parametrize(
-    "wrap", [lambda sae: sae, sparse, lambda sae: TrainableSAE(sae, "sae"), lambda sae: TrainableSAE(sae, "linear")]
-)
+WRAPS = [lambda sae: sae, sparse, lambda sae: TrainableSAE(sae, "sae"), lambda sae: TrainableSAE(sae, "linear")]
+
+
 @pytest.mark.parametrize("site", [*STREAM, "attn_z"])
 @pytest.mark.parametrize("name", ["gpt2", "gpt_neox-parallel", "gpt_neox-serial"])
-def test_spliced_plain_model_equals_transformer_lens_centred_model(name: str, site: Any, wrap: Any) -> None:
+def test_spliced_plain_model_equals_transformer_lens_centred_model(name: str, site: Any) -> None:
     model, hookpoint = with_mean(name), Hookpoint(2, site)
     lens = transformer_lens(name, model)
     sae = sae_of(anatomy_of(model).width(hookpoint), hookpoint)
@@ -111,7 +111,8 @@ def test_spliced_plain_model_equals_transformer_lens_centred_model(name: str, si
         theirs = lens.run_with_hooks(IDS, fwd_hooks=[(hookpoint.tl_name, through)])
         _, cache = lens.run_with_cache(IDS, names_filter=hookpoint.tl_name)
         plain = activations(model, IDS, None, [hookpoint])[hookpoint]
-    torch.testing.assert_close(spliced_logits(model, hookpoint, wrap(sae)), theirs, **NEAR)
+    for wrap in WRAPS:
+        torch.testing.assert_close(spliced_logits(model, hookpoint, wrap(sae)), theirs, **NEAR)
     own = plain - plain.mean(-1, keepdim=True) if site != "attn_z" else plain
     torch.testing.assert_close(cache[hookpoint.tl_name].flatten(2), own, **NEAR)
     uncentred = spliced_logits(model, hookpoint, sae_of(plain.shape[-1], hookpoint, {}))

@@ -13,13 +13,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import sae_files as files
 import torch
-from sae_files import D_IN, D_SAE, K, activations, weights
 from safetensors.torch import load_file, save_file
 from sparsify import SparseCoder, SparseCoderConfig
 from torch import Tensor
 
+import sae_files as files
+from sae_files import D_IN, D_SAE, K, activations, weights
 from saelora.errors import InputError
 from saelora.saes.loading import LoadedSAE, load_sae
 
@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 F64 = torch.float64
 FEW = settings(
-    max_examples=60,
+    max_examples=25,
     deadline=None,
     derandomize=True,
     database=None,
