@@ -53,6 +53,54 @@ _FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_neox-serial": ("GPTNeoX", {**_NEOX, "use_parallel_residual": False}),
     "gpt2": ("GPT2", _GPT2),
 }
+_MIXED = {"layer_types": ["linear_attention", "full_attention"] * (N_LAYERS // 2)}
+_DELTA_NET = {
+    "linear_num_value_heads": 4,
+    "linear_num_key_heads": 2,
+    "linear_key_head_dim": 4,
+    "linear_value_head_dim": 4,
+    "linear_conv_kernel_dim": 3,
+}
+_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12}
+_SHARED = {**_EXPERTS, "shared_expert_intermediate_size": 8}
+_QWEN35 = {**_BASE, **_WIDE, **_MIXED, **_DELTA_NET}
+_LATENT_ATTENTION = {
+    "q_lora_rank": 8,
+    "kv_lora_rank": 8,
+    "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4,
+    "v_head_dim": 6,
+    "num_key_value_heads": 2,
+}
+_DEEPSEEK = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1, "n_shared_experts": 1}
+_MAMBA = {"mamba_d_ssm": 16, "mamba_n_heads": 2, "mamba_d_head": 8, "mamba_n_groups": 1, "mamba_d_state": 8}
+_GEMMA4 = {**_GEMMA, **_ALTERNATING, "hidden_size_per_layer_input": 4, "vocab_size_per_layer_input": VOCAB}
+
+# Not in the table: their anatomy is derived (saelora.models.derived).
+_UNTABLED: dict[str, tuple[str, dict[str, Any]]] = {
+    "smollm3": ("SmolLM3", _BASE),
+    "ministral": ("Ministral", {**_BASE, **_WIDE}),
+    "ministral3": ("Ministral3", {**_BASE, **_WIDE}),
+    "granite": ("Granite", {**_BASE, "residual_multiplier": 0.5, "logits_scaling": 3.0}),
+    "cohere2": ("Cohere2", {**_BASE, "logit_scale": 0.25}),
+    "glm4": ("Glm4", {**_BASE, **_WIDE}),
+    "bloom": ("Bloom", {"vocab_size": VOCAB, "hidden_size": D_MODEL, "n_layer": N_LAYERS, "n_head": 2, **_IDS}),
+    "qwen3_moe": ("Qwen3Moe", {**_BASE, **_WIDE, **_EXPERTS}),
+    "qwen3_5": ("Qwen3_5", _QWEN35),
+    "qwen3_5_moe": ("Qwen3_5Moe", {**_QWEN35, **_SHARED}),
+    "gpt_oss": (
+        "GptOss",
+        {**_BASE, **_WIDE, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": WINDOW},
+    ),
+    "deepseek_v3": ("DeepseekV3", {**_BASE, **_LATENT_ATTENTION, **_DEEPSEEK, "moe_intermediate_size": 8}),
+    "llama4": (
+        "Llama4",
+        {**_BASE, **_WIDE, "num_local_experts": 2, "intermediate_size_mlp": 20, "interleave_moe_layer_step": 2},
+    ),
+    "gemma4": ("Gemma4", _GEMMA4),
+    "falcon_h1": ("FalconH1", {**_BASE, **_MAMBA, "mamba_chunk_size": 4}),
+}
+UNTABLED = list(_UNTABLED)
 WITH_IMAGES = "gemma3-images"
 NAMES = [*_FAMILIES, WITH_IMAGES]
 
@@ -102,10 +150,12 @@ def tiny(name: str) -> nn.Module:
     if name == WITH_IMAGES:
         model = _gemma3_with_images()
     else:
-        prefix, options = _FAMILIES[name]
-        config_name = "Gemma3TextConfig" if prefix == "Gemma3" else f"{prefix}Config"
+        prefix, options = (_FAMILIES | _UNTABLED)[name]
+        config_name = next(each for each in (f"{prefix}TextConfig", f"{prefix}Config") if hasattr(tf, each))
         model_name = "GPT2LMHeadModel" if prefix == "GPT2" else f"{prefix}ForCausalLM"
-        model = getattr(tf, model_name)(getattr(tf, config_name)(**options))
+        config = getattr(tf, config_name)(**options)
+        config._experts_implementation = "eager"  # the grouped one knows no float64
+        model = getattr(tf, model_name)(config)
     model = model.double()
     _randomise(model)
     return model.eval().requires_grad_(False)

@@ -56,15 +56,15 @@ def head_of(model: nn.Module, adapter: lora.Adapter = None) -> Head:
     anatomy = anatomy_of(model)
     module = anatomy.unembedding
     if _plain(module):
-        return Head(module.weight, module.bias, 1.0, anatomy.softcap)  # type: ignore[arg-type]
+        return Head(module.weight, module.bias, anatomy.logit_scale, anatomy.softcap)  # type: ignore[arg-type]
     with lora.only(model, adapter):
         if lora.is_wrapper(module) and not lora.holds(module, adapter) and _plain(base := lora.inside(module)):
-            return Head(base.weight, base.bias, 1.0, anatomy.softcap)  # type: ignore[arg-type]
+            return Head(base.weight, base.bias, anatomy.logit_scale, anatomy.softcap)  # type: ignore[arg-type]
         bias_V = _answers(model, module, torch.zeros(1, anatomy.d_model))[0]
         rows_VD = torch.cat(list(_columns(model, module, anatomy.d_model))).T
     bias = bias_V if bias_V.any() else None
     weight = (rows_VD if bias is None else rows_VD - bias[:, None]).contiguous()
-    return Head(weight, bias, 1.0, anatomy.softcap)
+    return Head(weight, bias, anatomy.logit_scale, anatomy.softcap)
 
 
 def _plain(module: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Placement rules -> PEFT configuration, and the switch between teacher and student."""
 
+import copy
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -8,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 from saelora.errors import InputError
 from saelora.models.anatomy import Anatomy, anatomy_of, unwrap
@@ -80,7 +82,7 @@ def lora_config(
     if init == "orthogonal" and rank % 2:
         raise InputError(f"rank {rank} is odd: the orthogonal initialisation needs an even one")
     anatomy = anatomy_of(model)
-    return LoraConfig(
+    config = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]
@@ -93,8 +95,58 @@ def lora_config(
         layers_to_transform=layers,
         layers_pattern=anatomy.layers_name,
         exclude_modules=_outside(model, anatomy),
-        fan_in_fan_out=anatomy.layers_name == "h",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in anatomy.layers[0].modules()),
     )
+    config.target_modules = _taken_as_named(config, model)
+    return config
+
+
+def _taken_as_named(config: Any, model: nn.Module) -> set[str]:
+    """The target modules that PEFT takes for what they name.
+
+    In mixtures of experts it takes names of dense or shared MLPs (``mlp.shared_experts.up_proj``) for those of the
+    experts in old checkpoints, and puts an adapter of twice the rank on the experts' fused weights instead.
+
+    Raises:
+        InputError: it takes none so.
+    """
+    named = set(config.target_modules)
+    try:
+        from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+    except ImportError:  # versions before those did not
+        return named
+    probe = copy.deepcopy(config)
+    convert_peft_config_for_transformers(probe, unwrap(model), None)
+    kept = named & set(probe.target_modules)
+    if not kept:
+        raise InputError(
+            f"no linear module of this model can be adapted: PEFT takes {', '.join(sorted(named))} for others"
+        )
+    return kept
+
+
+def unreached(model: nn.Module, targets: Iterable[str]) -> tuple[list[str], float]:
+    """The weights of the layers that adapters on these linear modules leave as they are, and the share that they are.
+
+    Experts are kept as one tensor for all of them, which is no linear module.
+
+    Returns:
+        Their names inside a layer, and the reached weights' share of all matrices in the layers, 0 to 1.
+    """
+    outside: dict[str, None] = {}
+    reached = n_all = 0
+    names = set(targets)
+    for layer in anatomy_of(model).layers:
+        for name, weight in layer.named_parameters():
+            if weight.dim() < 2 or "lora_" in name:
+                continue
+            owner = name.rpartition(".")[0].removesuffix(".base_layer")
+            n_all += weight.numel()
+            if owner in names:
+                reached += weight.numel()
+            else:
+                outside[name.replace(".base_layer", "")] = None
+    return list(outside), reached / max(1, n_all)
 
 
 def _outside(model: nn.Module, anatomy: Anatomy) -> str | None:

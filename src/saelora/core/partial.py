@@ -26,9 +26,13 @@ class _StandIn(nn.Module):
 
     sites: frozenset[str] = frozenset()  # of the layer's, those that are passed through all the same
 
-    def __init__(self, layer: nn.Module):
+    def __init__(self, layer: nn.Module, in_tuple: bool):
         super().__init__()
         object.__setattr__(self, "_layer", layer)  # not registered: it must not appear as a child
+        object.__setattr__(self, "_in_tuple", in_tuple)
+
+    def _as_layer(self, hidden: Tensor) -> Any:
+        return (hidden,) if object.__getattribute__(self, "_in_tuple") else hidden
 
     def __getattr__(self, name: str) -> Any:
         try:
@@ -38,8 +42,8 @@ class _StandIn(nn.Module):
 
 
 class _PassOver(_StandIn):
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        return hidden_states
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._as_layer(hidden_states)
 
 
 class _Enter(_StandIn):
@@ -47,15 +51,14 @@ class _Enter(_StandIn):
 
     sites = frozenset({"resid_post"})
 
-    def __init__(self, layer: nn.Module, stored: Tensor):
-        super().__init__(layer)
+    def __init__(self, layer: nn.Module, in_tuple: bool, stored: Tensor):
+        super().__init__(layer, in_tuple)
         object.__setattr__(self, "_stored", stored)
         for hooks in ("_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called"):
             object.__setattr__(self, hooks, getattr(layer, hooks))
 
-    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        stored: Tensor = object.__getattribute__(self, "_stored")
-        return stored
+    def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        return self._as_layer(object.__getattribute__(self, "_stored"))
 
 
 def runs(anatomy: Anatomy, hookpoint: Hookpoint) -> bool:
@@ -77,11 +80,12 @@ def _layers(anatomy: Anatomy, layers: Iterable[nn.Module]) -> Iterator[None]:
 def _from(anatomy: Anatomy, entry: int, stored: Tensor | None, top: int) -> list[nn.Module]:
     """Layers that enter at ``entry`` with its stored output and pass over all above ``top``."""
     layers = list(anatomy.layers)
-    above = [*layers[entry + 1 : top + 1], *map(_PassOver, layers[top + 1 :])]
+    over = [_PassOver(layer, layout.in_tuple) for layer, layout in zip(layers, anatomy.layouts, strict=True)]
+    above = [*layers[entry + 1 : top + 1], *over[top + 1 :]]
     if entry == NO_PREFIX:
         return above
     assert stored is not None
-    return [*map(_PassOver, layers[:entry]), _Enter(layers[entry], stored), *above]
+    return [*over[:entry], _Enter(layers[entry], anatomy.layouts[entry].in_tuple, stored), *above]
 
 
 @contextmanager

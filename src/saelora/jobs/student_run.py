@@ -21,7 +21,7 @@ from saelora.identity import measured_on
 from saelora.jobs.evaluate import measure
 from saelora.jobs.run import start
 from saelora.jobs.student_folder import manifest_of, save_adapter, save_saes
-from saelora.jobs.students import frozen_and_tuned, open_branch, student_model
+from saelora.jobs.students import frozen_and_tuned, open_branch, reach, student_model
 from saelora.jobs.training import evenly, repeat_command, train
 from saelora.jobs.training_options import ADAPTED, StudentConfig
 from saelora.manifest import MANIFEST, RESULTS, TrainedSAE, check_room, describe, write_json
@@ -63,6 +63,8 @@ def train_and_measure(
     console.say(f"reading {config.data}")
     rows = group.on_main(lambda: read_rows(config, assembled.loaded, config.tokens, "train", config.seed))
     heldout = group.on_main(lambda: validation_rows(config, assembled.loaded))
+    if told := reach(config, assembled):
+        console.say(told)
     model: Any = student_model(None, config, assembled, "default")
     if config.shard:
         shard_layers(model, pick_device(config.device), group)

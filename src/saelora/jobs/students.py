@@ -9,7 +9,7 @@ from peft import PeftConfig
 from torch import nn
 
 from saelora.assemble import Assembled
-from saelora.core.lora import layers_of, lora_config
+from saelora.core.lora import layers_of, lora_config, unreached
 from saelora.core.splice import SAE, Splice, splice
 from saelora.jobs import adapt
 from saelora.jobs.training_options import ADAPTED, AdapterConfig, StudentConfig, recipe_of
@@ -31,6 +31,20 @@ def adapter_config(config: AdapterConfig, assembled: Assembled) -> PeftConfig:
         init=config.init,
     )
     return found
+
+
+def reach(config: StudentConfig, assembled: Assembled) -> str | None:
+    """A line on what an adapter cannot reach in the layers; None where it reaches nearly all, or there is none."""
+    if not isinstance(config, AdapterConfig) or config.method not in ADAPTED:
+        return None
+    names, share = unreached(assembled.loaded.model, adapter_config(config, assembled).target_modules)  # type: ignore[attr-defined]
+    if share > 0.95:
+        return None
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return (
+        f"LoRA reaches {share:.0%} of the layers' weights; left as they are: {', '.join(names[:4])}{more}, "
+        "which are no linear modules of their own to PEFT"
+    )
 
 
 def add_adapter(model: Any, config: adapt.Config, assembled: Assembled, name: str = "default") -> Any:

@@ -32,7 +32,8 @@ from saelora.jobs.sweep_plan import SAES, Point, SweepSpec, adapter_folder, spli
 from saelora.jobs.training import repeat_collection, train
 from saelora.jobs.training_options import recipe_of
 from saelora.manifest import describe, environment, read_json, write_json
-from saelora.models.anatomy import anatomy_of, widths
+from saelora.models.anatomy import anatomy_of
+from saelora.models.layout import widths
 from saelora.models.loading import LoadedModel
 from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill

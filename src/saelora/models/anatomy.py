@@ -1,41 +1,22 @@
 """Where each model family keeps its layers, sublayer outputs, final norm and unembedding: the one table of it."""
 
+import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from saelora.errors import InputError
+from saelora.models import derived
 from saelora.models.hookpoints import Hookpoint
+from saelora.models.layout import Layout, is_linear, widths
 
 Side = Literal["input", "output"]
 
 
-@dataclass(frozen=True)
-class Family:
-    """Names inside one decoder layer.
-
-    attn_proj: the projection whose input is z, the heads' outputs side by side.  attn_norm, mlp_norm: what stands
-    between the sublayer and the residual stream, if anything does.  removes_mean: every module that reads the stream
-    begins with a norm that takes off the mean over d_model (LayerNorm), so that a mean changes no logits.
-    """
-
-    attn: str
-    attn_proj: str
-    mlp: str = "mlp"
-    attn_norm: str | None = None
-    mlp_norm: str | None = None
-    removes_mean: bool = False
-
-    @property
-    def sandwich(self) -> bool:
-        """Whether a sublayer's own output differs from what is added to the residual stream."""
-        return self.attn_norm is not None or self.mlp_norm is not None
-
-
-_LLAMA = Family("self_attn", "self_attn.o_proj")
+_LLAMA = Layout("self_attn", "self_attn.o_proj")
 _SANDWICH = replace(_LLAMA, attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm")
 _FAMILIES = {
     "llama": _LLAMA,
@@ -49,9 +30,9 @@ _FAMILIES = {
     "gemma3_text": _SANDWICH,
     "olmo2": _SANDWICH,
     "olmo3": _SANDWICH,
-    "phi": Family("self_attn", "self_attn.dense", removes_mean=True),
-    "gpt2": Family("attn", "attn.c_proj", removes_mean=True),
-    "gpt_neox": Family("attention", "attention.dense", removes_mean=True),
+    "phi": Layout("self_attn", "self_attn.dense", removes_mean=True),
+    "gpt2": Layout("attn", "attn.c_proj", removes_mean=True),
+    "gpt_neox": Layout("attention", "attention.dense", removes_mean=True),
 }
 
 
@@ -66,9 +47,10 @@ class Anatomy:
     body: nn.Module
     stack: nn.Module
     layers_name: str  # the stack's attribute that holds the layers, "layers" or "h"
-    family: Family
+    layouts: tuple[Layout, ...]  # of each layer
     unembedding: nn.Module  # as the model calls it: a linear layer, or what wraps one
     softcap: float | None  # of the final logits
+    logit_scale: float  # what the unembedding's output is multiplied by, before a softcap
     d_model: int
     d_vocab: int
 
@@ -85,29 +67,33 @@ class Anatomy:
         """The module whose input or output is the hookpoint's activation.
 
         Raises:
-            InputError: the layer is out of range.
+            InputError: the layer is out of range, or the model has no such site there.
         """
         if not 0 <= hookpoint.layer < self.n_layers:
             raise InputError(
                 f"hookpoint {hookpoint} is out of range: this model has layers 0 to {self.n_layers - 1}; "
                 f"is the SAE for another model?"
             )
-        layer = self.layers[hookpoint.layer]
+        layer, layout = self.layers[hookpoint.layer], self.layouts[hookpoint.layer]
         match hookpoint.site:
             case "resid_pre":
                 return layer, "input"
             case "resid_post":
                 return layer, "output"
             case "attn_out":
-                return layer.get_submodule(self.family.attn_norm or self.family.attn), "output"
+                name = layout.attn_norm or layout.attn
             case "mlp_out":
-                return layer.get_submodule(self.family.mlp_norm or self.family.mlp), "output"
+                name = layout.mlp_norm or layout.mlp
             case "attn_module_out":
-                return layer.get_submodule(self.family.attn), "output"
+                name = layout.attn
             case "mlp_module_out":
-                return layer.get_submodule(self.family.mlp), "output"
+                name = layout.mlp
             case "attn_z":
-                return layer.get_submodule(self.family.attn_proj), "input"
+                name = layout.attn_proj
+        if name is None:
+            why = layout.refused or "no linear module makes its attention's output"
+            raise InputError(f"layer {hookpoint.layer} of this model has no {hookpoint.site}: {why}")
+        return layer.get_submodule(name), "input" if hookpoint.site == "attn_z" else "output"
 
     def width(self, hookpoint: Hookpoint) -> int:
         """Width of the activation at a hookpoint."""
@@ -118,10 +104,19 @@ class Anatomy:
 
     def canonical(self, hookpoint: Hookpoint) -> Hookpoint:
         """One name for one activation: a module's own output, where it is added to the stream as it is."""
-        return hookpoint if self.family.sandwich else hookpoint.added_as_is()
+        here = self.layouts[hookpoint.layer] if hookpoint.layer < self.n_layers else self.layouts[0]
+        return hookpoint if here.sandwich else hookpoint.added_as_is()
+
+    @property
+    def removes_mean(self) -> bool:
+        """Whether no module that reads the stream sees its mean over d_model."""
+        return all(layout.removes_mean for layout in self.layouts)
 
     def linears(self) -> list[str]:
-        """Names, inside a layer, of all attention and MLP linear modules."""
+        """Names, inside a layer, of all attention and MLP linear modules; of layers that differ, those of each."""
+        found = {name for layout in self.layouts for name in layout.linears or ()}
+        if found:
+            return sorted(found)
         modules = dict(self.layers[0].named_modules())
         wrappers = tuple(f"{name}." for name, module in modules.items() if hasattr(module, "base_layer"))
         names = (
@@ -132,44 +127,58 @@ class Anatomy:
         return sorted(set(names))
 
 
-def widths(linear: nn.Module) -> tuple[int, int]:
-    """The widths of a linear module's input and output; a quantised one keeps its weight packed in another shape."""
-    if isinstance(linear, Conv1D):
-        return linear.nx, linear.nf
-    return linear.in_features, linear.out_features  # type: ignore[return-value]
-
-
-def is_linear(module: nn.Module) -> bool:
-    """Whether a module is one matrix product; not all quantised ones are subclasses of torch's."""
-    sizes = (getattr(module, "in_features", None), getattr(module, "out_features", None))
-    return isinstance(module, Conv1D) or all(isinstance(size, int) for size in sizes)
-
-
 def unwrap(model: nn.Module) -> nn.Module:
     """The transformers model inside a PEFT model (or the model itself)."""
     return model.get_base_model() if hasattr(model, "get_base_model") else model  # type: ignore[operator]
 
 
+_derived: WeakKeyDictionary[nn.Module, tuple[str, tuple[Layout, ...]]] = WeakKeyDictionary()
+
+
 def anatomy_of(model: nn.Module) -> Anatomy:
     """Find the parts of a decoder-only transformers model, PEFT-wrapped or not.
 
+    Those of a family that is not in the table are found by running a few tokens (``saelora.models.derived``), once for
+    a model: bare and in evaluation mode, as it is when it has been loaded.
+
     Raises:
-        InputError: the family is not in the table.
+        InputError: a family that is not in the table, and whose layers cannot be told by running them either.
     """
     model = unwrap(model)
     config = model.config.get_text_config()  # type: ignore[union-attr,operator]
-    family = _FAMILIES.get(config.model_type)
-    if family is None:
-        raise InputError(
-            f"model type {config.model_type!r} is not known: expected a decoder of {', '.join(sorted(_FAMILIES))}"
-        )
-    body: nn.Module = model.base_model  # type: ignore[assignment]
+    body = _body(model)
     stack = model.get_decoder()  # type: ignore[operator]
+    stack = body if stack is model else stack
     unembedding = model.get_output_embeddings()  # type: ignore[operator]
     softcap = getattr(config, "final_logit_softcapping", None)
-    layers_name = "h" if hasattr(stack, "h") else "layers"
+    known = _FAMILIES.get(config.model_type)
+    if known is not None:
+        layers_name = "h" if hasattr(stack, "h") else "layers"
+        layouts = (known,) * len(getattr(stack, layers_name))
+    else:
+        if model not in _derived:
+            what = f"model type {config.model_type!r}"
+            name = derived.layer_list(stack, config.num_hidden_layers, what)
+            _derived[model] = name, derived.layouts(body, list(getattr(stack, name)), config.vocab_size, what)
+        layers_name, layouts = _derived[model]
     d_vocab = getattr(unembedding, "out_features", None) or unembedding.weight.shape[0]
-    return Anatomy(body, stack, layers_name, family, unembedding, softcap, config.hidden_size, d_vocab)
+    scale = _logit_scale(config)
+    return Anatomy(body, stack, layers_name, layouts, unembedding, softcap, scale, config.hidden_size, d_vocab)
+
+
+def _body(model: nn.Module) -> nn.Module:
+    """What runs embeddings, layers and final norm: the model inside the one with a head."""
+    body: nn.Module = model.base_model  # type: ignore[assignment]
+    if body is not model:
+        return body
+    inner = [child for child in model.children() if hasattr(child, "get_input_embeddings")]
+    return inner[0] if len(inner) == 1 else body  # Llama 4's text model calls itself its base
+
+
+def _logit_scale(config: Any) -> float:
+    """Cohere and Falcon-H1 multiply the logits by a number of their configuration, Granite divides them by one."""
+    factors = [getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier")]
+    return math.prod(f for f in factors if f is not None) / (getattr(config, "logits_scaling", None) or 1.0)
 
 
 def device_of(model: nn.Module) -> torch.device:

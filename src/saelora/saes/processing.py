@@ -66,7 +66,7 @@ def is_centred(sae: Any, hookpoint: Hookpoint) -> bool:
 
 def check_centring(anatomy: Anatomy, hookpoint: Hookpoint, sae: Any) -> None:
     """Raise InputError where an SAE of centred activations meets a model that centring would change."""
-    if is_centred(sae, hookpoint) and not anatomy.family.removes_mean:
+    if is_centred(sae, hookpoint) and not anatomy.removes_mean:
         raise InputError(
             f"the SAE at {hookpoint} says that its model's writing weights were centred, but this model's norms "
             "(RMSNorm) keep the mean, so that it has no centred form: is the SAE for another model? TransformerLens "

@@ -71,9 +71,14 @@ def _exempt_sums(model: nn.Module, ids: Tensor, mask_S: Tensor) -> list[float]:
 
 
 def _attentions(anatomy: Anatomy) -> list[nn.Module]:
-    """Each layer's attention module: the parent of its output projection."""
-    name = anatomy.family.attn_proj.rpartition(".")[0]
-    return [layer.get_submodule(name) for layer in anatomy.layers]
+    """Each layer's attention module.
+
+    Raises:
+        NoWeightsError: a layer whose attention has not been told apart.
+    """
+    if unknown := [i for i, layout in enumerate(anatomy.layouts) if layout.attn is None]:
+        raise NoWeightsError(f"the attention of layer {unknown[0]} is not known: {anatomy.layouts[unknown[0]].refused}")
+    return [layer.get_submodule(str(each.attn)) for layer, each in zip(anatomy.layers, anatomy.layouts, strict=True)]
 
 
 @contextmanager
