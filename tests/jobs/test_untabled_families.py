@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 import transformers as tf
-import workspace as ws
 
+import workspace as ws
 from saelora.cli import main
 
 SIZES = {
