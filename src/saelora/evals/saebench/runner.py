@@ -266,17 +266,17 @@ def set_sizes(rows: list[Row], train: int, test: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def use_local(local: dict[str, list[Row]], module: Any, config: Any, train_name: str, test_name: str) -> list[str]:
+def use_local(local: dict[str, list[Row]], module: Any, options: Any, train_name: str, test_name: str) -> list[str]:
     """Have SAEBench read local rows by label, and return the data sets' names; without any, its own."""
     if not local:
-        return [*config.dataset_names]
+        return [*options.dataset_names]
     import sae_bench.sae_bench_utils.dataset_info as info
     import sae_bench.sae_bench_utils.dataset_utils as utils
 
-    found = [set_sizes(rows, getattr(config, train_name), getattr(config, test_name)) for rows in local.values()]
+    found = [set_sizes(rows, getattr(options, train_name), getattr(options, test_name)) for rows in local.values()]
     train, test = (min(sizes) for sizes in zip(*found, strict=True))
-    setattr(config, train_name, train)
-    setattr(config, test_name, test)
+    setattr(options, train_name, train)
+    setattr(options, test_name, test)
 
     def read(name: str, n_train: int, n_test: int, seed: int) -> tuple[dict[str, list[str]], dict[str, list[str]]]:
         rows_train, rows_test = split_rows(local[name])
@@ -317,7 +317,7 @@ def pair_sizes(rows: list[Row], train: int, test: int) -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def use_local_pairs(rows: list[Row], module: Any, config: Any) -> None:
+def use_local_pairs(rows: list[Row], module: Any, options: Any) -> None:
     """Have SAEBench remove a spurious correlation between the labels and attributes of local rows."""
     import pandas as pd
     import sae_bench.evals.scr_and_tpp.dataset_creation as creation
@@ -325,7 +325,7 @@ def use_local_pairs(rows: list[Row], module: Any, config: Any) -> None:
 
     name = "scr"
     labels, attributes = (sorted({str(row[key]) for row in rows}) for key in ("label", "attribute"))
-    config.train_set_size, config.test_set_size = pair_sizes(rows, config.train_set_size, config.test_set_size)
+    options.train_set_size, options.test_set_size = pair_sizes(rows, options.train_set_size, options.test_set_size)
     columns = {"text_column_name": "text", "column1_name": "label", "column2_name": "attribute"}
     mappings = {"column1_mapping": dict(zip(labels, labels, strict=True))}
     mappings["column2_mapping"] = dict(zip(attributes, attributes, strict=True))
@@ -353,8 +353,8 @@ def use_local_pairs(rows: list[Row], module: Any, config: Any) -> None:
 
     creation.get_train_test_data = read
     module.COLUMN2_VALS_LOOKUP[name] = tuple(attributes)
-    config.dataset_names = [name]
-    config.column1_vals_lookup = {name: [tuple(labels)]}
+    options.dataset_names = [name]
+    options.column1_vals_lookup = {name: [tuple(labels)]}
 
 
 if __name__ == "__main__":
