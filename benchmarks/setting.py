@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from measure import random_sae
 from published import add_adapter, copy_sharing_weights, with_adapter
+from shapes import SAES, random_model
 from torch import Tensor
 
 from saelora.assemble import assemble, autocast_dtype, read_rows
@@ -48,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", default=DEFAULT_MODEL)
     parser.add_argument("--sae", default=DEFAULT_SAE)
     parser.add_argument("--data", default=DEFAULT_DATA)
-    parser.add_argument("--shape", choices=["tiny", "gemma2-2b"], help="random weights and tokens instead of --model")
+    parser.add_argument("--shape", choices=[*SAES], help="random weights and tokens instead of --model")
     parser.add_argument("--sae-kind", choices=["topk", "jumprelu"], default="topk", help="of a --shape's random SAE")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
@@ -72,50 +73,18 @@ def make(args: argparse.Namespace, n_rows: int, context: int) -> Setting:
     return Setting(loaded.model, found.sae, hookpoint, assembled.token_mask, on_device, autocast_dtype(loaded))
 
 
-_SAES = {"tiny": (1, 128, 4), "gemma2-2b": (12, 16_384, 82)}  # layer, d_sae, active latents
-
-
 def _random(args: argparse.Namespace, n_rows: int, context: int) -> Setting:
     device = pick_device(args.device)
     dtype = resolve_dtype(args.dtype, device)
     torch.manual_seed(0)
-    model = _random_model(args.shape, device, dtype)
-    layer, d_sae, k = _SAES[args.shape]
+    model = random_model(args.shape, device, dtype)
+    layer, d_sae, k = SAES[args.shape]
     sae = random_sae(args.sae_kind, model.config.hidden_size, d_sae, k, device, torch.float32)
     rows = torch.randint(3, model.config.vocab_size, (n_rows, context), device=device)
     rows[:, 0] = model.config.bos_token_id
     half = dtype if dtype in (torch.bfloat16, torch.float16) else None
     mask = TokenMask((model.config.bos_token_id, model.config.eos_token_id))
     return Setting(model, sae, Hookpoint(layer), mask, rows, half)
-
-
-def _random_model(shape: str, device: torch.device, dtype: torch.dtype) -> Any:
-    import transformers as tf
-
-    if shape == "gemma2-2b":
-        # Gemma2Config's defaults are Gemma 2 9B's in part: the 2B model's are given in full
-        config: Any = tf.Gemma2Config(
-            vocab_size=256_000,
-            hidden_size=2304,
-            intermediate_size=9216,
-            num_hidden_layers=26,
-            num_attention_heads=8,
-            num_key_value_heads=4,
-            head_dim=256,
-            sliding_window=4096,
-            query_pre_attn_scalar=256,
-        )
-    else:
-        sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 2}
-        config = tf.LlamaConfig(vocab_size=96, num_key_value_heads=1, max_position_embeddings=512, **sizes)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            model = tf.AutoModelForCausalLM.from_config(config)
-    finally:
-        torch.set_default_dtype(before)
-    return model.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
 def our_sae(sae: Any, device: torch.device) -> Any:
