@@ -83,6 +83,6 @@ def test_without_triton_the_reason_is_said(monkeypatch) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     kl_choice._trial.cache_clear()
     try:
-        assert kl_choice._trial("cuda", 0) == "triton is not installed"
+        assert kl_choice._trial(torch.device("cuda", 0)) == "triton is not installed"
     finally:
         kl_choice._trial.cache_clear()

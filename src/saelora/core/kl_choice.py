@@ -42,7 +42,7 @@ def _obstacle(hidden: Sequence[Tensor], heads: Sequence[Head]) -> str | None:
     dtypes = {head.weight.dtype for head in heads} | {states.dtype for states in hidden}
     for dtype in dtypes.difference(_HALVES_AND_FLOAT):
         return f"the model is in {str(dtype).removeprefix('torch.')}, and the fused head has float32 at most"
-    return _trial(device.type, device.index)
+    return _trial(device)
 
 
 def _interpreted() -> bool:
@@ -51,7 +51,7 @@ def _interpreted() -> bool:
 
 
 @functools.cache
-def _trial(device_type: str, index: int | None) -> str | None:
+def _trial(device: torch.device) -> str | None:
     """Why the kernels do not run on this device, found by running them once on a few numbers; None where they do.
 
     Triton builds what it launches when it is first launched, with a C compiler that not every machine has.
@@ -61,7 +61,7 @@ def _trial(device_type: str, index: int | None) -> str | None:
     try:
         from saelora.core.kl_triton import trial
 
-        trial(torch.device(device_type, index))
+        trial(device)
     except Exception as error:  # what a compiler can raise is not for us to list
         why = f"Triton's kernels do not run here ({type(error).__name__}: {_first_line(error)})"
         warnings.warn(f"{why}: the KL head takes the chunked code, which is slower", stacklevel=2)

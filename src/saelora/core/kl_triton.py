@@ -1,7 +1,7 @@
 """The KL head's passes over [tokens, vocabulary] as Triton kernels, between three matrix products a student.
 
 Logits stay in the head's precision in memory, as the product wrote them; bias, scale, softcap and everything that is
-summed are float32 in registers. A chunk of tokens is read five times in all and written once:
+summed are float32 in registers. Between the products the kernels read [C, V] four times and write it once:
 
     product   teacher's logits          ``row_stats``: largest logit, sum of exponentials, and what labels ask for
     product   student's logits          ``row_stats`` again
