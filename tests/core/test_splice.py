@@ -105,7 +105,7 @@ def test_sites_are_the_tensors_of_the_residual_stream(model, fresh, batch):
             assert torch.equal(post, hidden[layer + 1])
         torch.testing.assert_close(pre + attn_out + mlp_out, post, rtol=0, atol=1e-10)
         block = anatomy.layers[layer]
-        assert torch.equal(block.get_submodule(anatomy.family.attn_proj)(z), attn)
+        assert torch.equal(block.get_submodule(anatomy.layouts[layer].attn_proj)(z), attn)
         if "post_feedforward_layernorm" in dict(block.named_modules()):
             attn, mlp = block.post_attention_layernorm(attn), block.post_feedforward_layernorm(mlp)
             assert anatomy.canonical(Hookpoint(layer, "mlp_module_out")) == Hookpoint(layer, "mlp_module_out")

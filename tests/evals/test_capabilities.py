@@ -204,6 +204,7 @@ def test_limit_and_progress_count_what_is_asked(adapted, tokenizer, folder) -> N
     assert sum(asked) == 2 * tasks.n_requests(5) == 2 * 5 * 3
 
 
+@pytest.mark.usefixtures("unchecked")  # beartype draws from random which items of a container it checks
 def test_nothing_is_printed_and_random_states_and_modes_stay(adapted, tokenizer, folder, capfd) -> None:
     adapted.train()
     tasks = loaded(folder, "tiny_choice")

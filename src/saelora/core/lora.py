@@ -82,7 +82,7 @@ def lora_config(
     if init == "orthogonal" and rank % 2:
         raise InputError(f"rank {rank} is odd: the orthogonal initialisation needs an even one")
     anatomy = anatomy_of(model)
-    config = LoraConfig(
+    config: Any = LoraConfig(
         task_type="CAUSAL_LM",
         r=rank,
         lora_alpha=alpha,  # type: ignore[arg-type]

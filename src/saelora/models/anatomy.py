@@ -178,7 +178,8 @@ def _body(model: nn.Module) -> nn.Module:
 def _logit_scale(config: Any) -> float:
     """Cohere and Falcon-H1 multiply the logits by a number of their configuration, Granite divides them by one."""
     factors = [getattr(config, name, None) for name in ("logit_scale", "lm_head_multiplier")]
-    return math.prod(f for f in factors if f is not None) / (getattr(config, "logits_scaling", None) or 1.0)
+    divisor = float(getattr(config, "logits_scaling", None) or 1.0)
+    return float(math.prod(f for f in factors if f is not None)) / divisor
 
 
 def device_of(model: nn.Module) -> torch.device:
