@@ -1,4 +1,4 @@
-"""beartype as the tests use it: an int will do for a float, as type checkers have it, and any open file for IO[bytes]."""
+"""beartype as the tests use it: an int will do for a float, as type checkers have it, any open file for IO[bytes]."""
 
 from typing import IO, Any
 

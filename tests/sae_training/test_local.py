@@ -319,6 +319,7 @@ def test_export_leaves_training_as_it_was(model):
     train(ours, [2])
 
 
+@pytest.mark.usefixtures("unchecked")  # the check of types would refuse it first
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
