@@ -161,7 +161,8 @@ def anatomy_of(model: nn.Module) -> Anatomy:
             name = derived.layer_list(stack, config.num_hidden_layers, what)
             _derived[model] = name, derived.layouts(body, list(getattr(stack, name)), config.vocab_size, what)
         layers_name, layouts = _derived[model]
-    d_vocab = getattr(unembedding, "out_features", None) or unembedding.weight.shape[0]
+    weight = getattr(unembedding, "weight", None)
+    d_vocab = getattr(unembedding, "out_features", None) or (config.vocab_size if weight is None else weight.shape[0])
     scale = _logit_scale(config)
     return Anatomy(body, stack, layers_name, layouts, unembedding, softcap, scale, config.hidden_size, d_vocab)
 
