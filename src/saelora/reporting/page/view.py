@@ -10,8 +10,8 @@ from saelora.identity import About
 from saelora.reporting.format import finite
 from saelora.reporting.page.read import R, Run, differences, other_rows
 
-# How a column's numbers are written. An estimate {"value", "low", "high"} is written with its interval.
-FORMS = ("text", "nats", "share", "count", "number")
+# A column's numbers are written as text, nats, share, count or number. An estimate {"value", "low", "high"} is written
+# with its interval.
 
 
 @dataclass(frozen=True)
