@@ -3,6 +3,7 @@
 import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # read at import: where triton is installed it decodes on GPUs only
 
 import copy
 from collections.abc import Callable, Iterator
