@@ -31,6 +31,7 @@ class Box(Record):
     box: "Box | None" = None
     interval: Interval = [0.0, 1.0]
     at: dict[str, int] = {}
+    first: int | bool = 0
 
 
 @pytest.mark.parametrize("path", KINDS, ids=lambda path: str(path.relative_to(ROOT)))
@@ -60,6 +61,7 @@ def test_what_is_absent_stays_so_and_what_no_field_names_is_kept() -> None:
         ({"n": 1, "box": {"n": "x"}}, "box.n is text ('x'), expected a number"),
         ({"n": 1, "interval": [1]}, "interval is a list, expected a list of two numbers"),
         ({"n": 1, "interval": [1, None]}, "interval[1] is null, expected a number"),
+        ({"n": 1, "first": "x"}, "first is text ('x'), expected a whole number"),
         ({"n": 1, "at": {"a": 1.5}}, "at.a is a number (1.5), expected a whole number"),
     ],
 )

@@ -1,20 +1,30 @@
-"""What this project's own files hold, as frozen pydantic models: they read and write the JSON of every version so far.
+"""What this project's own files hold, as types: they read and write the JSON of every version so far.
 
-A key that a file lacks reads as its field's default and is not written back. Keys that no field names are kept, so that
-a file of another version goes through unharmed. A file that was edited by hand is refused in one line that names the
-entry. Python's public calls return the same as plain data, ``to_json()``: users index it and write it to files.
+A file is a ``Record``, a frozen pydantic model: a key that a file lacks reads as its field's default and is not written
+back, and keys that no field names are kept, so that a file of another version goes through unharmed. The result of an
+evaluation is a frozen dataclass of the standard library: a field whose default is None is not written where it is None,
+and keys that no field names are passed over. A field without a default must be there, null where its type allows None.
+
+A file that was edited by hand is refused in one line that names the entry. Python's public calls return the same as
+plain data, ``to_json()``: users index it and write it to files.
 """
 
+import json
+import re
 from collections.abc import Callable
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, TypeVar
 
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, ValidationError, WrapValidator
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, WrapValidator
 from pydantic_core import ErrorDetails, PydanticCustomError
 
 from saelora.errors import InputError
 
+R = TypeVar("R")
 JsonObject = dict[str, Any]  # what truly has no form of ours: a file that others write, options by their names
 
 
@@ -54,11 +64,38 @@ class Record(BaseModel):
         Raises:
             InputError: an entry is missing or of another kind; the message names it and ends with the remedy.
         """
-        try:
-            return cls.model_validate(value)
-        except ValidationError as error:
-            told = _told(error.errors(include_url=False)[0])
-            raise InputError(f"{path} is not as saelora writes it ({told}): was it edited? {remedy}") from None
+        return from_json(cls, value, path, remedy)
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def from_json(kind: type[R], value: object, path: str | Path, remedy: str) -> R:
+    """The record or result of this kind that plain data, read from ``path``, hold.
+
+    Raises:
+        InputError: an entry is missing or of another kind; the message names it and ends with the remedy.
+    """
+    try:  # as JSON, because strictly read Python has enums, tuples and dataclasses where JSON has text, lists, objects
+        found: R = _adapter(kind).validate_json(json.dumps(value), strict=True)
+        return found
+    except ValidationError as error:
+        told = _told(value, error.errors(include_url=False)[0])
+        raise InputError(f"{path} is not as saelora writes it ({told}): was it edited? {remedy}") from None
+
+
+def to_json(value: Any) -> Any:
+    """A result as plain data."""
+    if is_dataclass(value) and not isinstance(value, type):
+        found = [(f, getattr(value, f.name)) for f in fields(value)]
+        return {f.name: to_json(own) for f, own in found if not (own is None and f.default is None)}
+    if isinstance(value, dict):
+        return {str(key): to_json(own) for key, own in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(own) for own in value]
+    return value.value if isinstance(value, Enum) else value
 
 
 def misfit(why: str) -> PydanticCustomError:
@@ -67,9 +104,9 @@ def misfit(why: str) -> PydanticCustomError:
 
 
 _EXPECTED = {
-    **dict.fromkeys(("model_type", "model_attributes_type", "dict_type"), "an object"),
+    **dict.fromkeys(("model_type", "model_attributes_type", "dataclass_type", "dict_type"), "an object"),
     **dict.fromkeys(("too_short", "too_long"), "a list of two numbers"),
-    "list_type": "a list",
+    **dict.fromkeys(("list_type", "tuple_type"), "a list"),
     "float_type": "a number",
     "int_type": "a whole number",
     "string_type": "text",
@@ -77,21 +114,26 @@ _EXPECTED = {
 }
 
 
-def _told(error: ErrorDetails) -> str:
-    where = "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in error["loc"]).removeprefix(".")
+def _told(value: Any, error: ErrorDetails) -> str:
+    where = ""
+    for key in error["loc"]:  # without what pydantic adds of its own: the branch of a union, "[key]"
+        if isinstance(value, dict) and (key in value or error["type"] == "missing"):
+            where, value = f"{where}.{key}", value.get(key)
+        elif isinstance(value, list) and isinstance(key, int):
+            where, value = f"{where}[{key}]", value[key] if key < len(value) else None
+    where = where.removeprefix(".")
     if error["type"] == "missing":
         return f"{where} is missing"
     if error["type"] == "misfit":
         return f"{where} {error['msg']}".strip()
-    return f"{where or 'it'} is {kind_of(error['input'])}, expected {_EXPECTED.get(error['type'], error['msg'])}"
+    if error["type"] in ("enum", "literal_error"):
+        expected = "one of " + ", ".join(re.findall("'([^']*)'", error["ctx"]["expected"]))
+    else:
+        expected = _EXPECTED.get(error["type"], error["msg"])
+    return f"{where or 'it'} is {_kind_of(error['input'])}, expected {expected}"
 
 
-def names_of(kinds: tuple[type, ...]) -> str:
-    """Kinds of entries in words."""
-    return " or ".join(dict.fromkeys("a number" if kind is int and float in kinds else _KINDS[kind] for kind in kinds))
-
-
-def kind_of(value: Any) -> str:
+def _kind_of(value: Any) -> str:
     """What a value is, in words, with itself where it is short."""
     name = "true or false" if isinstance(value, bool) else _KINDS.get(type(value), type(value).__name__)
     shown = repr(value)

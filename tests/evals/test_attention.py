@@ -11,10 +11,10 @@ from model_text import written_by
 from saelora.core.lora import lora_config, only
 from saelora.core.splice import TokenMask, splice
 from saelora.evals.faithfulness.attention import NoWeightsError, attention_to_exempt
-from saelora.evals.result_json import to_json
 from saelora.evals.spliced import SplicedModel
 from saelora.models.anatomy import anatomy_of, unwrap
 from saelora.models.hookpoints import Hookpoint
+from saelora.records import to_json
 from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in
 
 HOOKPOINT = Hookpoint(1)

@@ -19,11 +19,11 @@ from saelora.evals.bos import with_bos
 from saelora.evals.capabilities import tasks as lm_tasks
 from saelora.evals.capabilities.scores import ARMS
 from saelora.evals.capabilities.scores import evaluate_tasks as scored
-from saelora.evals.result_json import to_json
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.variant import Variant
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from saelora.records import to_json
 from tiny_saes import SPARE_SPECIAL, saes_at
 
 pytest.importorskip("lm_eval", reason="the extra capabilities is not installed")

@@ -2,7 +2,7 @@
 
 from saelora.evals.capabilities.result import Capabilities
 from saelora.evals.capabilities.summary import lines
-from saelora.evals.result_json import from_json
+from saelora.records import from_json
 
 
 def estimate(value, half):

@@ -13,10 +13,10 @@ from saelora.core.spread import FIGURES
 from saelora.errors import InputError
 from saelora.evals.drift.measure import distances, measure_drift
 from saelora.evals.firing import Firing, correlation
-from saelora.evals.result_json import to_json
 from saelora.evals.spliced import SplicedModel
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from saelora.records import to_json
 from spread_reference import plain_figures
 from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in, saes_at
 from variants import plain_runs, replaced, rows_of, with_adapter

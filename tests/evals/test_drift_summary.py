@@ -4,7 +4,7 @@ from typing import Any
 
 from saelora.evals.drift.result import Drift
 from saelora.evals.drift.summary import lines
-from saelora.evals.result_json import from_json
+from saelora.records import from_json
 
 
 def e(value: float, half: float = 0.0) -> dict[str, float]:

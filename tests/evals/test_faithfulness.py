@@ -25,10 +25,10 @@ from saelora.errors import InputError
 from saelora.evals.faithfulness.interventions import faithfulness, n_tokens_run, spaced
 from saelora.evals.faithfulness.reliance import classify_reliance
 from saelora.evals.faithfulness.result import Verdict
-from saelora.evals.result_json import to_json
 from saelora.evals.spliced import SplicedModel
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from saelora.records import to_json
 from tiny_saes import SPARE_SPECIAL, Broken, TinySAE, hooks_in
 
 HALF = D_MODEL // 2

@@ -6,7 +6,7 @@ import pytest
 
 from saelora.evals.faithfulness.result import Faithfulness
 from saelora.evals.faithfulness.summary import lines
-from saelora.evals.result_json import from_json
+from saelora.records import from_json
 
 
 def estimate(value, half=0.01):

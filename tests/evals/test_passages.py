@@ -7,7 +7,6 @@ import torch
 import families
 from families import BOS, D_MODEL
 from saelora.core.splice import splice
-from saelora.evals.result_json import to_json
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.tokens import passages
 from saelora.evals.tokens.passages import extreme, show, token_text, vocabulary, whole_rows
@@ -15,6 +14,7 @@ from saelora.evals.tokens.per_token import PerToken, per_token
 from saelora.evals.tokens.result import Passage
 from saelora.evals.variant import Variant
 from saelora.models.hookpoints import Hookpoint
+from saelora.records import to_json
 from tiny_saes import SPARE_SPECIAL, TinySAE
 from variants import plain_runs, rows_of, with_adapter
 

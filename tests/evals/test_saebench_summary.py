@@ -1,8 +1,8 @@
 """What SAEBench is said to have shown."""
 
-from saelora.evals.result_json import from_json
 from saelora.evals.saebench.result import SAEBench
 from saelora.evals.saebench.summary import lines
+from saelora.records import from_json
 
 
 def metric(name, metric, base, adapted, once=False):

@@ -12,13 +12,13 @@ import families
 from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.lora import lora_config
 from saelora.core.splice import splice
-from saelora.evals.result_json import to_json
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.steering import effects as steering
 from saelora.evals.steering.interventions import direction
 from saelora.evals.steering.texts import Text
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from saelora.records import to_json
 from tiny_saes import SPARE_SPECIAL, SpecialTokens, TinySAE
 
 HOOKPOINT = Hookpoint(1)

@@ -8,12 +8,12 @@ from scipy.sparse import csc_array
 import families
 from families import BOS, D_MODEL, EOS, PAD
 from saelora.core.splice import splice
-from saelora.evals.result_json import to_json
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.steering.latents import Firing, Reader, choose, firing, negatives, passages, positives
 from saelora.evals.steering.texts import Text
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from saelora.records import to_json
 from tiny_saes import SPARE_SPECIAL, SpecialTokens, TinySAE
 
 

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from saelora.evals.result_json import from_json
 from saelora.evals.steering.result import Steering
 from saelora.evals.steering.summary import lines
+from saelora.records import from_json
 
 
 def estimate(value: float | None, half: float | None = 0.01) -> dict[str, float | None]:

@@ -10,12 +10,12 @@ from families import BOS, D_MODEL, EOS
 from saelora.core.splice import splice
 from saelora.errors import InputError
 from saelora.evals.loss import evaluate_loss
-from saelora.evals.result_json import to_json
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.tokens.bins import frequency_bins, position_bins, recon_error_bins
 from saelora.evals.tokens.per_token import PerToken, lowest, per_token, summarise
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
+from saelora.records import to_json
 from tiny_saes import SPARE_SPECIAL, Identity, TinySAE, hooks_in, saes_at
 from variants import plain_runs, replaced, rows_of, with_adapter
 

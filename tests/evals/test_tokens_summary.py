@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from saelora.evals.result_json import from_json
 from saelora.evals.tokens.result import Tokens
 from saelora.evals.tokens.summary import lines
+from saelora.records import from_json
 
 SIDES = dict.fromkeys(("helped_below", "helped_above", "hurt_below", "hurt_above"), 0)
 NOTHING = {"value": None, "low": None, "high": None}

@@ -1,15 +1,18 @@
 """An estimate with its 95 % interval, as it stands in results."""
 
 import math
-from typing import TypedDict
+
+from typing_extensions import TypedDict
+
+from saelora.records import Number
 
 
 class Estimate(TypedDict):
     """A figure and the ends of its interval; None for what is undefined."""
 
-    value: float | None
-    low: float | None
-    high: float | None
+    value: Number | None
+    low: Number | None
+    high: Number | None
 
 
 def above(estimate: Estimate, bound: float) -> bool:

@@ -22,14 +22,13 @@ from saelora.evals.capabilities.result import Capabilities
 from saelora.evals.drift.result import Drift
 from saelora.evals.faithfulness import options as faithfulness
 from saelora.evals.faithfulness.result import Faithfulness
-from saelora.evals.result_json import from_json, to_json
 from saelora.evals.saebench import options as saebench
 from saelora.evals.saebench.result import SAEBench
 from saelora.evals.steering import options as steering
 from saelora.evals.steering.result import Steering
 from saelora.evals.tokens import options as tokens
 from saelora.evals.tokens.result import Tokens
-from saelora.records import JsonObject
+from saelora.records import JsonObject, from_json, to_json
 
 if TYPE_CHECKING:
     from saelora.evals.subject import Subject

@@ -1,11 +1,14 @@
 """What --parts capabilities found."""
 
 from dataclasses import dataclass, field
-from typing import Literal, TypedDict
+from typing import Literal
+
+from typing_extensions import TypedDict
 
 from saelora.evals.estimate import Estimate
 from saelora.evals.trained import Trained
 from saelora.evals.variant import Variant
+from saelora.records import Number
 
 Difference = Literal["adapted_minus_sae", "adapted_clean_minus_base", "sae_minus_base"]
 
@@ -13,8 +16,8 @@ Difference = Literal["adapted_minus_sae", "adapted_clean_minus_base", "sae_minus
 class Score(TypedDict):
     """A task's score and the standard error of its mean over documents; None where it is no such mean."""
 
-    value: float | None
-    stderr: float | None
+    value: Number | None
+    stderr: Number | None
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Task:
     n_shot: int | None
     scores: dict[Variant, Score]
     differences: dict[Difference, Estimate]
-    chance: float | None
+    chance: Number | None
     higher_is_better: bool | None
     group: str | None
     subtasks: list[str] = field(default_factory=list)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from saelora.evals.estimate import Estimate
 from saelora.evals.trained import Trained
 from saelora.evals.variant import Variant
+from saelora.records import Number
 
 AWAY = (Variant.SPLICED, Variant.ADAPTED, Variant.ADAPTED_CLEAN)  # the variants that are set against the base
 
@@ -45,16 +46,16 @@ class LatentChange:
     """
 
     identical: bool
-    max_abs_difference: float
+    max_abs_difference: Number
     jaccard: Estimate
     rate_correlation: Estimate
-    l0: dict[Variant, float]
+    l0: dict[Variant, Number]
     fvu: dict[Variant, Estimate]
-    relative_error: dict[Variant, float] | None = None
-    relative_error_q10: dict[Variant, float] | None = None
-    relative_error_q90: dict[Variant, float] | None = None
-    top_variance: dict[Variant, float] | None = None
-    fvu_rest: dict[Variant, float] | None = None
+    relative_error: dict[Variant, Number] | None = None
+    relative_error_q10: dict[Variant, Number] | None = None
+    relative_error_q90: dict[Variant, Number] | None = None
+    top_variance: dict[Variant, Number] | None = None
+    fvu_rest: dict[Variant, Number] | None = None
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from enum import StrEnum
 
 from saelora.evals.estimate import Estimate
 from saelora.evals.variant import Variant
+from saelora.records import Number
 
 
 class Verdict(StrEnum):
@@ -34,7 +35,7 @@ class Step:
     """``Rises`` where k latents are set to 0; ``share`` is their part of all activation mass, between 0 and 1."""
 
     k: int
-    share: float
+    share: Number
     rise_sae: Estimate
     rise_adapted: Estimate
     ratio: Estimate
@@ -153,18 +154,18 @@ class OtherSAE:
 
     ref: str | None = None
     hookpoint: str
-    fvu: float
-    relative_error: float | None = None
-    relative_error_q10: float | None = None
-    relative_error_q90: float | None = None
-    top_variance: float | None = None
-    fvu_rest: float | None = None
-    own_fvu: float
-    own_relative_error: float | None = None
-    own_relative_error_q10: float | None = None
-    own_relative_error_q90: float | None = None
-    own_top_variance: float | None = None
-    own_fvu_rest: float | None = None
+    fvu: Number
+    relative_error: Number | None = None
+    relative_error_q10: Number | None = None
+    relative_error_q90: Number | None = None
+    top_variance: Number | None = None
+    fvu_rest: Number | None = None
+    own_fvu: Number
+    own_relative_error: Number | None = None
+    own_relative_error_q10: Number | None = None
+    own_relative_error_q90: Number | None = None
+    own_top_variance: Number | None = None
+    own_fvu_rest: Number | None = None
     ce_sae: Estimate
     ce_adapted: Estimate
     gap_closed: Estimate

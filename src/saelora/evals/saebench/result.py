@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from saelora.records import Number
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -17,8 +19,8 @@ class Metric:
     metric: str
     category: str
     hookpoint: str
-    base: float | None
-    adapted: float | None
+    base: Number | None
+    adapted: Number | None
     can_change: bool
     measured_once: bool
 

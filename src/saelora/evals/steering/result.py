@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from saelora.evals.estimate import Estimate
+from saelora.records import Number
 
 Method = str  # "scale": h + alpha (h.d) d; "add": h + alpha s d, s the latent's peak activation
 How = Literal["given", "selected"]
@@ -21,15 +22,15 @@ class Sides:
 class Try:
     """A strength and its score on the tuning texts, in nats per token; None where it gave no finite probabilities."""
 
-    alpha: float
-    score: float | None
+    alpha: Number
+    score: Number | None
 
 
 @dataclass(frozen=True)
 class Tuned:
     """The strength that did best on the tuning texts with the original model, and all that were tried."""
 
-    alpha: float
+    alpha: Number
     tuning: list[Try]
 
 
@@ -69,7 +70,7 @@ class TopPassage:
     """A text in which the latent fires strongly, token by token; ``focus`` is the index of the strongest."""
 
     tokens: list[str]
-    activations: list[float]
+    activations: list[Number]
     focus: int
 
 
@@ -79,7 +80,7 @@ class Sample:
 
     prompt: str
     method: Method
-    alpha: float
+    alpha: Number
     base: str
     adapted: str
     base_steered: str
@@ -101,10 +102,10 @@ class Latent:
 
     latent: int
     how: How
-    selectivity: float
-    rate: float
-    max_activation: float
-    unit: float
+    selectivity: Number
+    rate: Number
+    max_activation: Number
+    unit: Number
     n: Sides
     n_tuning: Sides
     top_passages: list[TopPassage]
@@ -156,7 +157,7 @@ class Steering:
     bos: bool
     corpora: Corpora
     skipped: list[Skipped]
-    level: float
+    level: Number
     methods: list[Method]
     latents: list[Latent]
     pooled: dict[Method, Pooled]

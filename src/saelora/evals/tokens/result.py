@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from saelora.evals.estimate import Estimate
 from saelora.evals.trained import Trained
 from saelora.evals.variant import Variant
+from saelora.records import Number
 
 
 @dataclass(frozen=True)
@@ -12,7 +13,7 @@ class Change:
     """The change of a prediction's loss; quantiles by their level, such as "0.95"."""
 
     mean: Estimate
-    quantiles: dict[str, float]
+    quantiles: dict[str, Number]
     mean_helped: Estimate
     mean_hurt: Estimate
 
@@ -22,14 +23,14 @@ class Cost:
     """What the splice adds to a prediction's loss, spliced minus base."""
 
     mean: Estimate
-    quantiles: dict[str, float]
+    quantiles: dict[str, Number]
 
 
 @dataclass(frozen=True)
 class Histogram:
     """Predictions by the size of their change: ``edges`` [n_bins + 1] in nats, counts [n_bins] and those beyond."""
 
-    edges: list[float]
+    edges: list[Number]
     helped: list[int]
     helped_below: int
     helped_above: int
@@ -46,8 +47,8 @@ class Group:
         gap_closed: undefined where the group's gap cannot be told from 0.
     """
 
-    low: float
-    high: float | None
+    low: Number
+    high: Number | None
     label: str
     n: int
     ce_base: Estimate
@@ -75,10 +76,10 @@ class Passage:
     focus: int | None
     ids: list[int]
     counted: list[bool]
-    ce: dict[Variant, list[float | None]]
-    kl: dict[Variant, list[float | None]]
-    recon_error: list[float | None]
-    top: dict[Variant, list[list[tuple[int, float]] | None]]
+    ce: dict[Variant, list[Number | None]]
+    kl: dict[Variant, list[Number | None]]
+    recon_error: list[Number | None]
+    top: dict[Variant, list[list[tuple[int, Number]] | None]]
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class Distribution:
     share_hurt: Estimate
     change: Change
     cost: Cost
-    concentration: dict[str, float | None]
+    concentration: dict[str, Number | None]
     histogram: Histogram
     by_position: list[Group]
     by_frequency: list[Group]

@@ -8,7 +8,7 @@ import pytest
 
 from saelora.errors import InputError
 from saelora.evals.estimate import Estimate
-from saelora.evals.result_json import from_json, to_json
+from saelora.records import Number, from_json, to_json
 
 
 class Colour(StrEnum):
@@ -18,15 +18,15 @@ class Colour(StrEnum):
 
 @dataclass(frozen=True)
 class Inner:
-    share: float
+    share: Number
     found: Estimate
-    pair: tuple[int, float]
+    pair: tuple[int, Number]
 
 
 @dataclass(frozen=True)
 class Result:
     n: int
-    by_colour: dict[Colour, float | None]
+    by_colour: dict[Colour, Number | None]
     inner: list[Inner]
     other: Inner | None
     added: str | None = None
@@ -64,10 +64,12 @@ def test_keys_that_no_field_names_are_passed_over() -> None:
         ("n", True, "n is true or false (True), expected a whole number"),
         ("n", 1.5, "n is a number (1.5), expected a whole number"),
         ("by_colour", {"green": 1.0}, "by_colour.green is text ('green'), expected one of red, blue"),
-        ("by_colour", {"red": "x"}, "by_colour.red is text ('x'), expected a number or null"),
+        ("by_colour", {"red": "x"}, "by_colour.red is text ('x'), expected a number"),
         ("inner", {}, "inner is an object, expected a list"),
         ("inner", [INNER, {**INNER, "share": "x"}], "inner[1].share is text ('x'), expected a number"),
-        ("inner", [{**INNER, "pair": [1]}], "inner[0].pair is a list, expected a list of 2"),
+        ("inner", [{**INNER, "pair": [1]}], "inner[0].pair[1] is missing"),
+        ("inner", [{**INNER, "pair": [1, 2, 3]}], "inner[0].pair is a list, expected a list of two numbers"),
+        ("inner", [{**INNER, "pair": 1}], "inner[0].pair is a whole number (1), expected a list"),
         ("inner", [{**INNER, "found": {"value": 1.0, "low": 0.0}}], "inner[0].found.high is missing"),
         ("other", 1, "other is a whole number (1), expected an object"),
         ("colour", [], "colour is a list, expected one of red, blue"),
