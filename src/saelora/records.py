@@ -16,7 +16,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, Self, TypeVar
+from typing import Annotated, Any, Self, TypeVar, cast
 
 from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError, WrapValidator
@@ -79,7 +79,7 @@ def from_json(kind: type[R], value: object, path: str | Path, remedy: str) -> R:
         InputError: an entry is missing or of another kind; the message names it and ends with the remedy.
     """
     try:  # as JSON, because strictly read Python has enums, tuples and dataclasses where JSON has text, lists, objects
-        found: R = _adapter(kind).validate_json(json.dumps(value), strict=True)
+        found: R = _adapter(cast(Any, kind)).validate_json(json.dumps(value), strict=True)
         return found
     except ValidationError as error:
         told = _told(value, error.errors(include_url=False)[0])
