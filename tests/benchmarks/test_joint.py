@@ -1,0 +1,116 @@
+"""``joint.py``: its students are the package's, its stages keep what they have, and no arm is told what another is."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import joint
+import joint_arms
+import joint_check
+import pytest
+from joint_arms import IDEAS, Arm
+
+from workspace import Workspace
+
+SMALL = [
+    "--choose-tokens",
+    "192",
+    "--budgets",
+    "128,256",
+    "--seeds",
+    "2",
+    "--test-tokens",
+    "160",
+    "--tuning-tokens",
+    "96",
+]
+SMALL += ["--validation-fraction", "0.2", "--batch-rows", "2", "--context", "32", "--device", "cpu", "--seconds", "600"]
+
+
+def given(workspace: Workspace, out: Path, *more: str) -> list[str]:
+    places = {"--model": workspace.model, "--data": workspace.data, "--sae": workspace.sae, "--out": out}
+    return [*(str(word) for pair in places.items() for word in pair), *SMALL, *more]
+
+
+@pytest.fixture(scope="module")
+def done(workspace: Workspace, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    out = tmp_path_factory.mktemp("joint")
+    return out, joint.main(given(workspace, out, "--no-check"))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_arm_among_others_ends_where_distill_takes_it_alone(
+    workspace: Workspace, tmp_path: Path, dtype: str
+) -> None:
+    args = joint.parsed(given(workspace, tmp_path, "--dtype", dtype))
+    study = joint.Study(args, joint.Clock(1e9))
+    found = joint_check.check(study.assembled, study.rows(0, 6 * 32))
+    assert len(found) == 6
+    for arm, ways in found.items():
+        assert ways["bank"] == pytest.approx(ways["distill"], rel=1e-4 if dtype == "float32" else 0.02), arm
+        assert ways["weights_apart"] < (1e-3 if dtype == "float32" else 0.2), arm
+
+
+def test_every_arm_of_every_unit_is_measured(done: tuple[Path, dict[str, Any]]) -> None:
+    out, summary = done
+    choose, ideas = (json.loads((out / f"{name}.json").read_text()) for name in ("choose", "ideas"))
+    assert len(choose["found"]) == sum(map(len, joint_arms.grids().values()))
+    assert set(ideas["found"]) > set(IDEAS)
+    assert list(summary) == ["128", "256"]
+    for arms in summary.values():
+        assert {"lora", "sae", "joint"} <= arms.keys()
+        assert all(set(row["kl"]) == {"0", "1"} for row in arms.values())
+        assert all(arms[name]["same_latents"] == {"0": 1.0, "1": 1.0} for name in ("lora", "joint"))
+
+
+def test_training_lowers_kl(done: tuple[Path, dict[str, Any]]) -> None:
+    unit = json.loads((done[0] / "compare-256-seed0.json").read_text())
+    assert unit["found"]["joint"]["kl"] < unit["spliced"]["kl"]
+
+
+def test_a_second_call_goes_on(done: tuple[Path, dict[str, Any]], workspace: Workspace, monkeypatch: Any) -> None:
+    out, summary = done
+    missing = out / "compare-256-seed1.json"
+    before = json.loads(missing.read_text())
+    missing.unlink()
+    trained: list[str] = []
+    run = joint.Study._run
+    monkeypatch.setattr(joint.Study, "_run", lambda self, *args: trained.append("unit") or run(self, *args))
+    assert joint.main(given(workspace, out, "--no-check")) == summary
+    assert trained == ["unit"]
+    assert json.loads(missing.read_text())["found"] == before["found"]
+
+
+def test_no_unit_begins_that_would_outlast_the_seconds() -> None:
+    clock = joint.Clock(joint.time.monotonic() + 10, pace=0.1)
+    assert clock.fits(n_steps=9, n_arms=10)
+    assert not clock.fits(n_steps=10, n_arms=10)
+
+
+def test_a_rate_is_zero_at_a_windows_end_and_none_outside() -> None:
+    arm = Arm("", schedule="linear")
+    assert joint_arms.factor(arm, (0.0, 0.5), 0.49, 0.01) == pytest.approx(0.01)
+    assert joint_arms.factor(arm, (0.0, 0.5), 0.5, 0.01) is None
+    assert joint_arms.factor(arm, (0.3, 1.0), 0.2, 0.01) is None
+    assert joint_arms.factor(Arm("", schedule="1-sqrt"), (0.0, 1.0), 0.5, 0.01) == 1.0
+    assert joint_arms.factor(Arm("", schedule="1-sqrt"), (0.0, 1.0), 0.7, 0.0) == pytest.approx(0.5)
+
+
+def test_ideas_go_to_rivals_where_they_have_what_it_takes() -> None:
+    best = {
+        "lora": Arm("l", rank=64, lr=1e-3),
+        "sae": Arm("s", part="sae", sae_lr=1e-3),
+        "joint": Arm("j", rank=64, lr=1e-3, part="decoder", sae_lr=1e-3),
+    }
+    made = {arm.name: arm for arm in joint.contestants(best, ["rank 256", "cosine", "1-sqrt", "bridge 1"])}
+    assert list(made) == [
+        *("lora", "sae", "joint", "joint + best idea: rank 256", "joint + ideas: rank 256; cosine; bridge 1"),
+        *("lora + ideas: rank 256; cosine; bridge 1", "sae + ideas: cosine; bridge 1"),
+    ]
+    assert made["lora + ideas: rank 256; cosine; bridge 1"].lr == 5e-4
+    assert list(joint.contestants(best, [])) == [made["lora"], made["sae"], made["joint"]]
+
+
+def test_arms_of_one_rank_go_together_in_even_lots() -> None:
+    lots = joint.lots_of([Arm(str(i), rank=64) for i in range(9)] + [Arm("sae", part="sae")], 8)
+    assert [len(lot) for lot in lots] == [5, 4, 1]
