@@ -2,7 +2,7 @@
 
 import copy
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
@@ -62,8 +62,12 @@ def lora_config(
     use_rslora: bool = False,
     use_dora: bool = False,
     init: str = "default",
+    replaced: Collection[int] = (),
 ) -> Any:
     """PEFT's configuration for all attention and MLP linears of the chosen layers.
+
+    Args:
+        replaced: layers whose MLP a transcoder stands for: it gets no adapter.
 
     Raises:
         InputError: an initialisation that changes the base weights (the teacher), or a rank that cannot be used.
@@ -94,7 +98,7 @@ def lora_config(
         target_modules=anatomy.linears(),
         layers_to_transform=layers,
         layers_pattern=anatomy.layers_name,
-        exclude_modules=_outside(model, anatomy),
+        exclude_modules=_excluded(model, anatomy, replaced),
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in anatomy.layers[0].modules()),
     )
     config.target_modules = _taken_as_named(config, model)
@@ -147,6 +151,13 @@ def unreached(model: nn.Module, targets: Iterable[str]) -> tuple[list[str], floa
             else:
                 outside[name.replace(".base_layer", "")] = None
     return list(outside), reached / max(1, n_all)
+
+
+def _excluded(model: nn.Module, anatomy: Anatomy, replaced: Collection[int]) -> str | None:
+    """A pattern for what gets no adapter; None where there is nothing to be kept out."""
+    mlps = [rf".*\b{anatomy.layers_name}\.{i}\.{re.escape(str(anatomy.layouts[i].mlp))}\..*" for i in sorted(replaced)]
+    patterns = [pattern for pattern in (_outside(model, anatomy), *mlps) if pattern is not None]
+    return "|".join(patterns) or None
 
 
 def _outside(model: nn.Module, anatomy: Anatomy) -> str | None:

@@ -5,10 +5,10 @@ stored activation, then the true layers), so masks, rotary state and per-layer a
 indices in every family.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float, Int, Shaped
@@ -16,7 +16,9 @@ from torch import Tensor, nn
 
 from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.compiling import hooks_obeyed
-from saelora.models.hookpoints import Hookpoint
+from saelora.models.hookpoints import Hookpoint, ReadPoint
+
+P = TypeVar("P", bound=Hookpoint | ReadPoint)
 
 NO_PREFIX = -1
 
@@ -187,24 +189,19 @@ def run_from(
 
 
 @contextmanager
-def capturing(
-    anatomy: Anatomy, hookpoints: Sequence[Hookpoint], found: dict[Hookpoint, Float[Tensor, "batch seq _"]]
-) -> Iterator[None]:
-    """While the context is open, put the activations at hookpoints into ``found``, as they come to a splice there."""
+def capturing(anatomy: Anatomy, points: Sequence[P], found: dict[P, Float[Tensor, "batch seq _"]]) -> Iterator[None]:
+    """While the context is open, put the activations at hookpoints into ``found``, as they come to a splice there, and
+    what transcoders read."""
     handles = []
-    for hookpoint in hookpoints:
-        module, side = anatomy.site(hookpoint)
+    for point in points:
 
-        def on_output(_m: nn.Module, _a: Any, output: Any, hookpoint: Hookpoint = hookpoint) -> None:
-            found[hookpoint] = output if isinstance(output, Tensor) else output[0]
+        def keep(x: Tensor, point: P = point) -> None:
+            found[point] = x
 
-        def on_input(_m: nn.Module, args: Any, kwargs: Any, hookpoint: Hookpoint = hookpoint) -> None:
-            found[hookpoint] = args[0] if args else kwargs["hidden_states"]
-
-        if side == "input":
-            handles.append(module.register_forward_pre_hook(on_input, with_kwargs=True))
+        if isinstance(point, ReadPoint):
+            handles.append(keep_read(anatomy, point, keep))
         else:
-            handles.append(module.register_forward_hook(on_output))
+            handles.append(_keep(anatomy, point, keep))
     try:
         yield
     finally:
@@ -212,18 +209,49 @@ def capturing(
             handle.remove()
 
 
+def _keep(anatomy: Anatomy, hookpoint: Hookpoint, keep: Callable[[Tensor], None]) -> Any:
+    module, side = anatomy.site(hookpoint)
+
+    def on_output(_m: nn.Module, _a: Any, output: Any) -> None:
+        keep(output if isinstance(output, Tensor) else output[0])
+
+    def on_input(_m: nn.Module, args: Any, kwargs: Any) -> None:
+        keep(first_input(args, kwargs))
+
+    if side == "input":
+        return module.register_forward_pre_hook(on_input, with_kwargs=True)
+    return module.register_forward_hook(on_output)
+
+
+def keep_read(anatomy: Anatomy, point: ReadPoint, keep: Callable[[Tensor], None]) -> Any:
+    """A hook that calls keep(x) with what a transcoder reads, [batch, seq, d]."""
+    module, rule = anatomy.reading(point)
+
+    def on_input(_m: nn.Module, args: Any, kwargs: Any) -> None:
+        x = first_input(args, kwargs)
+        keep(x if rule is None else rule(x))
+
+    return module.register_forward_pre_hook(on_input, with_kwargs=True)
+
+
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """The hidden states that a module is called with."""
+    hidden: Tensor = args[0] if args else kwargs["hidden_states"] if "hidden_states" in kwargs else kwargs["x"]
+    return hidden
+
+
 @torch.no_grad()
 def activations(
     model: nn.Module,
     input_ids: Int[Tensor, "batch seq"],
     attention_mask: Shaped[Tensor, "batch seq"] | None,
-    hookpoints: Sequence[Hookpoint],
-) -> dict[Hookpoint, Float[Tensor, "batch seq _"]]:
+    points: Sequence[P],
+) -> dict[P, Float[Tensor, "batch seq _"]]:
     """Clean activations [batch, seq, d] at hookpoints; layers above the highest one are not run."""
     anatomy = anatomy_of(model)
-    found: dict[Hookpoint, Tensor] = {}
-    top = max(h.layer for h in hookpoints)
-    with capturing(anatomy, hookpoints, found), _layers(anatomy, _from(anatomy, NO_PREFIX, None, top)):
+    found: dict[Any, Tensor] = {}
+    top = max(point.layer for point in points)
+    with capturing(anatomy, points, found), _layers(anatomy, _from(anatomy, NO_PREFIX, None, top)):
         _run(anatomy, input_ids, attention_mask)
     return found
 

@@ -13,14 +13,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from saelora.core.filler import filler
-from saelora.core.partial import runs
+from saelora.core.partial import keep_read, runs
 from saelora.core.passes import Passes
 from saelora.core.positions import arguments, check_signature, given_positions
 from saelora.core.token_mask import EXEMPT_NAMES, TokenMask, TokenPolicy
+from saelora.core.transcoding import (
+    Exempt,
+    Forward,
+    StandIn,
+    check_widths,
+    check_writers,
+    only_at,
+    skipped,
+    transcoder_in,
+)
 from saelora.errors import InputError
 from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.compiling import hooks_obeyed
-from saelora.models.hookpoints import Hookpoint
+from saelora.models.hookpoints import Hookpoint, ReadPoint
 from saelora.saes.processing import check_centring, is_centred
 
 __all__ = [
@@ -56,6 +66,7 @@ Observer = Callable[
 ]
 """Called as observer(hookpoint, x, latents, recon, mask) whenever an SAE has run; True where it replaces x.
 
+Of a transcoder, x is what it is to rebuild: the output of the MLP that it stands for, on the input of that pass.
 x and recon are without the mean over d_model where the SAE was trained on a centred model (``saes.processing``).
 """
 
@@ -71,6 +82,11 @@ class Splice:
         self._mask: Tensor | None = None
         self._passes = Passes()
         self._fillers: dict[Hookpoint, float] = {}
+        transcoders = {hookpoint: transcoder_in(sae) for hookpoint, sae in self.saes.items()}
+        self._transcoders = {hookpoint: found for hookpoint, found in transcoders.items() if found is not None}
+        self.reads = {h: ReadPoint(h.layer, found.reads) for h, found in self._transcoders.items()}
+        self._read: dict[Hookpoint, Tensor] = {}  # what transcoders have read and not yet been run on
+        self._exempt = Exempt()
         self._centred = {hookpoint for hookpoint, sae in self.saes.items() if is_centred(sae, hookpoint)}
 
     def disabled(self) -> AbstractContextManager[None]:
@@ -108,6 +124,7 @@ class Splice:
         """Let no pass end in which an SAE did not do its part."""
         if self.enabled:
             self._mask = None
+            self._read.clear()
             self._passes.end({hookpoint: int(runs(anatomy, hookpoint)) for hookpoint in self.saes})
 
     def replace(self, hookpoint: Hookpoint, x: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch seq d"]:
@@ -115,22 +132,34 @@ class Splice:
 
         An SAE that can reconstruct without forming its latents does so, unless an observer wants to see them.
         """
-        mask_BS = self._passes.mask_of_another(hookpoint) if self._mask is None else self._mask
+        mask_BS = self._tokens(hookpoint)
         self._passes.count(hookpoint)
         mask_BS = self._policy.replaced(hookpoint, x, mask_BS)
-        sae = self.saes[hookpoint]
-        given = self.given(hookpoint, x, mask_BS)
-        reconstruct = getattr(sae, "reconstruct", None) if self.observer is None else None
+        given = self.given(hookpoint, self._read.pop(hookpoint) if hookpoint in self.reads else x, mask_BS)
+        reconstruct = getattr(self.saes[hookpoint], "reconstruct", None) if self.observer is None else None
         if reconstruct is not None:
-            recon = reconstruct(given).to(x.dtype)
+            recon = self._whole(hookpoint, reconstruct(given), given).to(x.dtype)
         else:
-            latents = sae.encode(given)
-            recon = sae.decode(latents).to(x.dtype)
+            latents, recon = self.made(hookpoint, given, x.dtype)
             if self.observer is not None:
                 self.observer(hookpoint, self.seen(hookpoint, x), latents, recon, mask_BS)
-        if hookpoint in self._centred:
+        if hookpoint in self._centred and hookpoint not in self.reads:
             recon = (recon + _mean(x)).to(x.dtype)
         return torch.where(mask_BS.unsqueeze(-1), recon, x)
+
+    def made(self, hookpoint: Hookpoint, given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Latents [..., d_sae] and reconstruction [..., d] of what ``given`` gives, by the steps that observers see."""
+        sae = self.saes[hookpoint]
+        latents = sae.encode(given)
+        return latents, self._whole(hookpoint, sae.decode(latents), given).to(dtype)
+
+    def _whole(self, hookpoint: Hookpoint, recon: Tensor, given: Tensor) -> Tensor:
+        """With what a transcoder's skip connection adds."""
+        skip = skipped(self._transcoders[hookpoint], given) if hookpoint in self.reads else None
+        return recon if skip is None else recon + skip
+
+    def _tokens(self, hookpoint: Hookpoint) -> Tensor:
+        return self._passes.mask_of_another(hookpoint) if self._mask is None else self._mask
 
     def seen(self, hookpoint: Hookpoint, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """An activation as observers see it, to set reconstructions against."""
@@ -139,9 +168,13 @@ class Splice:
     def given(
         self, hookpoint: Hookpoint, x: Float[Tensor, "*batch d"], mask: Bool[Tensor, "*batch"]
     ) -> Float[Tensor, "*batch d"]:
-        """What the SAE is given of an activation [batch, seq, d]: nothing of it where the mask is False."""
+        """What the SAE is given of an activation [batch, seq, d]: nothing of it where the mask is False.
+
+        A transcoder's is what it reads (``reads``); a centred model's norms give what the plain model's give.
+        """
         sae = self.saes[hookpoint]
-        if hookpoint in self._centred:
+        point = self.reads.get(hookpoint)
+        if hookpoint in self._centred and (point is None or point.site.startswith("resid")):
             x = x - _mean(x)
         dtype = next((p.dtype for p in sae.parameters()), x.dtype) if isinstance(sae, nn.Module) else x.dtype
         spared = torch.full((), self._fillers.get(hookpoint, 0.0), dtype=x.dtype, device=x.device)
@@ -164,20 +197,46 @@ class Splice:
 
         return on_input if hookpoint.site in ("resid_pre", "attn_z") else on_output
 
-    def attach(self, model: nn.Module, anatomy: Anatomy) -> list[Any]:
-        handles = [anatomy.body.register_forward_pre_hook(self._read_tokens, with_kwargs=True)]
+    def _instead_of_mlp(self, hookpoint: Hookpoint) -> Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]:
+        """The MLP runs where its output is kept, and wholly where somebody wants to see that.
+
+        Compiled code runs it wholly too: the number of kept positions differs from batch to batch.
+        """
+
+        def instead(mlp: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+            seen = self.observer is not None or self._policy.massive is not None
+            if not self.enabled or seen or torch.compiler.is_compiling():
+                return mlp(*args, **kwargs)
+            return only_at(mlp, self._exempt.index(self._tokens(hookpoint)), args, kwargs)
+
+        return instead
+
+    def _attach_transcoder(self, anatomy: Anatomy, hookpoint: Hookpoint) -> list[Any]:
+        def keep(x: Tensor) -> None:
+            if self.enabled:
+                self._read[hookpoint] = x
+
+        # beside the hook, compiled code sees by it that the forward is another one
+        mlp = anatomy.mlp(hookpoint.layer)
+        reading = keep_read(anatomy, self.reads[hookpoint], keep)
+        return [reading, StandIn(mlp, self._instead_of_mlp(hookpoint))]
+
+    def attach(self, model: nn.Module, anatomy: Anatomy, handles: list[Any]) -> None:
+        """Put the hooks in, each of them into ``handles``, which remove them."""
+        handles.append(anatomy.body.register_forward_pre_hook(self._read_tokens, with_kwargs=True))
         handles.append(anatomy.body.register_forward_hook(lambda *_: self._check_pass(anatomy)))
         if model is not anatomy.body:
             handles.append(model.register_forward_pre_hook(lambda *_: self._passes.enter()))
             handles.append(model.register_forward_hook(lambda *_: self._passes.leave(self.enabled)))
         for hookpoint, sae in self.saes.items():
             self._fillers[hookpoint] = filler(sae, anatomy.width(hookpoint))
+            if hookpoint in self.reads:
+                handles += self._attach_transcoder(anatomy, hookpoint)
             module, side = anatomy.site(hookpoint)
             if side == "input":
                 handles.append(module.register_forward_pre_hook(self._hook(hookpoint), with_kwargs=True))
             else:
                 handles.append(module.register_forward_hook(self._hook(hookpoint)))
-        return handles
 
 
 @contextmanager
@@ -192,7 +251,8 @@ def splice(
 
     Args:
         model: a transformers decoder, PEFT-wrapped or not.
-        saes: hookpoint -> SAE; any number of them at once.
+        saes: hookpoint -> SAE, or transcoder (one that says what it ``reads``) by where it writes: mlp_out; any number
+            of them at once. The MLP that a transcoder stands for runs at exempt positions alone.
         token_mask: which positions are replaced, from ``TokenPolicy(...).resolve(tokenizer)``.
         observer: sees every SAE's input, latents, reconstruction and token mask.
 
@@ -200,12 +260,13 @@ def splice(
 
     Raises:
         InputError: a hookpoint is out of range, an SAE is of another width, or of a centred model that this cannot be,
-            or massive positions are spared by a limit that has not been measured there; while the context is open, a
-            pass of the model in which an SAE did not run once, since what it hooks is passed by, or whose tokens'
-            positions cannot be told.
+            a transcoder is not the only one at its MLP or reads what this model does not have, or massive positions are
+            spared by a limit that has not been measured there; while the context is open, a pass of the model in which
+            an SAE did not run once, since what it hooks is passed by, or whose tokens' positions cannot be told.
     """
     anatomy = anatomy_of(model)
     check_signature(anatomy.body)
+    check_writers(dict(saes))
     for hookpoint, sae in saes.items():
         check_width(anatomy, hookpoint, sae)
         check_centring(anatomy, hookpoint, sae)
@@ -215,7 +276,7 @@ def splice(
     handles: list[Any] = []
     with hooks_obeyed(anatomy.body):
         try:
-            handles = spliced.attach(getattr(model, "_orig_mod", model), anatomy)
+            spliced.attach(getattr(model, "_orig_mod", model), anatomy, handles)
             yield spliced
         finally:
             for handle in handles:
@@ -230,6 +291,8 @@ def _mean(x: Tensor) -> Tensor:
 def check_width(anatomy: Anatomy, hookpoint: Hookpoint, sae: SAE) -> None:
     """Raise InputError where an SAE's d_in is not the width of its hookpoint."""
     width = anatomy.width(hookpoint)
+    if (transcoder := transcoder_in(sae)) is not None:
+        return check_widths(anatomy, hookpoint, transcoder)
     d_in = getattr(getattr(sae, "cfg", sae), "d_in", width)
     if d_in != width:
         raise InputError(f"SAE expects d_in {d_in}, {hookpoint} has {width}: is this SAE for another model?")

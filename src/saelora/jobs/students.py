@@ -11,6 +11,8 @@ from torch import nn
 from saelora.assemble import Assembled
 from saelora.core.lora import layers_of, lora_config, unreached
 from saelora.core.splice import SAE, Splice, splice
+from saelora.core.transcoding import transcoder_in
+from saelora.errors import InputError
 from saelora.jobs import adapt
 from saelora.jobs.training_options import ADAPTED, AdapterConfig, StudentConfig, recipe_of
 from saelora.models.hookpoints import Hookpoint
@@ -29,6 +31,7 @@ def adapter_config(config: AdapterConfig, assembled: Assembled) -> PeftConfig:
         use_rslora=config.rslora,
         use_dora=config.dora,
         init=config.init,
+        replaced=[hookpoint.layer for hookpoint, sae in assembled.sae_modules.items() if transcoder_in(sae)],
     )
     return found
 
@@ -69,6 +72,10 @@ def trainable_saes(config: StudentConfig, assembled: Assembled) -> dict[Hookpoin
     """
     if config.method == "lora":
         return {}
+    if transcoders := [str(hookpoint) for hookpoint, sae in assembled.sae_modules.items() if transcoder_in(sae)]:
+        raise InputError(
+            f"method {config.method} trains SAEs, and what stands at {transcoders[0]} is a transcoder: use method lora"
+        )
     part: Part = "linear" if config.method == "linear" else config.part
     rank = config.rank if config.method == "linear" else 1
     return {

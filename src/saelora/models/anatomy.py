@@ -10,14 +10,18 @@ from torch import nn
 
 from saelora.errors import InputError
 from saelora.models import derived
-from saelora.models.hookpoints import Hookpoint
+from saelora.models.hookpoints import Hookpoint, ReadPoint
 from saelora.models.layout import Layout, is_linear, widths
+from saelora.models.norms import Rule, without_gain
 
 Side = Literal["input", "output"]
 
 
-_LLAMA = Layout("self_attn", "self_attn.o_proj")
-_SANDWICH = replace(_LLAMA, attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm")
+_LLAMA = Layout("self_attn", "self_attn.o_proj", mlp_reads="post_attention_layernorm")
+_NORMS_BEHIND = Layout(
+    "self_attn", "self_attn.o_proj", attn_norm="post_attention_layernorm", mlp_norm="post_feedforward_layernorm"
+)
+_SANDWICH = replace(_NORMS_BEHIND, mlp_reads="pre_feedforward_layernorm")
 _FAMILIES = {
     "llama": _LLAMA,
     "mistral": _LLAMA,
@@ -28,11 +32,11 @@ _FAMILIES = {
     "gemma": _LLAMA,
     "gemma2": _SANDWICH,
     "gemma3_text": _SANDWICH,
-    "olmo2": _SANDWICH,
-    "olmo3": _SANDWICH,
-    "phi": Layout("self_attn", "self_attn.dense", removes_mean=True),
-    "gpt2": Layout("attn", "attn.c_proj", removes_mean=True),
-    "gpt_neox": Layout("attention", "attention.dense", removes_mean=True),
+    "olmo2": _NORMS_BEHIND,
+    "olmo3": _NORMS_BEHIND,
+    "phi": Layout("self_attn", "self_attn.dense", mlp_reads="input_layernorm", removes_mean=True),
+    "gpt2": Layout("attn", "attn.c_proj", mlp_reads="ln_2", removes_mean=True),
+    "gpt_neox": Layout("attention", "attention.dense", mlp_reads="post_attention_layernorm", removes_mean=True),
 }
 
 
@@ -101,6 +105,30 @@ class Anatomy:
         if hookpoint.site == "attn_z":
             return widths(getattr(module, "base_layer", module))[0]
         return self.d_model
+
+    def mlp(self, layer: int) -> nn.Module:
+        """A layer's MLP; InputError where it has none that is known."""
+        return self.site(Hookpoint(layer, "mlp_module_out"))[0]
+
+    def reading(self, point: ReadPoint) -> tuple[nn.Module, Rule | None]:
+        """The module whose input tells what a transcoder reads, and how: None where it is that input itself.
+
+        Raises:
+            InputError: the layer is out of range, or the model has no such activation there.
+        """
+        mlp = self.mlp(point.layer)
+        if point.site == "resid_pre":
+            return self.layers[point.layer], None
+        if point.site == "mlp_in":
+            return mlp, None
+        name = self.layouts[point.layer].mlp_reads
+        if name is None:
+            raise InputError(
+                f"layer {point.layer} of this model has no {point.site}: no norm makes its MLP's input; a transcoder "
+                "that reads that input as it is reads mlp_in"
+            )
+        norm = self.layers[point.layer].get_submodule(name)
+        return norm, None if point.site == "resid_mid" else without_gain(norm, self.d_model, str(point))
 
     def canonical(self, hookpoint: Hookpoint) -> Hookpoint:
         """One name for one activation: a module's own output, where it is added to the stream as it is."""

@@ -165,6 +165,7 @@ def _layout(trace: _Trace) -> Layout:
         mlp=mlp.name,
         attn_norm=attn_norm,
         mlp_norm=mlp_norm,
+        mlp_reads=_norm_before(mlp, trace.calls),
         linears=linears,
     )
 
@@ -237,6 +238,13 @@ def _behind(summand: _Seen, parts: list[_Seen]) -> tuple[_Seen, str | None]:
         return summand, None
     made = [call for call in _outermost(parts) if call is not summand and _same(call.output, summand.given)]
     return (made[0], summand.name) if made else (summand, None)
+
+
+def _norm_before(mlp: _Seen, calls: list[_Seen]) -> str | None:
+    """The norm whose output the MLP is given: a module of vectors alone."""
+    norms = [call for call in calls if call is not mlp and all(p.dim() < 2 for p in call.module.parameters())]
+    made = [call.name for call in norms if not _idle(call) and _same(call.output, mlp.given)]
+    return made[0] if len(made) == 1 else None
 
 
 def _projection(attn: _Seen, calls: list[_Seen]) -> str | None:

@@ -10,6 +10,9 @@ from saelora.errors import InputError
 # tensor but where a norm follows the module (Gemma 2 and 3, OLMo 2 and 3).
 Site = Literal["resid_pre", "resid_post", "mlp_out", "attn_out", "attn_z", "mlp_module_out", "attn_module_out"]
 SITES: tuple[str, ...] = get_args(Site)
+# What a transcoder reads: the MLP's input, the same before the gain and bias of the norm that makes it, the residual
+# stream that this norm is given, or the layer's input.
+ReadSite = Literal["mlp_in", "mlp_normalized", "resid_mid", "resid_pre"]
 
 _TL_NAMES = {
     "resid_pre": "hook_resid_pre",
@@ -69,6 +72,17 @@ class Hookpoint:
     def added_as_is(self) -> "Hookpoint":
         """The same activation in a model whose modules' outputs are added to the stream without a norm between."""
         return Hookpoint(self.layer, _ADDED_AS_IS.get(self.site, self.site))
+
+
+@dataclass(frozen=True, order=True)
+class ReadPoint:
+    """An activation that a transcoder reads, in the layer that it writes in."""
+
+    layer: int
+    site: ReadSite
+
+    def __str__(self) -> str:
+        return f"layers.{self.layer}.{self.site}"
 
 
 def parse_hookpoint(text: str) -> Hookpoint:

@@ -12,9 +12,10 @@ class Layout:
 
     attn: the attention, or what mixes tokens in its place.  attn_proj: the projection whose input is z, the heads'
     outputs side by side.  attn_norm, mlp_norm: what stands between the sublayer and the residual stream, if anything
-    does.  removes_mean: every module that reads the stream begins with a norm that takes off the mean over d_model
-    (LayerNorm), so that a mean changes no logits.  in_tuple: the layer returns its output as the first of a tuple.
-    linears: its linear modules, where they have been looked up.  refused: why a sublayer without a name here has none.
+    does.  mlp_reads: the norm whose output is the MLP's input, if one's is.  removes_mean: every module that reads the
+    stream begins with a norm that takes off the mean over d_model (LayerNorm), so that a mean changes no logits.
+    in_tuple: the layer returns its output as the first of a tuple.  linears: its linear modules, where they have been
+    looked up.  refused: why a sublayer without a name here has none.
     """
 
     attn: str | None = None
@@ -22,6 +23,7 @@ class Layout:
     mlp: str | None = "mlp"
     attn_norm: str | None = None
     mlp_norm: str | None = None
+    mlp_reads: str | None = None
     removes_mean: bool = False
     in_tuple: bool = False
     linears: tuple[str, ...] | None = None

@@ -28,7 +28,7 @@ from saelora.evals.spliced import SplicedModel
 from saelora.evals.subject import Subject
 from saelora.evals.variant import Variant
 from saelora.models.anatomy import Anatomy, anatomy_of
-from saelora.models.hookpoints import Hookpoint
+from saelora.models.hookpoints import Hookpoint, ReadPoint
 
 Watched = dict[Hookpoint, tuple[Seen, Tensor]]  # what an SAE saw and did, and which positions [batch, seq] it replaces
 MEASURES = ("l2", "relative_l2", "cosine_distance")
@@ -114,12 +114,14 @@ def observed(spliced: Splice) -> Iterator[Watched]:
 def clean_latents(spliced: Splice, token_mask: TokenMask, students: Students, batch: Batch) -> Watched:
     """What an observer would see of clean activations, by the very steps of a splice, so that bits compare."""
     with students.only(CLEAN):
-        clean = activations(students.model, batch.input_ids, None, list(spliced.saes))
+        points: list[Hookpoint | ReadPoint] = [*spliced.saes, *spliced.reads.values()]
+        clean = activations(students.model, batch.input_ids, None, points)
     found: Watched = {}
-    for hookpoint, x in clean.items():
-        sae, mask = spliced.saes[hookpoint], token_mask.replaced(hookpoint, x, batch.mask)
-        latents = sae.encode(spliced.given(hookpoint, x, mask))
-        found[hookpoint] = (spliced.seen(hookpoint, x), latents, sae.decode(latents).to(x.dtype)), mask
+    for hookpoint in spliced.saes:
+        x, read = clean[hookpoint], clean[spliced.reads.get(hookpoint, hookpoint)]
+        mask = token_mask.replaced(hookpoint, x, batch.mask)
+        latents, recon = spliced.made(hookpoint, spliced.given(hookpoint, read, mask), x.dtype)
+        found[hookpoint] = (spliced.seen(hookpoint, x), latents, recon), mask
     return found
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core import lora
+from saelora.core.transcoding import transcoder_in
 from saelora.errors import InputError
 from saelora.evals.bos import with_bos
 from saelora.models.hookpoints import Hookpoint
@@ -68,6 +69,11 @@ def export_sae(sae: Any, hookpoint: Hookpoint, folder: Path) -> Path:
     Raises:
         InputError: it is of a model whose writing weights were centred, and the exported model's are not.
     """
+    if transcoder_in(sae) is not None:
+        raise InputError(
+            f"a transcoder writes at {hookpoint}, and SAEBench reads SAEs' latents where they write: leave saebench "
+            "out of --parts"
+        )
     if is_centred(sae, hookpoint):
         raise InputError(
             f"the SAE at {hookpoint} was trained on activations without their mean (center_writing_weights), SAEBench "

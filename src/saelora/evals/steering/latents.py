@@ -39,7 +39,8 @@ class Reader:
         model = self.subject.model
         ids, attention = padded(texts, device_of(model))
         with self.subject.running_as(Variant.BASE):
-            x = activations(model, ids, attention, [self.hookpoint])[self.hookpoint]
+            point = self.subject.spliced.reads.get(self.hookpoint, self.hookpoint)
+            x = activations(model, ids, attention, [point])[point]
             mask = self.subject.token_mask(ids, attention) & attention.bool()
             return self.sae.encode(self.subject.spliced.given(self.hookpoint, x, mask)[mask]), mask
 
