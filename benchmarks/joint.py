@@ -5,14 +5,14 @@
 
 Three stages, all on one text in which no held-out document is trained on:
   choose     every method's rates (joint_arms.py), one seed, --choose-tokens, on held-out rows used for this alone
-  ideas      each idea put on the best joint arm, the same way
-  compare    --budgets x --seeds: lora, finetune-sae, joint, joint with the best idea and with the three best together,
-             and the two rivals with the same ideas; measured on the held-out test rows
+  ideas      each idea put on the best arm of lora, of finetune-sae and of joint, the same way
+  compare    --budgets x --seeds: these three, each with the up to three ideas that helped it most, and joint with its
+             best one alone; measured on the held-out test rows
 Arms of one seed see the same rows in the same order, from the same initial weights. All arms of a unit are trained in
 one pass (joint_bank.py). DIR/UNIT.json is written as a unit ends; a unit that would not end before --seconds is not
-begun; a second call with the same --out goes on. DIR/summary.json: by budget, arm and seed KL, and KL over the better
-rival's. First of all each kind of arm is trained for a few steps both ways, in the bank and by the package's Distill
-alone (DIR/check.json).
+begun; a second call with the same --out goes on. DIR/summary.json: by budget, arm and seed KL, and KL over the best of
+lora's and finetune-sae's, ideas included. First of all each kind of arm is trained for a few steps both ways, in the
+bank and by the package's Distill alone (DIR/check.json).
 """
 
 import argparse
@@ -46,6 +46,7 @@ from saelora.options import SplicedConfig
 
 CHOICE_SEED = 100  # of rows and weights in the stages choose and ideas
 RIVALS = ("lora", "sae")
+METHODS = (*RIVALS, "joint")
 
 
 class _Options(SplicedConfig):
@@ -212,10 +213,12 @@ class Study:
 
 
 def lots_of(arms: Sequence[Arm], at_once: int) -> list[list[Arm]]:
-    """Arms of one rank and scaling together, at most so many, as evenly as can be."""
+    """Arms of one rank and scaling together, at most so many, as evenly as can be; those without an adapter with the
+    lowest rank: one pass more costs more than products with zeros."""
     kinds: dict[tuple[int, float], list[Arm]] = {}
+    lowest = min(((arm.rank, arm.scaling) for arm in arms if arm.rank), default=(0, 1.0))
     for arm in arms:
-        kinds.setdefault((arm.rank, arm.scaling), []).append(arm)
+        kinds.setdefault((arm.rank, arm.scaling) if arm.rank else lowest, []).append(arm)
     out = []
     for same in kinds.values():
         n_lots = -(-len(same) // at_once)
@@ -258,37 +261,44 @@ def _edge(rate: float, tried: Sequence[float]) -> str:
     return "highest of its grid" if rate == max(tried) else "inside its grid"
 
 
-def ideas(study: Study, joint: Arm) -> list[str] | None:
-    """The ideas that lower the best joint arm's KL on the tuning rows, best first."""
-    arms = [joint, *(made for name, idea in IDEAS.items() if (made := idea.of(joint, name)) is not None)]
-    arms = [joint, *_wanted(arms[1:], study.args.only)]
+def ideas(study: Study, best: dict[str, Arm]) -> dict[str, list[str]] | None:
+    """By method, the ideas that lower its best arm's KL on the tuning rows, best first."""
+    arms, made = [], {}
+    for method in METHODS:
+        if method in best:
+            arms.append(replace(best[method], name=method))
+            with_idea = {name: idea.of(best[method], f"{method}: {name}") for name, idea in IDEAS.items()}
+            made[method] = {name: arm for name, arm in with_idea.items() if arm is not None}
+            arms += _wanted(list(made[method].values()), study.args.only)
     unit = study.unit("ideas", arms, CHOICE_SEED, study.args.choose_tokens, "tuning")
     if unit is None:
         return None
     kl = {name: row["kl"] or math.inf for name, row in unit["found"].items()}
-    better = sorted((name for name in kl if name in IDEAS and kl[name] < kl[joint.name]), key=lambda name: kl[name])
-    print("   better than", joint.name, {name: f"{kl[name] / kl[joint.name] - 1:+.1%}" for name in better}, flush=True)
+    better: dict[str, list[str]] = {}
+    for method, with_ideas in made.items():
+        change = {name: kl[arm.name] / kl[method] - 1 for name, arm in with_ideas.items() if arm.name in kl}
+        better[method] = sorted((name for name, by in change.items() if by < 0), key=lambda name: change[name])
+        print(f"   {method}:", {name: f"{by:+.1%}" for name, by in change.items()}, flush=True)
+    write_json(study.args.out / "better.json", better)
     return better
 
 
-def contestants(best: dict[str, Arm], better: Sequence[str]) -> list[Arm]:
-    """The arms of the comparison: the rivals, joint, and all three with the ideas that helped it."""
-    arms = [replace(best[method], name=method) for method in (*RIVALS, "joint") if method in best]
-    together: list[str] = []  # up to three that set different fields
-    for name in better:
-        taken = {key for each in together for key in _sets(each)}
-        if len(together) < 3 and not taken & _sets(name):
-            together.append(name)
-    made = [("best idea", together[:1]), ("ideas", together)] if len(together) > 1 else [("best idea", together)]
-    for label, names in made if together else ():
-        for method in ("joint", *(RIVALS if label == made[-1][0] else ())):
+def contestants(best: dict[str, Arm], better: dict[str, list[str]]) -> list[Arm]:
+    """The arms of the comparison: each method, each with up to three ideas that helped it; joint with its best one."""
+    arms = [replace(best[method], name=method) for method in METHODS if method in best]
+    for method in METHODS:
+        together: list[str] = []  # they set different fields
+        for name in better.get(method, ()):
+            taken = {key for each in together for key in _sets(each)}
+            if len(together) < 3 and not taken & _sets(name):
+                together.append(name)
+        alone = [together[:1]] if method == "joint" and len(together) > 1 else []
+        for names in (*alone, together):
             arm: Arm | None = best.get(method)
-            applied = []
             for name in names:
-                with_idea = None if arm is None else IDEAS[name].of(arm, "")
-                arm, applied = (arm, applied) if with_idea is None else (with_idea, [*applied, name])
-            if arm is not None and applied:
-                arms.append(replace(arm, name=f"{method} + {label}: {'; '.join(applied)}"))
+                arm = None if arm is None else IDEAS[name].of(arm, "")
+            if arm is not None and names:
+                arms.append(replace(arm, name=f"{method} + {'; '.join(names)}"))
     return arms
 
 
@@ -307,21 +317,22 @@ def summary(units: Sequence[dict[str, Any]]) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for unit in units:
         budget, seed, found = out.setdefault(str(unit["n_tokens"]), {}), unit["about"]["seed"], unit["found"]
-        rival = min((found[name]["kl"] for name in RIVALS if name in found and found[name]["kl"]), default=None)
+        kls = {name: row["kl"] for name, row in found.items() if row["kl"] is not None}
+        rival = min((kl for name, kl in kls.items() if name.split(" + ")[0] in RIVALS), default=None)
         for name, row in found.items():
-            entry = budget.setdefault(name, {"kl": {}, "over_better_rival": {}, "same_latents": {}, "gap_closed": {}})
+            entry = budget.setdefault(name, {"kl": {}, "over_best_rival": {}, "same_latents": {}, "gap_closed": {}})
             for key in ("kl", "same_latents", "gap_closed"):
                 entry[key][str(seed)] = row[key]
-            entry["over_better_rival"][str(seed)] = row["kl"] / rival if rival and row["kl"] else None
+            entry["over_best_rival"][str(seed)] = row["kl"] / rival if rival and row["kl"] else None
     return out
 
 
 def table(found: dict[str, Any]) -> list[str]:
     lines = []
     for budget, arms in found.items():
-        lines += ["", f"{int(budget):,} tokens", f"{'KL':>8s} {'/ better rival (by seed)':>30s}  same latents"]
+        lines += ["", f"{int(budget):,} tokens", f"{'KL':>8s} {'/ best rival (by seed)':>30s}  same latents"]
         for name, row in arms.items():
-            kls, over = ([v for v in row[key].values() if v is not None] for key in ("kl", "over_better_rival"))
+            kls, over = ([v for v in row[key].values() if v is not None] for key in ("kl", "over_best_rival"))
             if kls:
                 shown = " ".join(f"{v:.3f}" for v in over)
                 same = min(row["same_latents"].values())
@@ -385,7 +396,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 def compare(study: Study, units: list[dict[str, Any]]) -> None:
     """All stages; the finished units of the last one are added to ``units``."""
     best = choose(study)
-    better = None if best is None else ideas(study, best["joint"]) if "joint" in best else []
+    better = None if best is None else ideas(study, best)
     if best is None or better is None:
         return
     arms = contestants(best, better)

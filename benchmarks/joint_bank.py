@@ -114,10 +114,14 @@ class Student:
 
 
 class Lot:
-    """Students of one rank and scaling, that go through the model together."""
+    """Students that go through the model together: of one rank and scaling, or without an adapter.
+
+    Those without have adapters that are zero and stay so.
+    """
 
     def __init__(self, bank: "Bank", arms: Sequence[Arm], seed: int):
-        self.size, self.rank, self.scaling = len(arms), arms[0].rank, arms[0].scaling
+        first = max(arms, key=lambda arm: arm.rank)
+        self.size, self.rank, self.scaling = len(arms), first.rank, first.scaling
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
         by_layer: list[list[nn.Parameter]] = [[] for _ in arms]
         generator = torch.Generator().manual_seed(seed)
@@ -135,9 +139,10 @@ class Lot:
                 down.grad, up.grad = (g.view(s) for g, s in zip(grads[2 * i : 2 * i + 2], shapes, strict=True))
                 self.factors[f"{layer}.{name}"] = (down, up)
             for s in range(self.size):
-                parameter = nn.Parameter(flat[s])
-                parameter.grad = grad[s]
-                by_layer[s].append(parameter)
+                if arms[s].rank:
+                    parameter = nn.Parameter(flat[s])
+                    parameter.grad = grad[s]
+                    by_layer[s].append(parameter)
         saes = [None if arm.part is None else TrainableSAE(bank.sae, arm.part).to(bank.device) for arm in arms]
         self.students = [Student(arm, each, sae) for arm, each, sae in zip(arms, by_layer, saes, strict=True)]
 

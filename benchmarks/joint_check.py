@@ -34,7 +34,7 @@ def check(assembled: Assembled, rows: Tensor) -> dict[str, Any]:
     Returns:
         By arm: both ways' KL at each step, and the distance between the weights reached over the way travelled.
     """
-    lots = [ARMS[:3], ARMS[3:], [RANK_256]]
+    lots = [ARMS[:4], ARMS[4:], [RANK_256]]
     bank = Bank(assembled)
     made = [Lot(bank, arms, SEED) for arms in lots]
     begun = [[[w.detach().clone() for w in student.weights] for student in lot.students] for lot in made]

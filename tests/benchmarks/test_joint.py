@@ -55,7 +55,9 @@ def test_every_arm_of_every_unit_is_measured(done: tuple[Path, dict[str, Any]]) 
     out, summary = done
     choose, ideas = (json.loads((out / f"{name}.json").read_text()) for name in ("choose", "ideas"))
     assert len(choose["found"]) == sum(map(len, joint_arms.grids().values()))
-    assert set(ideas["found"]) > set(IDEAS)
+    assert {f"joint: {name}" for name in IDEAS} < set(ideas["found"])
+    assert "lora: rank 256" in ideas["found"]
+    assert "sae: rank 256" not in ideas["found"]
     assert list(summary) == ["128", "256"]
     for arms in summary.values():
         assert {"lora", "sae", "joint"} <= arms.keys()
@@ -96,21 +98,26 @@ def test_a_rate_is_zero_at_a_windows_end_and_none_outside() -> None:
     assert joint_arms.factor(Arm("", schedule="1-sqrt"), (0.0, 1.0), 0.7, 0.0) == pytest.approx(0.5)
 
 
-def test_ideas_go_to_rivals_where_they_have_what_it_takes() -> None:
+def test_each_method_takes_its_own_best_ideas_that_fit_together() -> None:
     best = {
         "lora": Arm("l", rank=64, lr=1e-3),
         "sae": Arm("s", part="sae", sae_lr=1e-3),
         "joint": Arm("j", rank=64, lr=1e-3, part="decoder", sae_lr=1e-3),
     }
-    made = {arm.name: arm for arm in joint.contestants(best, ["rank 256", "cosine", "1-sqrt", "bridge 1"])}
-    assert list(made) == [
-        *("lora", "sae", "joint", "joint + best idea: rank 256", "joint + ideas: rank 256; cosine; bridge 1"),
-        *("lora + ideas: rank 256; cosine; bridge 1", "sae + ideas: cosine; bridge 1"),
-    ]
-    assert made["lora + ideas: rank 256; cosine; bridge 1"].lr == 5e-4
-    assert list(joint.contestants(best, [])) == [made["lora"], made["sae"], made["joint"]]
+    better = {"lora": ["rank 256"], "sae": [], "joint": ["rank 256", "cosine", "1-sqrt", "bridge 1", "bridge 0.1"]}
+    made = {arm.name: arm for arm in joint.contestants(best, better)}
+    together = "joint + rank 256; cosine; bridge 1"
+    assert list(made) == ["lora", "sae", "joint", "lora + rank 256", "joint + rank 256", together]
+    assert (made[together].lr, made[together].schedule, made[together].bridge) == (5e-4, "cosine", 1.0)
+
+
+def test_an_idea_is_not_for_an_arm_without_what_it_is_about() -> None:
+    assert IDEAS["rank 256"].of(Arm("", part="sae"), "") is None
+    assert IDEAS["decoder early"].of(Arm("", rank=64), "") is None
+    assert IDEAS["cosine"].of(Arm("", part="sae"), "made") == Arm("made", part="sae", schedule="cosine")
 
 
 def test_arms_of_one_rank_go_together_in_even_lots() -> None:
-    lots = joint.lots_of([Arm(str(i), rank=64) for i in range(9)] + [Arm("sae", part="sae")], 8)
-    assert [len(lot) for lot in lots] == [5, 4, 1]
+    lots = joint.lots_of([Arm(str(i), rank=64) for i in range(9)] + [Arm("high", rank=256), Arm("sae", part="sae")], 8)
+    assert [len(lot) for lot in lots] == [5, 5, 1]
+    assert lots[2][0].name == "high"
