@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from saelora.config import Configuration, build, read_yaml
-from saelora.errors import InputError, SomeFailed, out_of_memory
+from saelora.errors import InputError, SomeFailed, on_one_line, out_of_memory
 from saelora.flags import add_options
 from saelora.openmp import yielding_to_others
 from saelora.reporting.outcome import DIVERGED
@@ -64,7 +64,7 @@ def _main(argv: list[str]) -> int:
         code = _run(argv, complain)
     except Exception as error:
         if distributed.lost_a_peer(error):
-            complain(f"another process of this run has ended: {' '.join(str(error).split())}")
+            complain(f"another process of this run has ended: {on_one_line(error)}")
             return distributed.leave(InputError.exit_code)
         traceback.print_exc()
         code = 1
@@ -115,7 +115,7 @@ def _run(argv: list[str], complain: Callable[[str], None]) -> int:
     except (MemoryError, RuntimeError) as error:
         if not out_of_memory(error):
             raise
-        complain(f"memory ran out ({' '.join(str(error).split())[:100] or 'MemoryError'}): {_less_memory(kind)}")
+        complain(f"memory ran out ({on_one_line(error, 100)}): {_less_memory(kind)}")
         return InputError.exit_code
 
 

@@ -20,7 +20,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, model_validator
 from pydantic.fields import FieldInfo
 
-from saelora.errors import InputError
+from saelora.errors import InputError, on_one_line
 from saelora.limits import Limit
 
 C = TypeVar("C", bound="Configuration")
@@ -247,7 +247,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"config {path} cannot be read: {error.strerror}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise InputError(f"config {path} is no YAML: {' '.join(str(error).split())[:300]}") from None
+        raise InputError(f"config {path} is no YAML: {on_one_line(error)}") from None
     if not isinstance(loaded, dict):
         raise InputError(f"config {path} holds {type(loaded).__name__}, expected lines of the form key: value")
     found: dict[str, Any] = {}

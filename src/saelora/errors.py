@@ -17,6 +17,18 @@ class NonFiniteLoss(Exception):
     """A step's loss or gradient is NaN or infinite; nothing was updated by that step."""
 
 
+def on_one_line(error: object, limit: int = 300) -> str:
+    """An exception's message, or other text, on one line of at most ``limit`` characters; its kind if it is empty."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an exception's message, as part of a sentence; its kind where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".: ") if lines else type(error).__name__
+
+
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error says that there was no memory: Python's, a GPU's, or PyTorch's on a CPU."""
     words = ("out of memory", "not enough memory", "can't allocate memory", "std::bad_alloc")

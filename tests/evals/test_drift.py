@@ -200,7 +200,7 @@ def test_measuring_leaves_model_and_splice_as_they_were(fresh, sae):
 
 
 def test_rows_without_a_replaced_position_are_refused(fresh):
-    with pytest.raises(InputError, match="nothing to measure"):
+    with pytest.raises(InputError, match="nothing to evaluate"):
         measured(with_adapter(fresh("llama"), [2]), {Hookpoint(1): TinySAE(D_MODEL)}, torch.full((2, 5), EOS))
 
 

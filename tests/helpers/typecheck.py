@@ -2,8 +2,10 @@
 
 from typing import IO, Any
 
-from beartype import BeartypeConf, BeartypeHintOverrides, beartype
+import beartype as bt
+from beartype import BeartypeConf, beartype
 
 # it wants subclasses of typing.IO, which neither BytesIO nor a gzip or zstandard reader is
-_FILES = BeartypeHintOverrides({IO[bytes]: Any})
+_overrides = bt.FrozenDict if hasattr(bt, "FrozenDict") else bt.BeartypeHintOverrides  # its older name
+_FILES = _overrides({IO[bytes]: Any})
 check = beartype(conf=BeartypeConf(is_pep484_tower=True, hint_overrides=_FILES))

@@ -19,7 +19,7 @@ from saelora.core.eval_mode import evaluating
 from saelora.core.partial import CleanPass, activations, capturing, clean_forward
 from saelora.core.splice import Splice
 from saelora.core.students import CLEAN, Student, Students
-from saelora.errors import InputError
+from saelora.errors import InputError, on_one_line
 from saelora.models.anatomy import anatomy_of, device_of
 from saelora.models.compiling import is_compiled
 from saelora.models.hookpoints import Hookpoint
@@ -165,8 +165,7 @@ class _Pair:
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, NotImplementedError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise InputError(f"this model cannot be run in parts ({said}): {_UNLIKE}") from error
+            raise InputError(f"this model cannot be run in parts ({on_one_line(error)}): {_UNLIKE}") from error
 
     def _ran(self, name: str, student: Student, seen: dict[Any, int], expected: Mapping[Hookpoint, int]) -> None:
         wanted = {(student.splice, hookpoint): n for hookpoint, n in expected.items()}

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from saelora.core.head import Head
-from saelora.errors import InputError
+from saelora.errors import InputError, first_line
 
 SWITCH = "SAELORA_KL_HEAD"  # environment: auto (the default), fused, chunked
 _HALVES_AND_FLOAT = (torch.float32, torch.bfloat16, torch.float16)
@@ -63,11 +63,7 @@ def _trial(device: torch.device) -> str | None:
 
         trial(device)
     except Exception as error:  # what a compiler can raise is not for us to list
-        why = f"Triton's kernels do not run here ({type(error).__name__}: {_first_line(error)})"
+        why = f"Triton's kernels do not run here ({type(error).__name__}: {first_line(error)})"
         warnings.warn(f"{why}: the KL head takes the chunked code, which is slower", stacklevel=2)
         return why
     return None
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), "")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
-from saelora.data.tables import TABLES, brief, checked, no_column, read_column
-from saelora.errors import InputError
+from saelora.data.tables import TABLES, checked, no_column, read_column
+from saelora.errors import InputError, first_line
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,8 @@ def open_hub(name: str, split: str, subset: str | None, revision: str | None) ->
         dataset = None if files else builder.as_streaming_dataset(split=split)
     except Exception as error:  # the hub, its client and the readers share no base class; all of it is about this name
         raise InputError(
-            f"{name!r} is not a local path and cannot be opened as a hub dataset ({brief(error)}): check the name, "
-            f"--subset and --split; a gated dataset needs its terms accepted and `hf auth login`"
+            f"{name!r} is not a local path and cannot be opened as a hub dataset ({first_line(error)}): check the "
+            f"name, --subset and --split; a gated dataset needs its terms accepted and `hf auth login`"
         ) from error
     # owner/name@commit, in older releases of datasets .../resolve/commit
     commit = re.search(r"(?:@|/resolve/)([0-9a-f]{40})", str(builder.base_path))
@@ -71,7 +71,7 @@ def _read_files(files: list[str], name: str, column: str) -> Iterator[str | None
         try:
             opened = fsspec.open(file, "rb").open()
         except Exception as error:  # of whichever file system the address names
-            raise InputError(f"{label} cannot be opened: {brief(error)}") from error
+            raise InputError(f"{label} cannot be opened: {first_line(error)}") from error
         with opened:
             yield from read_column(opened, label, column)
 
@@ -85,7 +85,7 @@ def _read_rows(dataset: Any, name: str, column: str) -> Iterator[str | None]:
         except StopIteration:
             return
         except Exception as error:  # parse, decompression and network errors of many libraries, all about this data
-            raise InputError(f"{name} cannot be read after {index} rows: {brief(error)}") from error
+            raise InputError(f"{name} cannot be read after {index} rows: {first_line(error)}") from error
         if column not in row:
             raise no_column(name, column, list(row))
         yield checked(row[column], name, index, column)

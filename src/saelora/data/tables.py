@@ -13,7 +13,7 @@ from typing import IO, Any
 import pyarrow
 import pyarrow.parquet
 
-from saelora.errors import InputError
+from saelora.errors import InputError, first_line
 from saelora.records import JsonObject
 
 TABLES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".parquet")
@@ -39,7 +39,7 @@ def read_column(file: IO[bytes], label: str, column: str) -> Iterator[str | None
         except StopIteration:
             return
         except (OSError, EOFError, ValueError, zlib.error, RecursionError, pyarrow.ArrowException) as error:
-            raise InputError(f"{label} cannot be read after {index} rows: {brief(error)}") from error
+            raise InputError(f"{label} cannot be read after {index} rows: {first_line(error)}") from error
         yield checked(text, label, index, column)
         index += 1
 
@@ -59,12 +59,6 @@ def no_column(label: str, column: str, found: list[str]) -> InputError:
     """What to say where rows lack the column that was asked for."""
     shown = ", ".join(map(repr, found[:20])) + (", ..." if len(found) > 20 else "")
     return InputError(f"{label} has no column {column!r}, only {shown or 'empty rows'}: give one as --text-column")
-
-
-def brief(error: BaseException) -> str:
-    """The first line of an error's message, or its kind where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".:") if lines else type(error).__name__
 
 
 def _json_lines(file: IO[bytes], label: str, column: str) -> Iterator[Any]:
@@ -95,7 +89,7 @@ def _json_object(line: bytes, number: int) -> JsonObject | None:
     try:
         row = json.loads(text, parse_int=_integer)
     except ValueError as error:
-        raise ValueError(f"line {number} is not JSON ({brief(error)}), expected one object a line") from error
+        raise ValueError(f"line {number} is not JSON ({first_line(error)}), expected one object a line") from error
     if not isinstance(row, dict):
         raise ValueError(f"line {number} is JSON of another kind ({type(row).__name__}), expected one object a line")
     return row

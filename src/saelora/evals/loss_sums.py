@@ -21,6 +21,15 @@ from saelora.models.hookpoints import Hookpoint
 RATIOS = ("gap_closed", *(f"loss_recovered_{variant}" for variant in (Variant.SPLICED, Variant.ADAPTED)))
 
 
+def check_any(counted: Tensor | np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    """Raise InputError where no prediction or position counts."""
+    if not counted.any():
+        raise InputError(
+            "nothing to evaluate: no position is replaced by the SAE; expected rows with tokens that the token policy "
+            "does not exempt"
+        )
+
+
 @dataclass
 class LossSums:
     """Per-row sums over counted predictions; everything reported is derived from them."""
@@ -50,11 +59,7 @@ class LossSums:
         """
         n = np.array(self.n)
         counted = n > 0
-        if not counted.any():
-            raise InputError(
-                "nothing to evaluate: no position is replaced by the SAE; expected rows with tokens that the token "
-                "policy does not exempt"
-            )
+        check_any(counted)
         n = n[counted]
         sums = {name: np.array(values)[counted] for name, values in self.sums.items()}
         drawn_rows = resampled(len(n), seed)

@@ -6,7 +6,7 @@ from typing import Any
 
 from saelora.config import Configuration, to_dict
 from saelora.console import Console
-from saelora.errors import InputError, SomeFailed
+from saelora.errors import InputError, SomeFailed, on_one_line
 from saelora.evals.registry import EVALUATIONS, on_rows
 from saelora.identity import OTHER_ROWS, About, sae_names, same_saes, text_differs
 from saelora.manifest import PartFile, part_file, read_json
@@ -80,7 +80,7 @@ class Asked:
 
     def fail(self, part: str, error: Exception) -> None:
         """Note why a part cannot be had."""
-        self.failed[part] = " ".join(str(error).split())
+        self.failed[part] = on_one_line(error)
         if len(self.parts) > 1:
             self.console.say(f"part {part} is left out: {self.failed[part]}")
 

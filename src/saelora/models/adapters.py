@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from saelora.errors import InputError
+from saelora.errors import InputError, on_one_line
 from saelora.records import JsonObject
 
 if TYPE_CHECKING:  # evaluate looks whether there is an adapter before it imports torch
@@ -48,7 +48,7 @@ def load_adapter(model: nn.Module, folder: str | Path) -> nn.Module:
             warnings.simplefilter("ignore")  # of keys: all of them are looked at below
             adapted = PeftModel.from_pretrained(model, str(folder)).eval()
     except Exception as error:  # PEFT raises whatever a configuration that is none makes it do
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = f"{type(error).__name__}: {on_one_line(error)}"
         raise InputError(f"adapter {folder} does not load on this model: {reason}") from error
     check_landed(adapted, stored, str(folder))
     return adapted
@@ -140,7 +140,7 @@ def _config(folder: Path) -> JsonObject:
     except FileNotFoundError:
         raise InputError(f"{path} is missing: is {folder} the folder of an adapter that PEFT saved?") from None
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} cannot be read: {on_one_line(error)}") from None
     if not isinstance(config, dict):
         raise InputError(f"{path} holds {type(config).__name__}, expected an object: is it a file of PEFT's?")
     return config
@@ -159,7 +159,7 @@ def _stored(folder: Path) -> dict[str, Tensor]:
     try:
         found = load_file(path)
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(f"adapter {folder} cannot be read: {' '.join(str(error).split())[:200]}") from error
+        raise InputError(f"adapter {folder} cannot be read: {on_one_line(error)}") from error
     bad = next((name for name, tensor in found.items() if not tensor.isfinite().all()), None)
     if bad:
         raise InputError(f"adapter {folder} holds values that are no numbers, in {bad}: its training diverged")

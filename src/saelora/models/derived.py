@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from saelora.errors import InputError
+from saelora.errors import InputError, on_one_line
 from saelora.models.layout import Layout, is_linear
 
 TOKENS = 6
@@ -101,8 +101,7 @@ def _run(body: nn.Module, layers: Sequence[nn.Module], ids_S: Tensor, what: str)
         except torch.OutOfMemoryError:
             raise
         except (RuntimeError, ValueError, TypeError, NotImplementedError) as error:
-            said = " ".join(str(error).split())[:200]
-            raise InputError(f"{what} cannot be run on {len(ids_S)} tokens alone ({said})") from error
+            raise InputError(f"{what} cannot be run on {len(ids_S)} tokens alone ({on_one_line(error)})") from error
     return traces
 
 

@@ -15,7 +15,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from transformers import __version__ as transformers_version
 
-from saelora.errors import InputError
+from saelora.errors import InputError, first_line
 from saelora.files import write_whole
 from saelora.locks import scratch_folder
 from saelora.models.assets import cache_dir, publish
@@ -88,8 +88,9 @@ def _convert(file: GGUFFile, whole: Path, stated: JsonObject, folder: Path) -> P
     except MemoryError:
         raise
     except Exception as error:  # the reader and the converter raise many kinds, all about this file
-        said = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{gguf} cannot be converted: {said}; give the model's Hugging Face folder instead") from error
+        raise InputError(
+            f"{gguf} cannot be converted: {first_line(error)}; give the model's Hugging Face folder instead"
+        ) from error
     model, info = loaded
     _check_whole(file, model, info)
     # transformers refuses to save what it regards as quantised, though the weights are plain floats by now

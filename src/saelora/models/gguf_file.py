@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from saelora.errors import InputError
+from saelora.errors import InputError, first_line
 from saelora.models.gguf_header import check_header, unreadable
 from saelora.records import JsonObject
 
@@ -143,7 +143,7 @@ def _content(path: Path) -> tuple[list[Any], JsonObject]:
     except MemoryError:
         raise
     except Exception as error:  # on a damaged file the reader fails wherever its offsets happen to point
-        raise unreadable(path, (str(error).strip() or type(error).__name__).splitlines()[0][:100]) from error
+        raise unreadable(path, first_line(error)[:100]) from error
 
 
 def _metadata(reader: Any) -> JsonObject:

@@ -10,7 +10,7 @@ from huggingface_hub import constants, errors
 from safetensors import SafetensorError, safe_open
 from transformers import __version__ as transformers_version
 
-from saelora.errors import InputError
+from saelora.errors import InputError, first_line
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tekken.json")
 _PARSED = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
@@ -55,7 +55,7 @@ def explain(ref: str, error: Exception, device_type: str, folder: Path | None) -
     Args:
         folder: where the model's files lie; None where the first one could not be fetched.
     """
-    said, text = _first_line(error), str(error)
+    said, text = first_line(error), str(error)
     here = f"transformers {transformers_version}"
     if (hub := _of_hub(ref, error, said)) is not None:
         return hub
@@ -149,7 +149,7 @@ def _check_parsed(file: Path, ref: str) -> None:
     try:
         parsed = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"model {ref}: {file.name} {_damage(file)} ({_first_line(error)})") from error
+        raise InputError(f"model {ref}: {file.name} {_damage(file)} ({first_line(error)})") from error
     if not isinstance(parsed, dict):
         raise InputError(f"model {ref}: {file.name} holds no JSON object, fetch that file again")
 
@@ -173,8 +173,3 @@ def _damage(file: Path) -> str:
 def _quoted(text: str) -> str:
     found = re.search(r"model type `([^`]*)`", text)
     return found[1] if found else "unknown"
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".: ") if lines else type(error).__name__

@@ -10,9 +10,9 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from saelora.errors import InputError
+from saelora.errors import InputError, on_one_line
 from saelora.records import JsonObject
-from saelora.saes.readers.common import Parts, one_line
+from saelora.saes.readers.common import Parts
 
 # what reading values of the wrong kind raises
 _UNUSABLE = (AttributeError, KeyError, RuntimeError, ValueError, TypeError)
@@ -36,7 +36,7 @@ def build_sae(parts: Parts, folder: Path, name: str, dtype: torch.dtype, scale: 
     try:
         sae: nn.Module = SAE.load_from_disk(folder, converter=lambda path, device, cfg_overrides: (cfg, weights))
     except _UNUSABLE as error:
-        raise InputError(f"{name}: weights and configuration do not make an SAE ({one_line(error)})") from error
+        raise InputError(f"{name}: weights and configuration do not make an SAE ({on_one_line(error)})") from error
     _fold_normalisation(sae, folder, name, scale)
     return sae
 
@@ -67,7 +67,7 @@ def _fold_normalisation(sae: Any, folder: Path, name: str, scale: float | None) 
         if _folded(sae, path, scale):
             return
     except (*_UNUSABLE, OSError, SafetensorError) as error:
-        raise InputError(f"{path} is no activation scaler of SAELens for this SAE ({one_line(error)})") from error
+        raise InputError(f"{path} is no activation scaler of SAELens for this SAE ({on_one_line(error)})") from error
     remedy = '{"scaling_factor": sqrt(d_in) / mean norm}' if kind == "expected_average_only_in" else "its whitening"
     raise InputError(
         f"{name} was trained with normalize_activations={kind!r}, and its scaling is neither folded into the "
@@ -129,7 +129,7 @@ def freeze(sae: Any, device: str | torch.device, dtype: torch.dtype) -> nn.Modul
         frozen: nn.Module = sae.to(device=torch.device(device), dtype=dtype).eval().requires_grad_(False)
         return frozen
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"the SAE cannot be put on device {device!s}: {one_line(error)}") from error
+        raise InputError(f"the SAE cannot be put on device {device!s}: {on_one_line(error)}") from error
 
 
 def describe(sae: Any) -> JsonObject:

@@ -6,9 +6,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from saelora.errors import InputError
+from saelora.errors import InputError, on_one_line
 from saelora.saes.formats import Found, choose, folder_of
-from saelora.saes.readers.common import one_line
 
 _REF = re.compile(r"^[\w.-]+/[\w.-]+(/.+)?$")
 # matches no file, so a cached snapshot is found without asking whether it is complete
@@ -124,11 +123,13 @@ def explain(error: Exception, repo: str, revision: str | None = None) -> InputEr
     elif isinstance(error, errors.RevisionNotFoundError):
         text = f"{repo} has no revision {revision}: give a branch, a tag or a full commit hash"
     elif isinstance(error, errors.RemoteEntryNotFoundError):
-        text = f"{repo}{at} lacks a file ({one_line(error)}): check the path inside the repository"
+        text = f"{repo}{at} lacks a file ({on_one_line(error)}): check the path inside the repository"
     elif isinstance(error, errors.HFValidationError):
         text = f"{repo} is no repository name: expected owner/name"
     elif isinstance(error, errors.HfHubHTTPError):
-        text = f"{repo}{at} cannot be read from the hub ({one_line(error)}): log in with `hf auth login`, or try again"
+        text = (
+            f"{repo}{at} cannot be read from the hub ({on_one_line(error)}): log in with `hf auth login`, or try again"
+        )
     else:
         offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
         remedy = "unset HF_HUB_OFFLINE" if offline else "connect to the network"

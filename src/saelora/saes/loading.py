@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from saelora.errors import InputError
+from saelora.errors import InputError, on_one_line
 from saelora.models.assets import resolve_asset
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.records import JsonObject
@@ -17,7 +17,6 @@ from saelora.saes.build import build_sae, check_finite, describe, fingerprint, f
 from saelora.saes.formats import LAYOUTS, choose, folder_of
 from saelora.saes.processing import check_processing
 from saelora.saes.readers import READERS
-from saelora.saes.readers.common import one_line
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MAX_DEPTH, _MAX_FILES = 5, 20_000
@@ -168,7 +167,7 @@ def _read(folder: Path, format: str, name: str, dtype: torch.dtype, entry: regis
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         # a configuration of the right name with values of the wrong kind
         raise InputError(
-            f"{folder} is not a usable {format} SAE ({type(error).__name__}: {one_line(error)})"
+            f"{folder} is not a usable {format} SAE ({type(error).__name__}: {on_one_line(error)})"
         ) from error
     return build_sae(parts, folder, name, dtype, None if entry is None else entry.scale)
 

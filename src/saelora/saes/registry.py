@@ -14,12 +14,12 @@ import yaml
 from safetensors import SafetensorError
 from torch import nn
 
-from saelora.errors import InputError
+from saelora.errors import InputError, on_one_line
 from saelora.records import JsonObject
 from saelora.saes.build import refuse_transcoder
 from saelora.saes.hub import explain
 from saelora.saes.readers import READERS
-from saelora.saes.readers.common import Parts, account_for_tensors, one_line, read_safetensors, read_torch
+from saelora.saes.readers.common import Parts, account_for_tensors, read_safetensors, read_torch
 
 _FORMATS = {
     "sae_lens": "saelens",
@@ -164,7 +164,7 @@ def load(entry: Entry, ref: str, dtype: torch.dtype) -> nn.Module:
         UnpicklingError,
         SafetensorError,
     ) as error:
-        raise InputError(f"{ref}: SAELens cannot load this SAE ({one_line(error)})") from error
+        raise InputError(f"{ref}: SAELens cannot load this SAE ({on_one_line(error)})") from error
     except Exception as error:  # no network, in one of many forms that depend on the HTTP library below
         raise explain(error, entry.repo) from error
     refuse_transcoder(sae.cfg.to_dict(), ref)

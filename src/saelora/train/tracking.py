@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from saelora.errors import InputError
+from saelora.errors import InputError, on_one_line
 from saelora.files import write_whole, writing
 
 logger = logging.getLogger(__name__)
@@ -83,8 +83,9 @@ def _in_netrc(host: str) -> bool:
 
 
 def _failed(name: str, error: Exception) -> InputError:
-    said = " ".join(str(error).split())[:200] or type(error).__name__
-    return InputError(f"tracker {name} cannot be started: {said}; leave out --track (metrics.jsonl is always written)")
+    return InputError(
+        f"tracker {name} cannot be started: {on_one_line(error)}; leave out --track (metrics.jsonl is always written)"
+    )
 
 
 class Tracker:
@@ -123,6 +124,5 @@ class Tracker:
         try:
             call()
         except Exception as error:
-            said = " ".join(str(error).split())[:200] or type(error).__name__
-            logger.warning("tracker %s has failed, the run goes on without it: %s", self.name, said)
+            logger.warning("tracker %s has failed, the run goes on without it: %s", self.name, on_one_line(error))
             self._accelerator = None

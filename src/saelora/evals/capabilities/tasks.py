@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from saelora.errors import InputError
+from saelora.errors import InputError, on_one_line
 from saelora.records import JsonObject
 
 INSTALL = "pip install 'saelora[capabilities]'"
@@ -139,10 +139,9 @@ def load(names: Sequence[str], manager: Any, fewshot: int | None) -> Loaded:
         with quietly():
             tasks = manager.load(list(dict.fromkeys(matched)))
     except Exception as error:  # the hub, its client, the readers and lm-eval's own checks share no base class
-        said = " ".join(str(error).split())[:200] or type(error).__name__
         raise InputError(
-            f"the tasks {', '.join(names)} cannot be loaded ({said}): their data come from the Hugging Face hub unless "
-            f"they are local"
+            f"the tasks {', '.join(names)} cannot be loaded ({on_one_line(error)}): their data come from the "
+            f"Hugging Face hub unless they are local"
         ) from error
     for task in tasks["tasks"].values():
         own = task.get_config("num_fewshot")

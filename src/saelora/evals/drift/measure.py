@@ -19,11 +19,11 @@ from saelora.core.numerics import wide
 from saelora.core.partial import activations
 from saelora.core.splice import Splice, TokenMask
 from saelora.core.students import CLEAN, Students
-from saelora.errors import InputError
 from saelora.evals.batches import Batch
 from saelora.evals.drift.result import AWAY, Drift, Layer
 from saelora.evals.firing import Firing, Seen
 from saelora.evals.intervals import ratios
+from saelora.evals.loss_sums import check_any
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.subject import Subject
 from saelora.evals.variant import Variant
@@ -49,11 +49,7 @@ def measure_drift(
     Raises:
         InputError: no position of the rows is replaced by the SAE.
     """
-    if not subject.token_mask(rows).any():
-        raise InputError(
-            "nothing to measure: no position is replaced by the SAE; expected rows with tokens that the token policy "
-            "does not exempt"
-        )
+    check_any(subject.token_mask(rows))
     anatomy = anatomy_of(subject.model)
     distances = Distances(anatomy.n_layers)
     firing = {hookpoint: Firing(len(rows)) for hookpoint in subject.spliced.saes}

@@ -48,7 +48,7 @@ from saelora.evals.faithfulness.result import (
     TakenOut,
 )
 from saelora.evals.intervals import UNDEFINED
-from saelora.evals.loss_sums import SAESums
+from saelora.evals.loss_sums import SAESums, check_any
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.variant import Variant
 from saelora.models.hookpoints import Hookpoint
@@ -90,8 +90,7 @@ def faithfulness(
     """
     if lora.adapter_name(subject.model) is None:
         raise InputError("faithfulness is asked of an adapted model, this one has no adapter: give one with --adapter")
-    if not subject.token_mask(rows)[:, :-1].any():
-        raise InputError("nothing to measure: the token policy exempts every position of the rows; change --exempt")
+    check_any(subject.token_mask(rows)[:, :-1])
     case = _Case(subject, batch_rows, progress)
     generator = torch.Generator().manual_seed(seed)
     main, seen = _main(case, rows, other, generator)

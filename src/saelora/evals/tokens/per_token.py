@@ -16,8 +16,8 @@ from torch import Tensor
 
 from saelora.core.splice import Observer, Splice
 from saelora.core.students import Student, Students
-from saelora.errors import InputError
 from saelora.evals.intervals import ratios
+from saelora.evals.loss_sums import check_any
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.tokens.bins import Bin, frequency_bins, position_bins, recon_error_bins, table
 from saelora.evals.tokens.result import Change, Cost, Distribution, Group, Histogram
@@ -86,11 +86,7 @@ def per_token(
             for name in FIGURES:
                 found[name].append(values[name].cpu())
     counted = subject.token_mask(rows)[:, :-1].numpy()
-    if not counted.any():
-        raise InputError(
-            "nothing to evaluate: no position is replaced by the SAE; expected rows with tokens that the token policy "
-            "does not exempt"
-        )
+    check_any(counted)
     arrays = {name: torch.cat(parts).double().numpy() for name, parts in found.items()}
     return PerToken(rows.numpy(), counted, arrays, torch.cat(watch.found)[:, :-1].double().numpy())
 

@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from saelora.errors import InputError
+from saelora.errors import InputError, on_one_line
 from saelora.records import JsonObject
 
 
@@ -97,7 +97,7 @@ def account_for_keys(cfg: JsonObject, known: Collection[str], path: Path, what: 
         off = value in _OFF or value == 0 if not isinstance(value, list | dict) else not value
         if key not in known and not off:
             raise InputError(
-                f"{path} sets {what}{key} to {one_line(ValueError(repr(value)), 80)}, which this reader does not know "
+                f"{path} sets {what}{key} to {on_one_line(repr(value), 80)}, which this reader does not know "
                 f"and which may change what the SAE computes: take the entry out of the file if it does not"
             )
 
@@ -163,7 +163,7 @@ def read_json(path: Path) -> JsonObject:
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({one_line(error)}): download it again") from error
+        raise InputError(f"{path} cannot be read as JSON ({on_one_line(error)}): download it again") from error
     if not isinstance(value, dict):
         raise InputError(f"{path} holds a JSON {type(value).__name__}, expected an object with the SAE's configuration")
     return value
@@ -226,11 +226,7 @@ def take(mapping: JsonObject, key: str, path: Path) -> Any:
     return mapping[key]
 
 
-def one_line(error: Exception, limit: int = 300) -> str:
-    """An exception's message on one line, cut to `limit` characters."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
 def _corrupt(path: Path, kind: str, error: Exception) -> InputError:
-    return InputError(f"{path} cannot be read as {kind} ({one_line(error)}): it is truncated or corrupt, get it again")
+    return InputError(
+        f"{path} cannot be read as {kind} ({on_one_line(error)}): it is truncated or corrupt, get it again"
+    )
