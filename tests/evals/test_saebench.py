@@ -2,6 +2,7 @@
 
 import json
 import os
+import venv
 from pathlib import Path
 
 import pytest
@@ -15,9 +16,10 @@ import families
 from saelora.core import lora
 from saelora.core.splice import splice
 from saelora.errors import InputError
-from saelora.evals.saebench import environment, metrics, runner
+from saelora.evals.saebench import environment, metrics
 from saelora.evals.saebench.export import export_model, export_sae
 from saelora.evals.saebench.local import local_data
+from saelora.evals.saebench.runner import texts
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
 from tiny_saes import SPARE_SPECIAL, hooks_in, saes_at
@@ -178,19 +180,19 @@ def test_local_data_are_found_by_name_and_checked(tmp_path) -> None:
 
 def test_rows_without_a_split_are_split_one_in_five() -> None:
     rows = [{"text": str(i), "label": i % 2} for i in range(20)]
-    train, test = runner.split_rows(rows)
+    train, test = texts.split_rows(rows)
     assert [row["text"] for row in test] == ["4", "9", "14", "19"]
     assert len(train) == 16
     named = [{"text": "a", "label": 0, "split": "test"}, {"text": "b", "label": 0, "split": "train"}]
-    assert [[row["text"] for row in part] for part in runner.split_rows(named)] == [["b"], ["a"]]
+    assert [[row["text"] for row in part] for part in texts.split_rows(named)] == [["b"], ["a"]]
 
 
 def test_probing_sets_are_as_large_as_the_rarest_label_allows() -> None:
     rows = [{"text": "x", "label": label, "split": s} for s, n in (("train", 6), ("test", 3)) for label in "aab" * n]
-    assert runner.set_sizes(rows, 1000, 4) == (12, 4)
-    train, _ = runner.split_rows(rows)
-    assert {label: len(texts) for label, texts in runner.by_label(train, 6).items()} == {"a": 6, "b": 6}
-    assert list(runner.by_label(train, 7)) == ["a"]
+    assert texts.set_sizes(rows, 1000, 4) == (12, 4)
+    train, _ = texts.split_rows(rows)
+    assert {label: len(found) for label, found in texts.by_label(train, 6).items()} == {"a": 6, "b": 6}
+    assert list(texts.by_label(train, 7)) == ["a"]
 
 
 def test_scr_sets_leave_twice_as_many_where_label_and_attribute_agree() -> None:
@@ -201,9 +203,20 @@ def test_scr_sets_leave_twice_as_many_where_label_and_attribute_agree() -> None:
         for (label, attribute), n in counts.items()
         for _ in range(n)
     ]
-    assert runner.pair_sizes(rows, 1000, 8) == (16, 8)  # SAEBench wants more than 2 x 4 where they agree: 9 will do
+    assert texts.pair_sizes(rows, 1000, 8) == (16, 8)  # SAEBench wants more than 2 x 4 where they agree: 9 will do
     with pytest.raises(ValueError, match="3 labels"):
-        runner.quadrants([*rows, {"text": "t", "label": "c", "attribute": "x"}])
+        texts.quadrants([*rows, {"text": "t", "label": "c", "attribute": "x"}])
+
+
+def test_runner_begins_in_an_environment_without_saelora_and_its_last_words_are_told(fresh, tmp_path) -> None:
+    from saelora.evals.saebench.run import Plan, run_saebench
+
+    venv.create(tmp_path / "empty", symlinks=True)
+    plan = Plan(["core"], {"context": 4}, None, "float32", "cpu", True)
+    rows = torch.zeros(1, 4, dtype=torch.long)
+    python = tmp_path / "empty" / "bin" / "python"
+    with pytest.raises(InputError, match=r"exit code 1 \(ModuleNotFoundError: No module named 'torch'\): see"):
+        run_saebench(fresh("llama"), {}, Saves(), rows, plan, python, _made(tmp_path / "work"))
 
 
 @pytest.mark.skipif("SAEBENCH_PYTHON" not in os.environ, reason="SAEBENCH_PYTHON names no environment with SAEBench")

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from saelora.core import lora
 from saelora.errors import InputError
-from saelora.evals.saebench import runner
 from saelora.evals.saebench.environment import last_line
 from saelora.evals.saebench.export import export_model, export_sae
 from saelora.evals.saebench.local import local_data
@@ -20,6 +19,8 @@ from saelora.evals.saebench.metrics import cannot_change, table
 from saelora.evals.saebench.result import Figures, Skipped
 from saelora.models.hookpoints import Hookpoint
 from saelora.records import JsonObject
+
+_MARK = "@saelora"  # begins the runner's lines that report progress
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ def run_saebench(
         evals = [e for e in plan.evals if name == "base" or plan.twice or e not in fixed]
         folder = export_model(model, tokenizer, work / f"model-{name}", merged=name == "adapted")
         job = {
+            "mark": _MARK,
             "model": str(folder),
             "saes": entries,
             "evals": evals,
@@ -121,7 +123,7 @@ def _run(
     env.pop("PYTHONPATH", None)
     if offline:
         env |= {"HF_HUB_OFFLINE": "1"}
-    command = [str(python), str(Path(runner.__file__).absolute()), str(file.absolute())]
+    command = [str(python), str(Path(__file__).absolute().parent / "runner"), str(file.absolute())]
     with (
         log.open("w", encoding="utf-8") as out,
         subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as process,
@@ -131,7 +133,7 @@ def _run(
             for line in process.stdout:
                 out.write(line)
                 out.flush()
-                if line.startswith(f"{runner.MARK} done"):
+                if line.startswith(f"{_MARK} done"):
                     progress(1)
         except BaseException:  # stopped by the user: SAEBench must not run on
             process.terminate()
