@@ -35,24 +35,37 @@ FigureName = Literal[
 ]
 
 
-class SAEFigures(Record):
-    """How well an SAE reconstructs, and how it fires: see ``saelora.core.spread`` for what stands beside FVU.
+class MeanFigures(Record):
+    """How well SAEs reconstruct, and how they fire: see ``saelora.core.spread`` for what stands beside FVU.
 
     Args:
+        fvu, l0, dead_frac: None where they are not finite.
         l0: active latents per token.
         dead_frac: share of latents that never fired on these tokens.
-        n_massive: positions that were spared as massive, of n_positions; massive_limit: the norm above which they are.
+        n_massive: positions that were spared as massive.
     """
 
-    fvu: Number
+    fvu: Number | None
     relative_error: Number | None = None
     relative_error_q10: Number | None = None
     relative_error_q90: Number | None = None
     top_variance: Number | None = None
     fvu_rest: Number | None = None
+    l0: Number | None
+    dead_frac: Number | None
+    n_massive: Number | None = None
+
+
+class SAEFigures(MeanFigures):
+    """The figures of one SAE.
+
+    Args:
+        n_massive: of n_positions; massive_limit: the norm above which they are.
+    """
+
+    fvu: Number
     l0: Number
     dead_frac: Number
-    n_massive: Number | None = None
     n_positions: Number | None = None
     massive_limit: Number | None = None
 

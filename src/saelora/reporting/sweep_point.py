@@ -5,7 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import BeforeValidator, PlainSerializer
 
-from saelora.evals.loss_result import LossFigures, RowStarts
+from saelora.evals.loss_result import LossFigures, MeanFigures, RowStarts
 from saelora.identity import About
 from saelora.manifest import Environment
 from saelora.records import JsonObject, Number, Record
@@ -18,14 +18,13 @@ OrNull = Annotated[
 ]
 
 
-class PointId(Record):
-    """What a point is.
+# Of several bases, the last one's fields are written first.
+class _Subject(Record):
+    """A point's model and SAEs.
 
     Args:
         status: done or diverged.
         n_parameters: of the model.  d_sae: of the widest SAE.  layer: of the lowest SAE.
-        fvu, ...: of its SAEs, their mean; n_massive their sum.
-        adapted_layer: where it is one alone.
     """
 
     id: str
@@ -37,15 +36,11 @@ class PointId(Record):
     layer: Number
     n_saes: Number
     d_sae: Number
-    fvu: Number | None
-    relative_error: Number | None = None
-    relative_error_q10: Number | None = None
-    relative_error_q90: Number | None = None
-    top_variance: Number | None = None
-    fvu_rest: Number | None = None
-    l0: Number | None
-    dead_frac: Number | None
-    n_massive: Number | None = None
+
+
+class _Adapter(Record):
+    """A point's adapter; ``adapted_layer`` where it is one alone."""
+
     rank: Number
     alpha: Number | None
     placement: str
@@ -53,6 +48,10 @@ class PointId(Record):
     n_adapted_layers: Number | None = None
     lr: Number
     seed: Number
+
+
+class PointId(_Adapter, MeanFigures, _Subject):
+    """What a point is; figures of several SAEs are their mean, n_massive their sum."""
 
 
 class SweepPoint(LossFigures, PointId):

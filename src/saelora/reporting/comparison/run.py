@@ -4,6 +4,7 @@ from typing import Self
 
 from pydantic import model_validator
 
+from saelora.evals.loss_result import MeanFigures
 from saelora.identity import About
 from saelora.manifest import Environment
 from saelora.records import Interval, JsonObject, Number, Record, misfit
@@ -48,13 +49,12 @@ class Tried(Record):
     ce: Number | None
 
 
-class Final(Record):
-    """A run's figures at its end, in nats per predicted token where nothing else is said.
+# Of several bases, the last one's fields are written first.
+class _Losses(Record):
+    """A run's losses at its end, in nats per predicted token where nothing else is said.
 
     Args:
         ce_sae: of the SAE that a method began from; ce_clean: of the adapted model without its SAE.
-        fvu, ...: of the SAE in use.
-        jaccard, rate_correlation: of its latents' firing before and after.
     """
 
     ce_base: Number
@@ -64,15 +64,11 @@ class Final(Record):
     kl: Number | None
     top1: Number | None = None
     gap_closed: Number | None
-    fvu: Number | None
-    relative_error: Number | None = None
-    relative_error_q10: Number | None = None
-    relative_error_q90: Number | None = None
-    top_variance: Number | None = None
-    fvu_rest: Number | None = None
-    l0: Number | None
-    dead_frac: Number | None
-    n_massive: Number | None = None
+
+
+class Final(MeanFigures, _Losses):
+    """A run's losses at its end, the figures of the SAE in use, and of its latents' firing before and after."""
+
     n_positions: Number | None = None
     massive_limit: Number | None = None
     jaccard: Number | None
