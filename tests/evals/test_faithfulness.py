@@ -376,7 +376,10 @@ def test_a_model_without_adapter_and_rows_without_counted_positions_are_refused(
     base, saes = fresh("llama"), {Hookpoint(1): TinySAE(D_MODEL)}
     with splice(base, saes, SPARE_SPECIAL) as spliced, pytest.raises(InputError, match="--adapter"):
         faithfulness(SplicedModel(base, spliced, SPARE_SPECIAL), rows_for(base, 2))
-    with splice(model := noisy(base), saes, SPARE_SPECIAL) as spliced, pytest.raises(InputError, match="exempts every"):
+    with (
+        splice(model := noisy(base), saes, SPARE_SPECIAL) as spliced,
+        pytest.raises(InputError, match="no position is replaced"),
+    ):
         faithfulness(SplicedModel(model, spliced, SPARE_SPECIAL), torch.full((2, 6), EOS))
 
 
