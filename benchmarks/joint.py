@@ -362,7 +362,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--validation-fraction", type=float, default=0.1)
     parser.add_argument("--batch-rows", type=int, default=16)
     parser.add_argument("--context", type=int, default=256)
-    parser.add_argument("--at-once", type=int, default=8, help="students in one pass; fewer where the memory ends")
+    parser.add_argument("--at-once", type=int, default=12, help="students in one pass; fewer where the memory ends")
     parser.add_argument("--only", help="a regular expression: arms of the first two stages whose name it is found in")
     parser.add_argument("--no-check", action="store_true")
     return parser.parse_args(argv)
