@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser.add_argument("--only", nargs="+", choices=[*STAGES], help="these stages alone")
     parser.add_argument("--again", action="store_true", help="measure stages that are there once more")
     parser.add_argument("--model", help="the default model's .gguf file, for the stages that run it")
+    parser.add_argument("--data", help="text for the default options; else this checkout's own pages, which are few")
     parser.add_argument("--baseline", type=Path, help="another checkout, whose steps are timed too (git worktree add)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--tiny", action="store_true", help="tiny shapes: shows that every stage runs, not how fast")
@@ -62,7 +63,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         if left < 5:
             print(f"== {name}: no time left; the same command goes on here")
             continue
-        found[name] = run(name, Job(device, args.tiny, args.model, args.baseline), left, inputs, file)
+        found[name] = run(name, Job(device, args.tiny, args.model, args.baseline, args.data), left, inputs, file)
     print("\n".join(table(found)), flush=True)
     return found
 

@@ -102,6 +102,7 @@ class Ours:
     setting: Setting
     placement: str = "after"
     ranks: Sequence[int] = (64,)
+    compiled: bool = False
 
     def __post_init__(self) -> None:
         setting, hookpoint = self.setting, self.setting.hookpoint
@@ -113,7 +114,9 @@ class Ours:
         spliced = Splice({hookpoint: our_sae(setting.sae, setting.device)}, setting.token_mask, None)
         spliced.attach(self.model, anatomy_of(self.model))
         branches = [Branch(name, spliced, DistillRecipe()) for name in names]
-        self.distill = Distill(self.model, branches, n_rows=1_000_000, autocast=setting.autocast)
+        self.distill = Distill(
+            self.model, branches, n_rows=1_000_000, autocast=setting.autocast, compiled=self.compiled
+        )
 
     def step(self, rows: Tensor) -> dict[str, Tensor]:
         return self.distill.step(rows, 0.5)

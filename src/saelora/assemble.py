@@ -97,7 +97,7 @@ def load_frozen(config: SourceConfig) -> LoadedModel:
     open_data(config, fingerprint=False)
     home = "cpu" if config.shard else device
     loaded = load_model(ref, device=home, dtype=dtype, revision=config.revision)
-    if config.compile:
+    if config.compile == "on":
         compile_layers(loaded.model)
     return loaded
 
@@ -179,7 +179,7 @@ def read_rows(
         raise InputError(f"context {context} is longer than the model's {limit} positions: lower --context")
     if context < 2:
         raise InputError(f"context {context} is too short: a row needs at least 2 tokens")
-    if config.batch_rows < 1:
+    if config.batch_rows is not None and config.batch_rows < 1:
         raise InputError(f"batch_rows is {config.batch_rows}, expected 1 or more")
     return pack(
         open_data(config).documents(),

@@ -164,6 +164,8 @@ def coerce(hint: Any, value: Any, key: str) -> Any:
         made = [coerce(typing.get_args(hint)[0], item, key) for item in items]
         return made if origin is list else tuple(made)
     if origin is Literal:
+        if isinstance(value, bool) and {"on", "off"} <= {*typing.get_args(hint)}:
+            return "on" if value else "off"  # YAML reads on and off so
         if value not in typing.get_args(hint):
             raise InputError(f"{key}: got {value!r}, expected one of {', '.join(map(str, typing.get_args(hint)))}")
         return value

@@ -47,6 +47,7 @@ def _add_option(group: Any, name: str, field: FieldInfo, hint: Any) -> None:
         group.add_argument(flag, nargs="+", metavar=name.upper(), **common)
     elif typing.get_origin(arms[0]) is Literal:
         choices = "|".join(map(str, typing.get_args(arms[0])))
-        group.add_argument(flag, metavar=choices, **common)
+        alone: dict[str, Any] = {"nargs": "?", "const": "on"} if "on" in typing.get_args(arms[0]) else {}
+        group.add_argument(flag, metavar=choices, **alone, **common)
     else:
         group.add_argument(flag, metavar=name.upper(), **common)

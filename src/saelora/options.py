@@ -31,7 +31,11 @@ class ModelConfig(Configuration):
     shard: bool = option(
         False, "split the frozen weights over the processes (FSDP2), for models that do not fit one device"
     )
-    compile: bool = option(False, "torch.compile each layer: minutes at the start, faster steps on a GPU")
+    compile: Literal["auto", "on", "off"] = option(
+        "auto",
+        "torch.compile each layer: auto for the steps of long trainings on a GPU, on for all else too (minutes at the "
+        "start)",
+    )
     quiet: bool = option(False, "show no progress")
 
 
@@ -74,7 +78,9 @@ class DataConfig(Configuration):
         0.05, "share of documents held out, chosen by a hash of their text", limit=Within(above=0, below=1)
     )
     eval_tokens: Count = option(100_000, "tokens of held-out text to evaluate on", limit=POSITIVE)
-    batch_rows: int = option(1, "rows per step", limit=POSITIVE)
+    batch_rows: int | None = option(
+        None, "rows per step; default: 1, on a GPU as many as keep it busy (see the guide)", limit=POSITIVE
+    )
 
 
 class SourceConfig(ModelConfig, DataConfig):

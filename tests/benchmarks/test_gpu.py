@@ -37,12 +37,12 @@ def test_every_stage_ends_and_leaves_its_file(whole: Path) -> None:
 def test_figures_are_ratios_of_what_was_timed_in_the_same_round(whole: Path) -> None:
     found = read(whole)
     step = found["step_4x1024"]["found"]["rows_4"]
-    ours, by_hand = (step["seconds"][arm]["values"] for arm in ("ours_chunked", "handwritten"))
+    ours, by_hand = (step["seconds"][arm]["values"] for arm in ("ours", "handwritten"))
     assert step["speedup_over_handwritten"]["values"] == pytest.approx(
         [b / a for a, b in zip(ours, by_hand, strict=True)]
     )
-    assert step["ours_ms"] == pytest.approx(1e3 * step["seconds"]["ours_chunked"]["median"])
-    assert step["tokens_per_second"]["ours_chunked"] == pytest.approx(64 / step["seconds"]["ours_chunked"]["median"])
+    assert step["ours_ms"] == pytest.approx(1e3 * step["seconds"]["ours"]["median"])
+    assert step["tokens_per_second"]["ours"] == pytest.approx(64 / step["seconds"]["ours"]["median"])
     assert step["profile"]["milliseconds"]
     five = found["five_ranks"]["found"]
     loops = sum(five["seconds"][f"handwritten_{rank}"]["values"][0] for rank in gpu_stages.RANKS)
@@ -83,7 +83,7 @@ def test_steps_of_another_checkout_are_timed_by_its_own_code(tmp_path: Path) -> 
     gpu.main([*TINY, str(tmp_path), "--only", "step_1x1024", "--baseline", str(Path(gpu.__file__).parents[1])])
     gpu.main([*TINY, str(tmp_path / "none"), "--only", "step_1x1024", "--baseline", str(tmp_path)])
     step = read(tmp_path)["step_1x1024"]["found"]["rows_1"]
-    before, ours = (step["seconds"][arm]["median"] for arm in ("baseline", "ours_chunked"))
+    before, ours = (step["seconds"][arm]["median"] for arm in ("baseline", "ours"))
     assert step["speedup_over_baseline"] == pytest.approx(before / ours)
     without = read(tmp_path / "none")["step_1x1024"]
     assert without["finished"]

@@ -40,7 +40,7 @@ def _logits(row_ptr, bias_ptr, cols, d_vocab, scale, cap, HAS_BIAS: tl.constexpr
     z = z * scale
     slope = tl.full(z.shape, 1.0, tl.float32)
     if HAS_CAP:  # tanh(x) = sign(x) (1 - e) / (1 + e) and 1 - tanh(x)^2 = 4 e / (1 + e)^2 with e = exp(-2 |x|)
-        e = tl.exp(-2.0 * tl.abs(z) / cap)
+        e = tl.exp(tl.abs(z) * (-2.0 / cap))
         r = 1.0 / (1.0 + e)
         slope = 4.0 * e * r * r
         z = tl.where(z < 0, -cap, cap) * ((1.0 - e) * r)
@@ -65,23 +65,28 @@ def row_stats(
     HAS_LABEL: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Of a row: its largest logit, the sum of exp(logit - largest); with labels cross entropy and likeliest token."""
+    """Of a row: its largest logit, the sum of exp(logit - largest); with labels cross entropy and likeliest token.
+
+    Each place in a block keeps a maximum and a sum of its own, and they meet once, at the end: no thread waits for
+    another at every block. Of the two exponentials of a running sum one is always exp(0).
+    """
     row = tl.program_id(0)
     row_ptr = logits_ptr + row.to(tl.int64) * d_vocab
-    peak = float("-inf")
-    total = 0.0
-    top = 0
+    peak_B = tl.full((BLOCK,), float("-inf"), tl.float32)
+    total_B = tl.zeros((BLOCK,), tl.float32)
+    top_B = tl.zeros((BLOCK,), tl.int32)
     for start in range(0, d_vocab, BLOCK):
         cols = start + tl.arange(0, BLOCK)
         x, _ = _logits(row_ptr, bias_ptr, cols, d_vocab, scale, cap, HAS_BIAS, HAS_CAP)
-        here = tl.max(x, 0)
-        if HAS_LABEL:  # the first of several equal ones
-            first = tl.min(tl.where(x == here, cols, d_vocab), 0)
-            top = tl.where(here > peak, first, top)
-        new = tl.maximum(peak, here)
-        shift = tl.where(new == float("-inf"), 0.0, new)  # a row that begins with -inf: no -inf minus -inf
-        total = total * tl.exp(peak - shift) + tl.sum(tl.exp(x - shift), 0)
-        peak = new
+        if HAS_LABEL:
+            top_B = tl.where(x > peak_B, cols, top_B)
+        above = tl.where(x == float("-inf"), x, x - peak_B)  # no -inf minus -inf
+        e = tl.exp(-tl.abs(above))
+        total_B = tl.where(above > 0, total_B * e + 1.0, total_B + e)
+        peak_B = tl.maximum(peak_B, x)
+    peak = tl.max(peak_B, 0)
+    total = tl.sum(tl.where(total_B == 0, 0.0, total_B * tl.exp(peak_B - peak)), 0)
+    top = tl.min(tl.where(peak_B == peak, top_B, d_vocab), 0)  # the first of several equal ones
     tl.store(peak_ptr + row, peak)
     tl.store(total_ptr + row, total)
     if HAS_LABEL:
@@ -127,7 +132,7 @@ def kl_and_gradient(
     teacher_total = tl.load(teacher_total_ptr + row)
     student_peak = tl.load(student_peak_ptr + row)
     student_total = tl.load(student_total_ptr + row)
-    teacher_share = gain / teacher_total
+    ratio = tl.where(student_total == teacher_total, 1.0, student_total / teacher_total)  # GPUs' x / x is not always 1
     student_share = gain / student_total
     apart = tl.zeros((BLOCK,), tl.float32)
     for start in range(0, d_vocab, BLOCK):
@@ -143,7 +148,7 @@ def kl_and_gradient(
         p = tl.exp(t)
         apart += tl.where(p == 0, 0.0, p * (t - s))  # -inf in both is 0, not 0 * (-inf + inf)
         if GRADIENT:
-            g = (tl.exp(s) * student_share - p * teacher_share) * slope
+            g = (tl.exp(s) - p * ratio) * student_share * slope  # in this order: nothing at all where both agree
             tl.store(student_row + cols, g.to(student_ptr.dtype.element_ty), mask=cols < d_vocab)
     kl = tl.sum(apart, 0) / teacher_total + tl.log(student_total) - tl.log(teacher_total)
     tl.store(kl_ptr + row, kl)
@@ -299,4 +304,4 @@ class _Logits:
 
 def _tiling(d_vocab: int) -> dict[str, Any]:
     block = min(_MOST_COLUMNS, triton.next_power_of_2(d_vocab))
-    return {"BLOCK": block, "num_warps": max(1, min(16, block // 512))}
+    return {"BLOCK": block, "num_warps": max(1, min(16, block // 256))}

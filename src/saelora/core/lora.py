@@ -2,13 +2,11 @@
 
 import copy
 import re
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from saelora.errors import InputError
@@ -228,30 +226,18 @@ def fuse(model: nn.Module) -> None:
     """Let LoRA layers add their product straight into the frozen layer's output, in place.
 
     The same numbers as PEFT's forward, which makes two more tensors of the output's size (the product scaled, and the
-    sum); on a CPU these passes cost as much as the products. It covers one active plain LoRA adapter in one precision;
-    all else (DoRA, merged weights, autocast, several adapters at once) goes through PEFT's own forward.
+    sum); on a CPU these passes cost as much as the products. It covers one active plain LoRA adapter in one precision,
+    and on GPUs one in float32 under autocast, whose input PEFT casts to float32 and autocast back again, in each layer;
+    there the sum is rounded once where PEFT's is rounded twice. All else (DoRA, merged weights, autocast on a CPU,
+    several adapters at once) goes through PEFT's own forward.
     """
     from peft.tuners.lora.layer import Linear
 
+    from saelora.core.lora_linear import FusedLinear
+
     for module in model.modules():
         if type(module) is Linear:
-            module.forward = partial(_fused_forward, module)  # type: ignore[method-assign]
-
-
-def _fused_forward(module: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    adapter = module.active_adapters[0] if len(module.active_adapters) == 1 else None
-    plain = not module._disable_adapters and not module.merged_adapters and not args and not kwargs
-    as_peft: Callable[..., Tensor] = type(module).forward
-    if not plain or adapter not in module.lora_A or adapter in module.lora_variant:
-        return as_peft(module, x, *args, **kwargs)
-    low, up = module.lora_A[adapter], module.lora_B[adapter]
-    if up.bias is not None or low.weight.dtype != x.dtype or torch.is_autocast_enabled(x.device.type):
-        return as_peft(module, x, *args, **kwargs)
-    out: Tensor = module.base_layer(x)
-    if out.dtype != x.dtype or not out.is_contiguous():
-        return as_peft(module, x, *args, **kwargs)
-    scaled = low(module.lora_dropout[adapter](x)) * module.scaling[adapter]
-    return out.view(-1, out.shape[-1]).addmm_(scaled.flatten(0, -2), up.weight.T).view(out.shape)
+            module.__class__ = FusedLinear
 
 
 def disabled(model: nn.Module) -> Any:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+import transformers.masking_utils
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor, nn
 
@@ -256,8 +257,26 @@ def activations(
     return found
 
 
+@contextmanager
+def _one_text_a_row(input_ids: Tensor, attention_mask: Tensor | None) -> Iterator[None]:
+    """On a GPU keep transformers from looking whether the position ids that it makes itself begin anew inside a row.
+
+    It waits for the GPU to see that they do not, and while a graph is recorded it takes for granted that they do, and
+    forms a mask where attention would be causal without one.
+    """
+    asked = getattr(transformers.masking_utils, "find_packed_sequence_indices", None)
+    if asked is None or attention_mask is not None or input_ids.device.type != "cuda":
+        yield
+        return
+    transformers.masking_utils.find_packed_sequence_indices = lambda position_ids: None
+    try:
+        yield
+    finally:
+        transformers.masking_utils.find_packed_sequence_indices = asked
+
+
 def _run(anatomy: Anatomy, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-    with hooks_obeyed(anatomy.body):
+    with hooks_obeyed(anatomy.body), _one_text_a_row(input_ids, attention_mask):
         out = anatomy.body(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
     hidden: Tensor = out.last_hidden_state
     return hidden

@@ -21,7 +21,18 @@ from saelora.train.distributed import current_group
 from saelora.train.tracking import TRACKERS, check_tracker
 
 RECORDED, CHECKPOINTS = "config.yaml", "checkpoints"
-NOT_COMPARED = ("out", "resume", "overwrite", "quiet", "device", "shard", "compile", "track", "checkpoint_seconds")
+NOT_COMPARED = (
+    "out",
+    "resume",
+    "overwrite",
+    "quiet",
+    "device",
+    "shard",
+    "compile",
+    "graph",
+    "track",
+    "checkpoint_seconds",
+)
 
 
 class RunConfig(Configuration):
@@ -63,8 +74,8 @@ def processes(config: ModelConfig) -> Group:
             "--shard splits a model over several processes, this is one: start them with "
             "torchrun --nproc-per-node N -m saelora ..., or leave it out"
         )
-    if config.shard and config.compile:
-        raise InputError("--compile is not tested on sharded layers: leave out --compile or --shard")
+    if config.shard and config.compile == "on":
+        raise InputError("--compile on is not tested on sharded layers: leave out --compile or --shard")
     return group
 
 

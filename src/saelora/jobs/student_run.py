@@ -23,9 +23,10 @@ from saelora.jobs.run import start
 from saelora.jobs.student_folder import manifest_of, save_adapter, save_saes
 from saelora.jobs.students import frozen_and_tuned, open_branch, reach, student_model
 from saelora.jobs.training import evenly, repeat_command, train
-from saelora.jobs.training_options import ADAPTED, StudentConfig
+from saelora.jobs.training_options import ADAPTED, StudentConfig, with_batch_rows
 from saelora.manifest import MANIFEST, RESULTS, TrainedSAE, check_room, describe, write_json
 from saelora.models.adapters import adapter_fingerprint
+from saelora.models.compiling import compiling_pays
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device
 from saelora.objectives.distill import Distill
@@ -60,6 +61,8 @@ def train_and_measure(
         Interrupted: stopped by a signal after saving a checkpoint.
     """
     assembled = assemble(config)
+    device = pick_device(config.device)
+    config = with_batch_rows(config, device.type)
     console.say(f"reading {config.data}")
     rows = group.on_main(lambda: read_rows(config, assembled.loaded, config.tokens, "train", config.seed))
     heldout = group.on_main(lambda: validation_rows(config, assembled.loaded))
@@ -67,15 +70,24 @@ def train_and_measure(
         console.say(told)
     model: Any = student_model(None, config, assembled, "default")
     if config.shard:
-        shard_layers(model, pick_device(config.device), group)
+        shard_layers(model, device, group)
     with ExitStack() as stack:
         branch = open_branch(model, config, assembled, "default", stack)
         tuned = [sae for sae in branch.spliced.saes.values() if isinstance(sae, TrainableSAE)]
         weights = [p for module in (model, *tuned) for p in module.parameters() if p.requires_grad]
         group.on_main(lambda: check_room(folder, 8 * 4 * sum(p.numel() for p in weights)))
         autocast = autocast_dtype(assembled.loaded)
-        objective = Distill(model, [branch], n_rows=len(rows.input_ids), autocast=autocast, group=group)
-        if not config.compile:  # another number of rows would be compiled anew
+        objective = Distill(
+            model,
+            [branch],
+            n_rows=len(rows.input_ids),
+            autocast=autocast,
+            group=group,
+            graph=config.graph,
+            compiled=config.compile == "auto" and compiling_pays(model, device, rows.input_ids.numel()),
+            say=console.say,
+        )
+        if config.compile != "on":  # another number of rows would be compiled anew
             fit_step(objective, rows.input_ids[: config.batch_rows], console.say, group)
         group.on_main(lambda: start(config, folder, RESULTS, held))
         state = _train(config, command, console, folder, assembled, objective, rows.input_ids, heldout)
@@ -127,7 +139,7 @@ def _train(
         note=note,
         advice=repeat_command(command),
         evaluate=lambda step: history(),
-        evaluate_at=evenly(len(rows), config.batch_rows, max(1, config.history_points)),
+        evaluate_at=evenly(len(rows), config.batch_rows or 1, max(1, config.history_points)),
         tracker=Tracker(config.track if group.is_main else None, folder, to_dict(config)),
         resume=config.resume,
         group=group,

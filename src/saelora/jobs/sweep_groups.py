@@ -30,7 +30,7 @@ from saelora.jobs.student_folder import save_run
 from saelora.jobs.students import add_adapter
 from saelora.jobs.sweep_plan import SAES, Point, SweepSpec, adapter_folder, split
 from saelora.jobs.training import repeat_collection, train
-from saelora.jobs.training_options import recipe_of
+from saelora.jobs.training_options import recipe_of, with_batch_rows
 from saelora.manifest import describe, environment, read_json, write_json
 from saelora.models.anatomy import anatomy_of
 from saelora.models.layout import widths
@@ -108,7 +108,7 @@ class Runner:
         """Adapt and measure points side by side, and write their rows."""
         assert self.loaded is not None
         model: Any = None
-        first = points[0].config
+        first = with_batch_rows(points[0].config, self.loaded.model.device.type)
         rows, heldout = self._read(first)
         assembled = {point.id: assemble(self._with_saes(point), self.loaded, self.cache) for point in points}
         try:
@@ -121,7 +121,9 @@ class Runner:
                     for point, spliced in zip(points, splices, strict=True)
                 ]
                 autocast = autocast_dtype(self.loaded)
-                objective = Distill(model, branches, n_rows=len(rows), autocast=autocast)
+                objective = Distill(
+                    model, branches, n_rows=len(rows), autocast=autocast, graph=first.graph, say=self.console.say
+                )
                 fit_step(objective, rows[: first.batch_rows], self.console.say, ALONE, self.memory_share)
                 part = rows[: objective.rows_at_once or first.batch_rows]
                 objective.fit(part, int(self.memory_share * free_bytes(objective.device)))
@@ -186,7 +188,7 @@ class Runner:
         state = train(
             objective,
             rows,
-            points[0].config,
+            with_batch_rows(points[0].config, objective.device.type),
             folder,
             self.console,
             device=objective.device,

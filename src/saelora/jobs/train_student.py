@@ -24,7 +24,7 @@ def train_student(config: StudentConfig, command: str) -> RunResult:
     """
     config = taken_up(config)
     group = processes(config)
-    group.check_rows(config.batch_rows)
+    group.check_rows(config.batch_rows or group.world)
     console = Console(quiet=config.quiet or not group.is_main)
     folder = group.on_main(lambda: check_out(config))
     if config.resume and group.on_main((folder / RESULTS).exists):

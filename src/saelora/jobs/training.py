@@ -21,7 +21,7 @@ GPU_LOG_EVERY = 10  # steps: reading a loss makes the host wait for the device
 class Steps(Protocol):
     """What every training command's options say of its loop."""
 
-    batch_rows: int
+    batch_rows: int | None  # None: 1
     context: int
     checkpoint_seconds: float
 
@@ -59,7 +59,7 @@ def train(
         Interrupted: stopped by a signal after saving a checkpoint; it says how to go on.
     """
     config = LoopConfig(
-        options.batch_rows,
+        options.batch_rows or 1,
         log_every=1 if device.type == "cpu" else GPU_LOG_EVERY,
         evaluate_at=tuple(sorted(set(evaluate_at))),
         checkpoint_seconds=options.checkpoint_seconds,

@@ -1,8 +1,8 @@
 """How adapt and finetune-sae train: options, and the recipe that they make."""
 
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
-from saelora.config import Configuration, Count, option
+from saelora.config import Configuration, Count, option, updated
 from saelora.errors import InputError
 from saelora.limits import LEARNING_RATE, NOT_NEGATIVE, POSITIVE, SHARE, OneOf, Within, placement
 from saelora.objectives.distill_recipe import DistillRecipe
@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from saelora.jobs import adapt, finetune_sae
 
 StudentConfig: TypeAlias = "adapt.Config | finetune_sae.Config"
+S = TypeVar("S", bound="StudentConfig")
 Method = Literal["lora", "linear", "lora+sae", "sae"]
 ADAPTED: tuple[Method, ...] = ("lora", "lora+sae")  # methods with a PEFT adapter
 
@@ -32,6 +33,10 @@ class TrainConfig(Configuration):
     objective: Literal["kl", "kl+mse"] = option(
         DistillRecipe.objective,
         "KL alone, or half of KL and half of the SAE's own error, kept in balance; the latter where the SAE trains",
+    )
+    graph: Literal["auto", "on", "off"] = option(
+        "auto",
+        "record a step as one CUDA graph and replay it: the same results; auto on an NVIDIA GPU, where it can be",
     )
     history_points: int = option(6, "evaluations along the way, for the learning curve", limit=NOT_NEGATIVE)
     history_tokens: Count = option(4096, "held-out tokens of each of them", limit=POSITIVE)
@@ -66,6 +71,22 @@ class AdapterConfig(Configuration):
         "LoRA initialisation: default, gaussian or orthogonal",
         limit=OneOf(("default", "gaussian", "orthogonal")),
     )
+
+
+STEP_TOKENS = 16_384  # on a GPU: more to a step make it no faster (docs/performance.md)
+LEAST_STEPS = 250  # of a run
+
+
+def with_batch_rows(config: S, device_type: str) -> S:
+    """The configuration with its rows per step settled: on a GPU by the run's length, the same on every GPU.
+
+    What does not fit its memory goes through the model in pieces (see ``saelora.objectives.fitting``).
+    """
+    if config.batch_rows is not None:
+        return config
+    tokens = min(STEP_TOKENS, config.tokens // LEAST_STEPS)
+    rows = max(1, tokens // config.context) if device_type == "cuda" else 1
+    return updated(config, {"batch_rows": rows})
 
 
 def recipe_of(config: StudentConfig) -> DistillRecipe:

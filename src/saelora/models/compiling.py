@@ -1,5 +1,6 @@
 """Regional compilation: each decoder layer by itself, so that hooks on layers and the prefix cut stay outside."""
 
+import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from weakref import WeakSet
@@ -10,6 +11,9 @@ from torch import nn
 from saelora.models.anatomy import anatomy_of
 
 VARIANTS = 64  # of one layer: clean, spliced, each adapter, with and without gradient
+WORTHWHILE = (
+    2e16  # operations of a training: what compiling takes (20 s and more) is won back twice (gpu.py, on an H100)
+)
 _GUARDED: WeakSet[nn.Module] = WeakSet()  # bodies whose layers ``compile_layers`` has compiled
 
 
@@ -27,12 +31,49 @@ def compile_layers(model: nn.Module, backend: str = "inductor") -> None:
     Compiled code is checked against the hooks inside a layer, which torch by default takes to be fixed: the splice and
     what keeps activations come and go, and stale code would silently run without them.
     """
-    torch._dynamo.config.skip_nnmodule_hook_guards = False
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+    CompiledLayers(model, backend).put_in()
+
+
+class CompiledLayers:
+    """Compiled forward passes of a decoder's layers, to be put in their places for good or for a while."""
+
+    def __init__(self, model: nn.Module, backend: str = "inductor"):
+        torch._dynamo.config.skip_nnmodule_hook_guards = False
+        torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, VARIANTS)
+        anatomy = anatomy_of(model)
+        self._body = anatomy.body
+        self._forwards = [
+            (layer, torch.compile(layer.forward, backend=backend, dynamic=False)) for layer in anatomy.layers
+        ]
+
+    def put_in(self) -> None:
+        _GUARDED.add(self._body)
+        for layer, forward in self._forwards:
+            layer.forward = forward  # type: ignore[method-assign]
+
+    @contextmanager
+    def used(self) -> Iterator[None]:
+        """The layers run compiled while the context is open, and as they are afterwards."""
+        self.put_in()
+        try:
+            with torch.compiler.set_stance("default"):  # a splice that is open holds compiled code back
+                yield
+        finally:
+            _GUARDED.discard(self._body)
+            for layer, _ in self._forwards:
+                del layer.forward
+
+
+def compiling_pays(model: nn.Module, device: torch.device, n_tokens: int) -> bool:
+    """Whether a training on so many tokens is long enough for its steps to be compiled, and they can be.
+
+    Counted as 8 operations a weight and token: the teacher's pass, and about half of the student's, forward and back.
+    """
     anatomy = anatomy_of(model)
-    _GUARDED.add(anatomy.body)
-    for layer in anatomy.layers:
-        layer.forward = torch.compile(layer.forward, backend=backend, dynamic=False)
+    as_they_are = all("forward" not in vars(layer) for layer in anatomy.layers)
+    as_they_are &= not any(getattr(module, "_compiled_call_impl", None) for module in model.modules())
+    can_be = device.type == "cuda" and as_they_are and importlib.util.find_spec("triton") is not None
+    return can_be and 8 * sum(p.numel() for p in anatomy.body.parameters()) * n_tokens >= WORTHWHILE
 
 
 @contextmanager

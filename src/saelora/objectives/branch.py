@@ -61,23 +61,37 @@ class BranchRun:
             weight_decay=self.recipe.weight_decay,
             fused=device.type in ("cuda", "cpu"),
         )
+        self._on_gpu = device.type == "cuda"
+        self._keep_rates()
         self.peaks = [lr for part, lr in weights if part]
 
     def clip(self) -> Float[Tensor, ""]:
         """Clip the gradient; returns its norm before."""
         return nn.utils.clip_grad_norm_(list(self.trainable.values()), self.recipe.clip or inf)
 
-    def update(self, progress: float, share: float) -> None:
+    def set_rate(self, progress: float, share: float) -> None:
+        """The learning rates of a step that takes the run from ``progress`` on by ``share``."""
         factor = lr_factor(progress, share, schedule=self.recipe.schedule, warmup=self.recipe.warmup)
         for group, peak in zip(self.optimizer.param_groups, self.peaks, strict=True):
-            group["lr"] = peak * factor
-        self.optimizer.step()
+            if self._on_gpu:
+                group["lr"].fill_(peak * factor)
+            else:
+                group["lr"] = peak * factor
+
+    def _keep_rates(self) -> None:
+        """On a GPU rates and counts of steps stay there, so that a recorded step finds them."""
+        for group in self.optimizer.param_groups if self._on_gpu else ():
+            group["lr"] = torch.tensor(float(group["lr"]), device=group["params"][0].device)
+            group["capturable"] = True
 
     def state_dict(self) -> StateDict:
         """A branch without SAEs in training has no "sae": as in checkpoints from before there were any."""
         parts = {"adapter": self.adapter, "sae": self.tuned} if self.tuned else {"adapter": self.adapter}
         weights = {part: {name: p.detach() for name, p in named.items()} for part, named in parts.items()}
-        return {**weights, "optimizer": self.optimizer.state_dict(), "failed": self.failed}
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])
+        return {**weights, "optimizer": optimizer, "failed": self.failed}
 
     def load_state_dict(self, state: StateDict) -> None:
         with torch.no_grad():
@@ -86,4 +100,5 @@ class BranchRun:
             for name, parameter in self.tuned.items():
                 parameter.copy_(state["sae"][name])
         self.optimizer.load_state_dict(state["optimizer"])
+        self._keep_rates()
         self.failed = state["failed"]

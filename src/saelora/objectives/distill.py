@@ -1,6 +1,7 @@
 """The objective of every method: train adapters, SAEs in the model or both, against the model's clean predictions."""
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from typing import Any
@@ -17,10 +18,12 @@ from saelora.core.splice import Splice
 from saelora.core.students import Shared, Students
 from saelora.errors import NonFiniteLoss
 from saelora.models.anatomy import device_of
+from saelora.models.compiling import CompiledLayers
 from saelora.objectives.balance import BatchErrors, balanced
 from saelora.objectives.branch import Branch, BranchRun
 from saelora.train.checkpoint import StateDict
 from saelora.train.memory import saved_bytes
+from saelora.train.step_graph import Graph, StepGraph
 
 
 class Distill:
@@ -43,6 +46,9 @@ class Distill:
         autocast: torch.dtype | None = None,
         at_once: int | None = None,
         group: Group = ALONE,
+        graph: Graph = "auto",
+        compiled: bool = False,
+        say: Callable[[str], None] = warnings.warn,
     ):
         """Build it once all splices are open and all adapters are in.
 
@@ -53,9 +59,14 @@ class Distill:
             at_once: students whose activations are held at the same time; more need memory, fewer form the teacher's
                 logits again for each lot. Default: all. It changes no result.
             group: the processes that divide each batch of rows between them.
+            graph: whether steps are recorded and replayed, on an NVIDIA GPU; see ``StepGraph``. It changes no result.
+            compiled: run steps on rows of the first one's shape through layers that torch.compile has compiled; the
+                same up to rounding. All else runs the model as it is.
+            say: told why steps are not recorded or not compiled, where they could be.
 
         Raises:
-            InputError: a branch has nothing to train, or the objective "kl+mse" and no SAE that it trains.
+            InputError: a branch has nothing to train, the objective "kl+mse" and no SAE that it trains, or a graph that
+                cannot be.
         """
         self.model, self.n_rows, self.group = model, n_rows, group
         self.device, self._autocast_dtype = device_of(model), autocast
@@ -70,6 +81,11 @@ class Distill:
         self.head = self.students.head()
         self.at_once = at_once or len(branches)
         self.rows_at_once: int | None = None  # rows that go through the model together; None: all of a step's
+        several = "several processes share each step" if group.world > 1 else None
+        self.graph = StepGraph(self._step, self.device, graph, why_not=several, say=say)
+        self._say = say
+        self._compiled = CompiledLayers(model) if compiled else None
+        self._compiled_shape: torch.Size | None = None  # of the rows that compiled layers are made for
 
     def step(self, rows: Int[Tensor, "n_rows context"], progress: float) -> dict[str, Float[Tensor, ""]]:
         """One optimiser step of every branch.
@@ -82,6 +98,29 @@ class Distill:
         Raises:
             NonFiniteLoss: of the only branch, or of all; one that alone is not finite is left as it was, for good.
         """
+        for run in self.runs:
+            if not run.failed:
+                run.set_rate(progress, len(rows) / self.n_rows)
+        return self.graph(rows)
+
+    def _step(self, rows: Tensor) -> dict[str, Tensor]:
+        """A step whose learning rates are set: what a graph records."""
+        first = self._compiled_shape is None
+        self._compiled_shape = self._compiled_shape or rows.shape
+        if self._compiled is None or rows.shape != self._compiled_shape:
+            return self._step_as_it_is(rows)
+        try:
+            with self._compiled.used():
+                return self._step_as_it_is(rows)
+        except torch._dynamo.exc.TorchDynamoException as error:
+            if not first:
+                raise
+            why = next(iter(str(error).splitlines()), type(error).__name__)
+            self._say(f"the model's layers cannot be compiled here, so steps run as they are: {why}")
+            self._compiled = None
+            return self._step_as_it_is(rows)
+
+    def _step_as_it_is(self, rows: Tensor) -> dict[str, Tensor]:
         mine, weight = self.group.share(rows)
         live = [run for run in self.runs if not run.failed]
         for run in live:
@@ -95,10 +134,9 @@ class Distill:
         norms = [run.clip() for run in live]
         if self.device.type == "cpu":
             self._check_finite(live, kls, norms)
-        share = len(rows) / self.n_rows
         for run in live:
             if not run.failed:
-                run.update(progress, share)
+                run.optimizer.step()
         return _metrics(live, [kl / rows.numel() for kl in kls], norms, saes)
 
     def _add_gradients(
@@ -200,6 +238,7 @@ class Distill:
 
     def load_state_dict(self, state: StateDict) -> None:
         """A run goes on in the pieces that it began in, whatever memory is free now: other pieces round otherwise."""
+        self.graph.forget()
         self.rows_at_once = state.get("", {}).get("rows_at_once")
         for run in self.runs:
             run.load_state_dict(state[run.branch.name])

@@ -71,7 +71,7 @@ def sae_run(session: ComparisonSession, run: Run, values: Mapping[str, object]) 
     token_mask = session.token_mask(config, hookpoint)
     model, evaluator = session.loaded.model, session.evaluator(config, hookpoint)
     objective, rows = train_sae_run.objective_of(config, session.loaded), train_sae_run.rows_of(config, session.loaded)
-    n_steps = -(-len(rows) // config.batch_rows)
+    n_steps = -(-len(rows) // (config.batch_rows or 1))
     keep = {max(1, round(n_steps * share)): share for share in run.entry.checkpoints}
     last: list[tuple[LossSums, SAESums]] = []  # of the latest evaluation
 
@@ -145,7 +145,7 @@ def method_run(session: ComparisonSession, run: Run, values: Mapping[str, object
             last[:] = [(losses, seen)]
             return means(losses)
 
-        n_steps = -(-len(rows) // config.batch_rows)
+        n_steps = -(-len(rows) // (config.batch_rows or 1))
         state, costed = session.train(run.id, objective, rows, config, run.entry.evaluations, (), evaluate)
         if not last:
             evaluate(state.step)

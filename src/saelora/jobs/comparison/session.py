@@ -115,7 +115,7 @@ class ComparisonSession:
         costed = Costed(objective, self.loaded.model.device)
         folder = self.folder / "work" / name
         folder.mkdir(parents=True, exist_ok=True)
-        at = evenly(len(rows), config.batch_rows, points) if evaluate else set()
+        at = evenly(len(rows), config.batch_rows or 1, points) if evaluate else set()
         state = train(
             costed,
             rows,
@@ -164,7 +164,17 @@ def students(
             for i, config in enumerate(configs):
                 model, branch = add_student(model, config, assembled, f"student{i}", stack)
                 branches.append(branch)
-            yield model, Distill(model, branches, n_rows=n_rows, autocast=autocast_dtype(session.loaded))
+            yield (
+                model,
+                Distill(
+                    model,
+                    branches,
+                    n_rows=n_rows,
+                    autocast=autocast_dtype(session.loaded),
+                    graph=configs[0].graph,
+                    say=session.console.say,
+                ),
+            )
         finally:
             if model is not None and model is not session.loaded.model:
                 model.unload()
