@@ -57,6 +57,10 @@ def test_keys_that_no_field_names_are_passed_over() -> None:
     assert read({**PLAIN, "later": 1}) == read(PLAIN)
 
 
+def test_half_of_a_surrogate_pair_is_read_as_a_question_mark() -> None:
+    assert read({**PLAIN, "added": "a\ud800\U0001f600\x00"}).added == "a?\U0001f600\x00"
+
+
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [

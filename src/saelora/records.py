@@ -78,8 +78,10 @@ def from_json(kind: type[R], value: object, path: str | Path, remedy: str) -> R:
     Raises:
         InputError: an entry is missing or of another kind; the message names it and ends with the remedy.
     """
-    try:  # as JSON, because strictly read Python has enums, tuples and dataclasses where JSON has text, lists, objects
-        found: R = _adapter(cast(Any, kind)).validate_json(json.dumps(value), strict=True)
+    # as JSON: strictly read, Python has enums, tuples and dataclasses where JSON has text, lists and objects
+    text = json.dumps(value, ensure_ascii=False).encode("utf-8", "replace")  # halves of surrogate pairs have no UTF-8
+    try:
+        found: R = _adapter(cast(Any, kind)).validate_json(text, strict=True)
         return found
     except ValidationError as error:
         told = _told(value, error.errors(include_url=False)[0])
