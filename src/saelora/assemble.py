@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from saelora.core.calibration import TOKENS, calibrated
 from saelora.core.massive import Massive
 from saelora.core.splice import SAE, TokenMask, TokenPolicy
+from saelora.core.transcoding import check_widths, transcoder_in
 from saelora.data.corpus import Corpus, open_corpus
 from saelora.data.pack import Part, Rows, pack
 from saelora.errors import InputError
 from saelora.identity import PolicyRecord
 from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.compiling import compile_layers
-from saelora.models.hookpoints import Hookpoint, parse_hookpoint
+from saelora.models.hookpoints import Hookpoint, ReadPoint, parse_hookpoint
 from saelora.models.loading import LoadedModel, load_model, pick_device, resolve_dtype
 from saelora.named import check_saes, data_of, model_of
 from saelora.options import DataConfig, SourceConfig, SplicedConfig
@@ -75,7 +76,11 @@ def assemble(
             cache[ref, where] = _with_sparse_decode(found, config.sparse_decode, device.type)
         found = cache[ref, where]
         found = replace(found, hookpoint=anatomy.canonical(found.hookpoint))
-        check_fits(found, anatomy.width(found.hookpoint))
+        if (transcoder := transcoder_in(found.sae)) is None:
+            check_fits(found, anatomy.width(found.hookpoint))
+        else:
+            check_widths(anatomy, found.hookpoint, transcoder)
+            anatomy.reading(ReadPoint(found.hookpoint.layer, transcoder.reads))
         check_centring(anatomy, found.hookpoint, found.sae)
         if found.hookpoint in saes:
             raise InputError(f"two SAEs at {found.hookpoint}: {saes[found.hookpoint].ref} and {ref}; give one")

@@ -23,6 +23,7 @@ MANIFEST = "saelora.json"
 RESULTS = "results.json"
 # of an SAE's configuration, what its fingerprint, which is of weights alone, does not see
 _SETTINGS = ("k", "activation_fn", "apply_b_dec_to_input", "normalize_activations", "rescale_acts_by_decoder_norm")
+_TRANSCODER_SETTINGS = ("activation", "skip", "reads")
 _VERSIONED = ("saelora", "torch", "transformers", "peft", "sae-lens", "safetensors", "datasets")
 
 
@@ -122,7 +123,7 @@ def describe(assembled: "Assembled") -> About:
             d_sae=sae.d_sae,
             revision=sae.revision,
             fingerprint=sae.fingerprint,
-            settings={key: value for key, value in sae.metadata.items() if key in _SETTINGS},
+            settings={key: value for key, value in sae.metadata.items() if key in (*_SETTINGS, *_TRANSCODER_SETTINGS)},
         )
         for hookpoint, sae in assembled.saes.items()
     ]

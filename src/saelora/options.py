@@ -44,8 +44,9 @@ class SAEConfig(Configuration):
 
     sae: list[str] = option(
         [],
-        "an SAE: release/sae_id of SAELens's registry, a hub repository, or a local folder (SAELens, Gemma Scope, "
-        "Llama Scope, sparsify, dictionary_learning); repeat for several",
+        "an SAE or transcoder: release/sae_id of SAELens's registry, a hub repository, or a local folder (SAELens, "
+        "Gemma Scope, Llama Scope, sparsify, dictionary_learning, circuit-tracer's layer_N.safetensors); repeat for "
+        "several",
     )
     hookpoint: list[str] = option(
         [],

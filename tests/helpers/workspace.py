@@ -99,6 +99,22 @@ def save_sae(folder: Path, encoder: torch.Tensor, decoder: torch.Tensor, k: int,
     return folder
 
 
+def write_transcoder(folder: Path, *, layer: int, reads: str = "mlp.hook_in", d_in: int = D_MODEL) -> Path:
+    """A skip transcoder in SAELens's format with small random weights."""
+    from sae_lens.saes.transcoder import SkipTranscoder, SkipTranscoderConfig
+
+    cfg = SkipTranscoderConfig(d_in=d_in, d_sae=D_SAE, d_out=d_in, apply_b_dec_to_input=False)
+    cfg.metadata.hook_name, cfg.metadata.hook_name_out = f"blocks.{layer}.{reads}", f"blocks.{layer}.hook_mlp_out"
+    cfg.metadata.model_name = "tiny"
+    transcoder, draw = SkipTranscoder(cfg), torch.Generator().manual_seed(layer)
+    with torch.no_grad():
+        for parameter in transcoder.parameters():
+            parameter.copy_(0.1 * torch.randn(parameter.shape, generator=draw))
+        transcoder.b_enc -= 1.3  # some latents fire in some texts only
+    transcoder.save_model(folder)
+    return folder
+
+
 def recipe_of(workspace: Workspace, **changed: Any) -> dict[str, Any]:
     sae = {"hookpoint": [HOOKPOINT], "d_sae": 64, "k": 8, "batch_rows": 8, "batch_tokens": 64}
     return {

@@ -148,7 +148,7 @@ def test_gemma_scope_without_telling_folders_needs_the_override(tmp_path: Path) 
     assert str(load_sae(str(folder), hookpoint="layers.4.attn_z").hookpoint) == "layers.4.attn_z"
 
 
-def test_transcoders_of_every_format_are_refused(tmp_path: Path) -> None:
+def test_transcoders_that_are_no_layers_mlp_or_of_no_known_kind_are_refused(tmp_path: Path) -> None:
     metadata = {
         "sae_lens_version": "6.0.0",
         "hook_name": "blocks.1.hook_mlp_in",
@@ -156,11 +156,9 @@ def test_transcoders_of_every_format_are_refused(tmp_path: Path) -> None:
     }
     native = files.write_saelens(tmp_path / "native", weights(), metadata=metadata)
     typed = files.write_saelens(tmp_path / "typed", weights(), architecture="jumprelu_transcoder", d_out=6)
-    gemma = files.write_gemma_scope(tmp_path / "gemma-scope-2b-pt-transcoders" / "layer_1" / "width_16k", weights())
     llama = files.write_llama_scope(tmp_path / "llama", weights(), hook_point_out="blocks.7.hook_resid_post")
-    SparseCoder(6, SparseCoderConfig(k=2, transcode=True)).save_to_disk(tmp_path / "layers.1.mlp")
     SparseCoder(6, SparseCoderConfig(k=2, skip_connection=True)).save_to_disk(tmp_path / "layers.2.mlp")
-    for folder in (native, typed, gemma, llama, tmp_path / "layers.1.mlp", tmp_path / "layers.2.mlp"):
+    for folder in (native, typed, llama, tmp_path / "layers.2.mlp"):
         assert "transcoder" in refused(folder), folder
 
 

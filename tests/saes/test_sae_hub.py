@@ -228,6 +228,26 @@ def test_a_normalisation_and_a_scale_that_only_the_registry_has_are_used(tmp_pat
     assert load_sae(f"{entry.release}/{entry.sae_id}").fingerprint == load_sae(str(scaled)).fingerprint
 
 
+def test_a_layer_of_a_set_of_transcoders_is_read_from_the_cache(tmp_path: Path, cache: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    entry = next(e for e in registry_entries() if e.loader == "mwhanna_transcoder")
+    w = {key: value.float().contiguous() for key, value in weights().items() if key != "threshold"}
+    (tmp_path / "repo").mkdir()
+    save_file({**w, "W_enc": w["W_enc"].T.contiguous()}, tmp_path / "repo" / entry.path)
+    (tmp_path / "repo" / "wandb-config.yaml").write_text("d_model: {value: 6}\n")
+    put_into_cache(cache, entry.repo, tmp_path / "repo")
+    for ref in (f"{entry.release}/{entry.sae_id}", f"{entry.repo}/{entry.path}"):
+        loaded = load_sae(ref)
+        assert (loaded.format, loaded.architecture, str(loaded.hookpoint)) == (
+            "circuit_tracer",
+            "transcoder",
+            f"layers.{entry.sae_id.removeprefix('layer_')}.mlp_out",
+        )
+        assert torch.equal(loaded.sae.W_enc, w["W_enc"])
+
+
 def registry_entries() -> Iterator[registry.Entry]:
     for release, data in registry._releases().items():
         for sae in data["saes"]:
@@ -235,7 +255,7 @@ def registry_entries() -> Iterator[registry.Entry]:
 
 
 def test_every_loader_of_the_registry_is_read_here_accounted_for_or_refused() -> None:
-    refused_loaders = {"temporal", "gemma_2_transcoder", "mwhanna_transcoder", "mntss_clt_layer_transcoder"}
+    refused_loaders = {"temporal", "mntss_clt_layer_transcoder"}
     whole = {"connor_rob_hook_z"}  # SAELens hands on every tensor
     loaders = {entry.loader: entry for entry in registry_entries()}
     for loader, entry in loaders.items():
@@ -278,7 +298,8 @@ def _sparsity() -> bytes:
         ("gpt2-small-res-jb/blocks.8.hook_resid_pro", lambda m: "gpt2-small-res-jb/blocks.8.hook_resid_pre" in m),
         ("gpt2-smal-res-jb", lambda m: "did you mean the SAELens release gpt2-small-res-jb" in m),
         ("no-such-thing", lambda m: "no existing path" in m),
-        ("gemma-scope-2b-pt-transcoders/layer_0/width_16k/average_l0_76", lambda m: "is a transcoder" in m),
+        ("gemma-scope-2b-pt-transcoders/layer_0/width_16k/average_l0_76", lambda m: "not in the local cache" in m),
+        ("mwhanna-qwen3-4b-transcoders/layer_0", lambda m: "not in the local cache" in m),
         ("gemma-scope-2b-pt-res/layer_12/width_16k/average_l0_82", lambda m: "not in the local cache" in m),
         ("", lambda m: "no existing path" in m),
     ],

@@ -32,6 +32,15 @@ LAYOUTS = (
     Layout("llama_scope", ("checkpoints/final.safetensors", "hyperparams.json")),
     Layout("dictionary_learning", ("ae.pt", "config.json")),
 )
+# of a folder with one transcoder a layer, layer_N.safetensors: circuit-tracer's, and those of mwhanna's repositories
+SET_CONFIGS = ("config.yaml", "wandb-config.yaml", "wanb-config.yaml")
+_LAYER_FILE = re.compile(r"^layer_(\d+)\.safetensors$")
+
+
+def layer_file(name: str) -> int | None:
+    """The layer of a file that holds one transcoder of a set, by its name; None of other files."""
+    match = _LAYER_FILE.match(name)
+    return int(match[1]) if match else None
 
 
 @dataclass(frozen=True)
@@ -75,6 +84,11 @@ def choose(paths: Iterable[str], ref: str) -> Found:
     """
     paths = sorted(paths, key=_natural)
     found = find_saes(paths)
+    if not found and (layers := [path for path in paths if layer_file(PurePosixPath(path).name) is not None]):
+        raise InputError(
+            f"{ref} holds {len(layers)} transcoders, one a layer: name one, such as {ref.rstrip('/')}/{layers[0]}, or "
+            "all of them with --transcoders"
+        )
     if not found:
         known = ", ".join(str(layout) for layout in LAYOUTS)
         raise InputError(f"{ref} holds no SAE in a known format: saw {_some(paths)}; expected one of {known}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from saelora.errors import InputError, on_one_line
-from saelora.saes.formats import Found, choose, folder_of
+from saelora.saes.formats import SET_CONFIGS, Found, choose, folder_of, layer_file
 
 _REF = re.compile(r"^[\w.-]+/[\w.-]+(/.+)?$")
 # matches no file, so a cached snapshot is found without asking whether it is complete
@@ -38,6 +38,11 @@ def fetch(ref: str, revision: str | None = None) -> Fetched:
     owner, name, *inside = ref.strip("/").split("/", 2)
     repo, inner = f"{owner}/{name}", inside[0] if inside else ""
     commit, paths, online = _list(repo, revision)
+    if inner in paths and layer_file(inner.rpartition("/")[2]) is not None:
+        beside = [f"{inner.rpartition('/')[0]}/{config}".lstrip("/") for config in SET_CONFIGS]
+        files = [inner, *(path for path in beside if path in paths)]
+        folder = _download(repo, commit, files) if online else _cached(repo, commit, None)
+        return Fetched((folder / inner).parent, "circuit_tracer", f"{repo}/{inner}", commit)
     if inner in paths:
         inner = (folder_of(inner) or inner).removeprefix(".")
     below = [path.removeprefix(f"{inner}/") for path in paths if not inner or path.startswith(f"{inner}/")]

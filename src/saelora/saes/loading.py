@@ -14,9 +14,10 @@ from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.records import JsonObject
 from saelora.saes import hub, registry
 from saelora.saes.build import build_sae, check_finite, describe, fingerprint, freeze
-from saelora.saes.formats import LAYOUTS, choose, folder_of
+from saelora.saes.formats import LAYOUTS, SET_CONFIGS, choose, folder_of, layer_file
 from saelora.saes.processing import check_processing
 from saelora.saes.readers import READERS
+from saelora.saes.transcoder import Transcoder, TranscoderParts, build_transcoder, check_written
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _MAX_DEPTH, _MAX_FILES = 5, 20_000
@@ -27,12 +28,14 @@ class LoadedSAE:
     """A frozen SAE and what is known about it.
 
     Args:
-        sae: an object with `encode`, `decode` and `forward`, in evaluation mode, no parameter requiring gradients.
+        sae: an object with `encode`, `decode` and `forward`, in evaluation mode, no parameter requiring gradients. One
+            with `reads` is a transcoder (`saes.transcoder`), and hookpoint is where it writes.
             At attn_z it takes merged heads, [..., n_heads * d_head]. One of a centred model (`saes.processing`) takes
             activations without their mean over d_model; a splice sees to that.
         hookpoint: where it was trained, or the caller's override.
         ref: what the caller wrote.
-        format: saelens, gemma_scope, llama_scope, sparsify, dictionary_learning, or a conversion of SAELens' registry.
+        format: saelens, gemma_scope, llama_scope, sparsify, dictionary_learning, circuit_tracer, or a conversion of
+            SAELens' registry.
         model_name: the model it was trained on, as its files name it.
         revision: commit hash when it came from a hub.
         fingerprint: 16 hex digits over the weights, see `saelora.saes.build.fingerprint`.
@@ -73,7 +76,7 @@ def load_sae(
     Args:
         ref: the default SAE's name; else an existing local folder or file; else `release/sae_id` of SAELens's
             registry; else a hub repository `owner/name[/path/inside/repo]`.
-        hookpoint: where the SAE sits; overrides what its files say.
+        hookpoint: where the SAE sits, or a transcoder writes; overrides what its files say.
         device, dtype: of the weights.
         revision: branch, tag or commit of a hub repository.
 
@@ -89,7 +92,11 @@ def load_sae(
     check_finite(opened.sae, ref)
     digest = fingerprint(opened.sae)
     metadata = describe(opened.sae)
-    where = given or _hookpoint(metadata, ref)
+    where = given or _hookpoint(metadata, ref, "hook_name_out" if isinstance(opened.sae, Transcoder) else "hook_name")
+    if isinstance(opened.sae, Transcoder):
+        check_written(where, ref)
+        if opened.sae.reads is None:
+            raise InputError(f"{ref} is a transcoder whose files do not say what it reads: put hf_hook_name into them")
     check_processing(metadata, where, ref)
     sae: Any = freeze(opened.sae, device, dtype)
     check_finite(sae, ref)
@@ -124,7 +131,7 @@ def _open(ref: str, revision: str | None, dtype: torch.dtype) -> _Opened:
     entry = registry.find(ref)
     if entry is not None:
         _no_revision(ref, revision, f"a release of SAELens' registry (use {entry.repo}/{entry.path})")
-        registry.refuse_transcoders(entry, ref)
+        registry.refuse_cross_layer(entry, ref)
         if not entry.readable:
             return _Opened(registry.load(entry, ref, dtype), entry.format, hub.cached_commit(entry.repo))
         return _fetched(hub.fetch(f"{entry.repo}/{entry.path}"), dtype, entry)
@@ -149,6 +156,8 @@ def _open_local(path: Path, dtype: torch.dtype) -> _Opened:
     # not resolved: files in the hub cache are links, and the names above them tell the hookpoint
     path = path.absolute()
     if path.is_file():
+        if layer_file(path.name) is not None and any((path.parent / config).is_file() for config in SET_CONFIGS):
+            return _Opened(_read(path.parent, "circuit_tracer", path.as_posix(), dtype, None), "circuit_tracer")
         folder_name = folder_of(path.as_posix())
         if folder_name is None:
             known = ", ".join(sorted({name for layout in LAYOUTS for name in layout.required}))
@@ -169,6 +178,8 @@ def _read(folder: Path, format: str, name: str, dtype: torch.dtype, entry: regis
         raise InputError(
             f"{folder} is not a usable {format} SAE ({type(error).__name__}: {on_one_line(error)})"
         ) from error
+    if isinstance(parts, TranscoderParts):
+        return build_transcoder(parts, name, dtype)
     return build_sae(parts, folder, name, dtype, None if entry is None else entry.scale)
 
 
@@ -186,8 +197,8 @@ def _walk(root: Path) -> list[str]:
     return paths
 
 
-def _hookpoint(metadata: JsonObject, ref: str) -> Hookpoint:
-    name = metadata.get("hook_name")
+def _hookpoint(metadata: JsonObject, ref: str, key: str) -> Hookpoint:
+    name = metadata.get(key)
     if not name:
         raise InputError(f"{ref} does not say where its SAE sits: give hookpoint, such as layers.12.resid_post")
     try:

@@ -20,11 +20,14 @@ from saelora.saes.build import refuse_transcoder
 from saelora.saes.hub import explain
 from saelora.saes.readers import READERS
 from saelora.saes.readers.common import Parts, account_for_tensors, read_safetensors, read_torch
+from saelora.saes.transcoder import TranscoderParts, refuse_clt
 
 _FORMATS = {
     "sae_lens": "saelens",
     "gemma_2": "gemma_scope",
     "gemma_3": "gemma_scope",
+    "gemma_2_transcoder": "gemma_scope",
+    "mwhanna_transcoder": "circuit_tracer",
     "llama_scope_r1_distill": "llama_scope",
     "dictionary_learning_1": "dictionary_learning",
 }
@@ -112,12 +115,12 @@ def registered(name: str) -> Entry | None:
     return max(found, key=lambda entry: (bool(entry.overrides), entry.scale is not None), default=None)
 
 
-def completed(parts: Parts, entry: Entry | None) -> Parts:
+def completed(parts: Parts | TranscoderParts, entry: Entry | None) -> Parts | TranscoderParts:
     """The parts of an SAE with what the registry knows better, as SAELens' own loader puts it in.
 
     A file of SAELens 6 has the SAE's origin in its metadata, where SAELens 6 looks for it, and no override reaches it.
     """
-    if entry is None:
+    if entry is None or isinstance(parts, TranscoderParts):
         return parts
     cfg = dict(parts.cfg)
     metadata = dict(cfg.get("metadata") or {})
@@ -131,10 +134,10 @@ def near_releases(text: str) -> list[str]:
     return difflib.get_close_matches(text.partition("/")[0], _releases(), n=3, cutoff=0.75)
 
 
-def refuse_transcoders(entry: Entry, ref: str) -> None:
-    """Raise InputError where the registry says that this is no SAE."""
-    if "transcoder" in entry.loader + entry.path or "clt" in entry.path.split("/"):
-        refuse_transcoder({"architecture": "transcoder"}, ref)
+def refuse_cross_layer(entry: Entry, ref: str) -> None:
+    """Raise InputError where the registry has one layer of a cross-layer transcoder."""
+    if "clt" in entry.loader.split("_") or "clt" in entry.path.split("/"):
+        refuse_clt(ref)
 
 
 def load(entry: Entry, ref: str, dtype: torch.dtype) -> nn.Module:

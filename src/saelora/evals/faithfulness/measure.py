@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from saelora.core.splice import SAE
+from saelora.core.splice import SAE, check_width
 from saelora.errors import InputError
 from saelora.evals.faithfulness.interventions import faithfulness, n_tokens_run
 from saelora.evals.faithfulness.options import Options
@@ -10,7 +10,7 @@ from saelora.evals.faithfulness.result import Faithfulness
 from saelora.evals.subject import Subject
 from saelora.models.anatomy import anatomy_of, device_of
 from saelora.models.hookpoints import Hookpoint
-from saelora.saes.loading import check_fits, load_sae
+from saelora.saes.loading import load_sae
 
 
 def run(subject: Subject, config: Options) -> Faithfulness:
@@ -42,5 +42,5 @@ def _other(subject: Subject, ref: str) -> tuple[Hookpoint, SAE]:
     if loaded.hookpoint not in own:
         where = " and ".join(map(str, own))
         raise InputError(f"other_sae {ref} sits at {loaded.hookpoint}, the adapter's at {where}: give one from there")
-    check_fits(loaded, anatomy_of(subject.model).width(loaded.hookpoint))
+    check_width(anatomy_of(subject.model), loaded.hookpoint, loaded.sae)  # type: ignore[arg-type]
     return loaded.hookpoint, loaded.sae  # type: ignore[return-value]

@@ -3,16 +3,18 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from saelora.saes.readers import dictionary_learning, gemma_scope, llama_scope, saelens, sparsify
+from saelora.saes.readers import circuit_tracer, dictionary_learning, gemma_scope, llama_scope, saelens, sparsify
 from saelora.saes.readers.common import Parts
+from saelora.saes.transcoder import TranscoderParts
 
 # (folder, name as the user or the hub knows it, which may tell the hookpoint) -> parts
-READERS: dict[str, Callable[[Path, str], Parts]] = {
+READERS: dict[str, Callable[[Path, str], Parts | TranscoderParts]] = {
     "saelens": saelens.read,
     "sparsify": sparsify.read,
     "gemma_scope": gemma_scope.read,
     "llama_scope": llama_scope.read,
     "dictionary_learning": dictionary_learning.read,
+    "circuit_tracer": circuit_tracer.read,
 }
 
 __all__ = ["READERS", "Parts"]

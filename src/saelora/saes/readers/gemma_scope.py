@@ -25,6 +25,7 @@ from saelora.saes.readers.common import (
     text,
 )
 from saelora.saes.readers.keys import GEMMA_SCOPE
+from saelora.saes.transcoder import TranscoderParts, refuse_clt
 
 _SITES: dict[str, Site] = {
     "res": "resid_post",
@@ -39,19 +40,21 @@ _SITES.update({f"{site}_all": _SITES[site] for site in ("resid_post", "mlp_out",
 _WEIGHTS = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
 
 
-def read(folder: Path, name: str) -> Parts:
-    """Read one Gemma Scope SAE; `name` (repository and folders) tells layer, site and model.
+def read(folder: Path, name: str) -> Parts | TranscoderParts:
+    """Read one Gemma Scope SAE or transcoder; `name` (repository and folders) tells layer, site and model.
 
     Raises:
-        InputError: a transcoder, unknown tensors, or unreadable files.
+        InputError: a cross-layer transcoder, unknown tensors, or unreadable files.
     """
     npz = folder / "params.npz"
     path = npz if npz.is_file() else folder / "params.safetensors"
     raw = read_npz(path) if path == npz else read_safetensors(path)
     config = read_json(folder / "config.json") if path != npz and (folder / "config.json").is_file() else {}
     name = "/".join(Path(name).parts[-6:])
-    if re.search(r"transcoder|(^|[/_-])clt([/_-]|$)", name) or "affine_skip_connection" in raw or _out(config):
-        raise InputError(f"{name} is a transcoder: expected an SAE, choose one of the res, mlp or att releases")
+    if re.search(r"(^|[/_-])clt([/_-]|$)", name):
+        refuse_clt(name)
+    if re.search(r"transcoder", name) or "affine_skip_connection" in raw or _out(config):
+        return _transcoder(raw, config, path, folder / "config.json", name)
     state = {re.sub(r"^w_", "W_", key): value for key, value in raw.items()}
     if len(state) < len(raw):
         raise InputError(f"{path} holds one tensor under two names ({', '.join(sorted(raw))}): expected one of each")
@@ -72,6 +75,44 @@ def read(folder: Path, name: str) -> Parts:
     ).parts(path)
 
 
+def _transcoder(
+    raw: dict[str, Tensor], config: JsonObject, path: Path, config_path: Path, name: str
+) -> TranscoderParts:
+    """Gemma Scope's read the norm's output before its gain, Gemma Scope 2's the MLP's input; both write mlp_out.
+
+    The affine skip connection is stored as [d_in, d_out].
+    """
+    _check_entries(config, config_path)
+    if str(config.get("type", "transcoder")).lower() not in ("transcoder", "none", ""):
+        raise InputError(f"{config_path} has type {config['type']!r}, expected transcoder")
+    state = {re.sub(r"^w_", "W_", key): value for key, value in raw.items()}
+    skip = state.pop("affine_skip_connection", None)
+    if (affine := config.get("affine_connection")) is not None and bool(affine) != (skip is not None):
+        there = "no" if skip is None else "an"
+        raise InputError(
+            f"{config_path} says affine_connection {affine}, and {path.name} has {there} affine_skip_connection: "
+            "the two are not of one transcoder"
+        )
+    _check_extra(state, path)
+    weights = {key: take(state, key, path) for key in _WEIGHTS}
+    weights |= {} if skip is None else {"W_skip": skip.T}
+    layers = re.findall(r"(?:^|[/_-])layer_(\d+)(?=[/_-]|$)", name)
+    first = path.suffix == ".npz"
+    hook_in = config.get("hf_hook_point_in")
+    if hook_in is None and layers:
+        hook_in = f"blocks.{layers[-1]}.ln2.hook_normalized" if first else f"blocks.{layers[-1]}.mlp.hook_in"
+    hook_out = config.get("hf_hook_point_out") or (f"blocks.{layers[-1]}.hook_mlp_out" if layers else None)
+    model = config.get("model_name") or _model_name(name)
+    about = {"model_name": model, "context_size": 1024, "prepend_bos": True}
+    return TranscoderParts(
+        weights,
+        "jumprelu",
+        hook_in=hook_in,
+        hook_out=hook_out,
+        metadata={key: value for key, value in about.items() if value is not None},
+    )
+
+
 def _out(config: JsonObject) -> bool:
     """Whether the configuration of Gemma Scope 2 names an output activation other than its input."""
     out = config.get("hf_hook_point_out")
@@ -80,15 +121,20 @@ def _out(config: JsonObject) -> bool:
 
 def _check_config(config: JsonObject, path: Path) -> None:
     """Raise InputError where Gemma Scope 2's configuration says that this is something else than a JumpReLU SAE."""
-    for key in ("architecture", "model_name", "hf_hook_point_in", "type"):
+    _check_entries(config, path)
+    if config.get("affine_connection") or str(config.get("type", "sae")).lower() not in ("sae", "none", ""):
+        kind = config.get("type") or "with an affine connection"
+        raise InputError(f"{path} is a transcoder ({kind}): expected an SAE, choose one")
+
+
+def _check_entries(config: JsonObject, path: Path) -> None:
+    """Raise InputError where an entry is of the wrong kind, or not known."""
+    for key in ("architecture", "model_name", "hf_hook_point_in", "hf_hook_point_out", "type"):
         if config.get(key) is not None:
             text(config[key], key, path)
     account_for_keys(config, GEMMA_SCOPE, path)
     if config.get("architecture", "jump_relu") != "jump_relu":
         raise InputError(f"{path} has architecture {config['architecture']!r}, expected jump_relu")
-    if config.get("affine_connection") or str(config.get("type", "sae")).lower() not in ("sae", "none", ""):
-        kind = config.get("type") or "with an affine connection"
-        raise InputError(f"{path} is a transcoder ({kind}): expected an SAE, choose one")
 
 
 def _check_extra(state: dict[str, Tensor], path: Path) -> None:

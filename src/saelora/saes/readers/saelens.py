@@ -16,22 +16,27 @@ from saelora.records import JsonObject
 from saelora.saes.readers.common import (
     Parts,
     account_for_keys,
+    account_for_tensors,
     check_floats,
+    check_sizes,
     flag,
     read_json,
     read_safetensors,
+    take,
     text,
     whole,
 )
 from saelora.saes.readers.keys import SAELENS_NEUTRAL, SAELENS_READ
+from saelora.saes.transcoder import TranscoderParts
 
 _FIRST_WITH_METADATA = Version("6.0.0-rc.0")
 _HOOKS = ("hook_name", "hook_point")
 _KWARGS = "model_from_pretrained_kwargs"
+_ORIGIN = ("model_name", "context_size", "prepend_bos", "dataset_path", "sae_lens_version", "neuronpedia_id")
 _UNSUPPORTED = {"temporal": "its latents depend on other positions, and a splice hands it each position by itself"}
 
 
-def read(folder: Path, name: str) -> Parts:
+def read(folder: Path, name: str) -> Parts | TranscoderParts:
     """Read the files; older configurations are migrated by SAELens when the SAE is built.
 
     Raises:
@@ -42,7 +47,36 @@ def read(folder: Path, name: str) -> Parts:
     cfg = checked(read_json(cfg_path), cfg_path)
     weights = read_safetensors(weights_path)
     check_floats(weights, weights_path)
+    if "transcoder" in str(cfg.get("architecture")):
+        return _transcoder(cfg, weights, cfg_path, weights_path)
     return Parts(cfg, _scaled(weights, cfg, weights_path))
+
+
+def _transcoder(cfg: JsonObject, weights: dict[str, Tensor], cfg_path: Path, weights_path: Path) -> TranscoderParts:
+    """One of SAELens's four transcoder classes; W_skip is [d_out, d_in] there too.
+
+    Raises:
+        InputError: its input is normalised, or the weights are not those of its class.
+    """
+    kind, metadata = str(cfg["architecture"]), {**cfg, **(cfg.get("metadata") or {})}
+    plain = {"normalize_activations": "none", "reshape_activations": "none", "apply_b_dec_to_input": False}
+    for key, off in plain.items():
+        if cfg.get(key, off) not in (off, None):
+            raise InputError(f"{cfg_path} has {key} {cfg[key]!r}: of transcoders only those with {off} can be run")
+    wanted = ["W_enc", "W_dec", "b_enc", "b_dec"]
+    wanted += ["threshold"] * ("jumprelu" in kind) + ["W_skip"] * ("skip" in kind)
+    account_for_tensors(weights, wanted, weights_path)
+    tensors = {key: take(weights, key, weights_path) for key in wanted}
+    check_sizes(cfg, {"d_in": tensors["W_enc"].shape[0], "d_out": tensors["W_dec"].shape[-1]}, cfg_path)
+    kept = (*_ORIGIN, _KWARGS)
+    return TranscoderParts(
+        tensors,
+        "jumprelu" if "jumprelu" in kind else "relu",
+        hook_in=metadata.get("hook_name"),
+        hook_out=metadata.get("hook_name_out"),
+        hf_in=metadata.get("hf_hook_name"),
+        metadata={key: metadata[key] for key in kept if metadata.get(key) is not None},
+    )
 
 
 def checked(cfg: JsonObject, path: Path) -> JsonObject:

@@ -7,6 +7,8 @@ is not used.
 
 from pathlib import Path
 
+from torch import Tensor
+
 from saelora.errors import InputError
 from saelora.models.hookpoints import parse_hookpoint
 from saelora.records import JsonObject
@@ -23,20 +25,23 @@ from saelora.saes.readers.common import (
     whole,
 )
 from saelora.saes.readers.keys import SPARSIFY
+from saelora.saes.transcoder import TranscoderParts
 
 _TENSORS = ("encoder.weight", "encoder.bias", "W_dec", "b_dec")
 
 
-def read(folder: Path, name: str) -> Parts:
-    """Read one sparsify SAE; the folder's name is its hookpoint.
+def read(folder: Path, name: str) -> Parts | TranscoderParts:
+    """Read one sparsify SAE or transcoder; the folder's name is its hookpoint.
 
     Raises:
-        InputError: a transcoder, a skip connection, an activation other than TopK, or unreadable files.
+        InputError: an SAE with a skip connection, an activation that is not known, or unreadable files.
     """
     cfg_path, weights_path = folder / "cfg.json", folder / "sae.safetensors"
     cfg = read_json(cfg_path)
     _refuse_unsupported(cfg, cfg_path)
     state = read_safetensors(weights_path)
+    if cfg.get("transcode"):
+        return _transcoder(cfg, state, cfg_path, weights_path, name)
     if "W_skip" in state:
         raise InputError(f"{weights_path} has W_skip: transcoders with a skip connection are not SAEs, choose an SAE")
     account_for_tensors(state, _TENSORS, weights_path)
@@ -60,15 +65,49 @@ def read(folder: Path, name: str) -> Parts:
     ).parts(weights_path)
 
 
+def _transcoder(
+    cfg: JsonObject, state: dict[str, Tensor], cfg_path: Path, weights_path: Path, name: str
+) -> TranscoderParts:
+    """A module's output from its input: b_dec is not taken off, and W_skip is [d_out, d_in]."""
+    skips = flag(cfg.get("skip_connection", False), "skip_connection", cfg_path)
+    tensors = (*_TENSORS, "W_skip") if skips else _TENSORS
+    account_for_tensors(state, tensors, weights_path)
+    w_enc = take(state, "encoder.weight", weights_path).T
+    names = {"W_dec": "W_dec", "b_enc": "encoder.bias", "b_dec": "b_dec"}
+    names |= {"W_skip": "W_skip"} if skips else {}
+    weights = {"W_enc": w_enc, **{ours: take(state, theirs, weights_path) for ours, theirs in names.items()}}
+    check_sizes(cfg, {"d_in": w_enc.shape[0], "num_latents": w_enc.shape[-1]}, cfg_path)
+    run = _run_config(cfg_path.parent)
+    out = _module(name)
+    return TranscoderParts(
+        weights,
+        cfg.get("activation", "topk"),
+        whole(take(cfg, "k", cfg_path), "k", cfg_path),
+        hook_in=None if out is None else f"layers.{parse_hookpoint(out).layer}.mlp_in",
+        hook_out=out,
+        metadata={k: v for k, v in (("model_name", run.get("model")), ("context_size", run.get("ctx_len"))) if v},
+    )
+
+
+def _module(name: str) -> str | None:
+    """The last part of a name that is a hookpoint: what a transcoder there writes."""
+    for part in reversed(Path(name).parts[-2:]):
+        try:
+            parse_hookpoint(part)
+        except InputError:
+            continue
+        return part
+    return None
+
+
 def _refuse_unsupported(cfg: JsonObject, path: Path) -> None:
-    if cfg.get("transcode") or cfg.get("skip_connection"):
-        raise InputError(
-            f"{path} is a transcoder's (transcode or skip_connection is true): expected an SAE, choose one"
-        )
+    if cfg.get("skip_connection") and not cfg.get("transcode"):
+        raise InputError(f"{path} is an SAE with a skip connection: expected an SAE or a transcoder, choose one")
     for key in ("transcode", "skip_connection", "signed", "normalize_decoder", "multi_topk"):
         flag(cfg.get(key, False), key, path)
     account_for_keys(cfg, SPARSIFY, path)
-    if cfg.get("activation", "topk") != "topk" or cfg.get("signed"):
+    allowed = ("topk", "groupmax") if cfg.get("transcode") else ("topk",)
+    if cfg.get("activation", "topk") not in allowed or cfg.get("signed"):
         kind = "signed topk" if cfg.get("signed") else cfg["activation"]
         raise InputError(f"{path} has activation {kind!r}: of sparsify's activations only 'topk' is supported")
 

@@ -1,0 +1,74 @@
+"""Commands on transcoders: adapt, evaluate in every part that can, and what is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+import workspace as ws
+from saelora.cli import main
+
+PARTS = ["loss", "tokens", "drift", "faithfulness", "steering"]
+FEW = {"steering_n": 2, "steering_tokens": 60 * ws.CONTEXT, "steering_window": 8, "ablation_draws": 1}
+FEW |= {"steering_tuning_texts": 2, "steering_test_texts": 2, "ablation_tokens": 4 * ws.CONTEXT}
+
+
+@pytest.fixture(scope="module")
+def transcoder(workspace: ws.Workspace, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return ws.write_transcoder(tmp_path_factory.mktemp("transcoder"), layer=1, reads="ln2.hook_normalized")
+
+
+@pytest.fixture(scope="module")
+def run(workspace: ws.Workspace, transcoder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "run"
+    assert workspace.adapt(out, sae=transcoder, placement="all") == 0
+    return out
+
+
+def test_adapt_closes_some_of_a_transcoders_gap_and_leaves_the_replaced_mlp_alone(run: Path) -> None:
+    results = json.loads((run / "results.json").read_text())
+    assert results["ce_sae"] > results["ce_base"] + 0.01
+    assert results["gap_closed"] > 0.1
+    assert list(results["saes"]) == ["layers.1.mlp_out"]
+    assert results["about"]["saes"][0]["settings"]["reads"] == "mlp_normalized"
+    with safe_open(run / "adapter_model.safetensors", "pt") as file:
+        adapted = {key.split(".layers.")[1].rsplit(".lora_", 1)[0] for key in file.keys()}  # noqa: SIM118
+    assert {name for name in adapted if name.startswith("1.")} == {f"1.self_attn.{p}_proj" for p in "qkvo"}
+    assert "0.mlp.up_proj" in adapted
+
+
+def test_every_part_but_saebench_measures_a_transcoder(workspace: ws.Workspace, run: Path, tmp_path: Path) -> None:
+    given = {"adapter": run, "out": tmp_path / "evals", "device": "cpu", **FEW}
+    assert main(["evaluate", *ws.as_flags(given), "--parts", *PARTS]) == 0
+    found = {part: json.loads((tmp_path / "evals" / f"{part}.json").read_text())["result"] for part in PARTS}
+    results = json.loads((run / "results.json").read_text())
+    assert found["loss"]["ce_adapted"] == pytest.approx(results["ce_adapted"], abs=1e-6)
+    assert found["faithfulness"]["ce"]["sae"]["value"] == pytest.approx(results["ce_sae"], abs=1e-5)
+    assert torch.isfinite(torch.tensor(found["drift"]["layers"][1]["l2"]["sae"]["value"]))
+
+
+@pytest.mark.parametrize("options", [{"method": "linear"}, {"method": "lora+sae"}])
+def test_methods_that_train_the_sae_refuse_a_transcoder(
+    workspace: ws.Workspace,
+    transcoder: Path,
+    tmp_path: Path,
+    options: dict[str, str],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert workspace.adapt(tmp_path / "run", sae=transcoder, **options) == 2
+    assert "what stands at layers.1.mlp_out is a transcoder: use method lora" in " ".join(
+        capsys.readouterr().err.split()
+    )
+
+
+def test_a_transcoder_of_another_model_and_two_writers_are_one_line_each(
+    workspace: ws.Workspace, transcoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = ws.write_transcoder(tmp_path / "other", layer=1, d_in=24)
+    assert workspace.adapt(tmp_path / "run", sae=other) == 2
+    assert "reads d_in 24, this model has d_model 32: is it for another model?" in capsys.readouterr().err
+    twice = ws.write_transcoder(tmp_path / "twice", layer=1)
+    assert workspace.adapt(tmp_path / "run", sae=[transcoder, twice]) == 2
+    assert "two SAEs at layers.1.mlp_out" in capsys.readouterr().err
