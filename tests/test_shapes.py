@@ -108,7 +108,7 @@ WRONG: dict[str, Callable[[], Any]] = {
     "data: one row without its batch": lambda: Rows(torch.ones(4, dtype=torch.long), 1),
     "data: rows of two dimensions each": lambda: StreamedRows(iter([torch.ones(1, 4).long()]), 1)[:1],
     "objectives: losses by token": lambda: balanced(torch.ones(2), *[torch.ones(())] * 3),
-    "objectives: a mask of other tokens": lambda: BatchErrors()(
+    "objectives: a mask of other tokens": lambda: BatchErrors(1.0)(
         Hookpoint(0), torch.ones(2, 3), torch.ones(2, 5), torch.ones(2, 3), torch.ones(3, dtype=torch.bool)
     ),
     "sae_training: layers of two widths": lambda: relative_error(

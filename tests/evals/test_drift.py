@@ -221,5 +221,12 @@ def test_rate_correlation_is_pearsons_with_an_interval_around_it():
     assert found["low"] < found["high"] < 1
 
 
+@pytest.mark.parametrize("block", range(3))
+def test_rate_correlation_is_told_though_some_draws_hold_nothing_that_fires(block):
+    fired = np.zeros((3, 5))
+    fired[block] = range(1, 6)
+    assert correlation(fired, fired) == pytest.approx({"value": 1.0, "low": 1.0, "high": 1.0})
+
+
 def test_latents_that_all_fire_equally_often_have_no_correlation():
     assert correlation(np.ones((3, 5)), np.ones((3, 5)))["value"] is None

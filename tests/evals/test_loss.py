@@ -346,3 +346,14 @@ def test_rows_without_predictions_leave_the_intervals_alone():
     for values in sums.sums.values():
         values += [0.0] * 15
     assert sums.compute() == expected
+
+
+def test_a_row_of_a_single_prediction_counts():
+    sums = measured(20, 4)
+    before, n = sums.compute(), sum(sums.n)
+    sums.n.append(1.0)
+    for values in sums.sums.values():
+        values.append(2.0)
+    found = sums.compute()
+    assert found.n == before.n + 1
+    assert found.point["ce_sae"] == pytest.approx((before.point["ce_sae"] * n + 2) / (n + 1))

@@ -104,6 +104,17 @@ def test_sequence_sum_is_token_mean_times_the_context() -> None:
     torch.testing.assert_close(norms["sequence_sum"], context * norms["token_mean"])
 
 
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+def test_both_models_run_in_the_half_precision_that_is_given_and_else_in_their_own(autocast: Any) -> None:
+    model, seen = adapted().float(), set()
+    for layer in model.base_model.model.model.layers:
+        layer.mlp.down_proj.register_forward_hook(lambda module, args, out: seen.add(out.dtype))
+    with splice(model, {SITE: TinySAE(D_MODEL).float()}, SPARE_SPECIAL) as spliced:  # type: ignore[dict-item]
+        recipe = DistillRecipe(**RECIPE)
+        Distill(model, [Branch("default", spliced, recipe)], n_rows=2, autocast=autocast).step(batches()[0], 0.0)
+    assert seen == {autocast or torch.float32}
+
+
 @pytest.mark.parametrize("layers", [(2, 3), (0, 1, 2, 3)])
 # SPEC 3.3
 def test_only_the_adapter_changes(layers: tuple[int, ...]) -> None:

@@ -39,6 +39,7 @@ def test_a_step_is_halved_until_it_fits_and_says_so(monkeypatch: pytest.MonkeyPa
         fit_step(one, ROWS, said.append, ALONE)
         assert one.rows_at_once == len(ROWS) // 2
         assert f"{len(ROWS) // 2} rows at a time" in said[0]
+        assert f"needs about {(fixed + row * len(ROWS)) / 1e6:.1f} MB of memory" in said[0]
         assert torch.equal(torch.get_rng_state(), state)
 
 

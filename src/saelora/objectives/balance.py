@@ -22,7 +22,7 @@ class BatchErrors:
         weight: 0 for a batch that is another process's, else 1.
     """
 
-    def __init__(self, weight: float = 1.0):
+    def __init__(self, weight: float):
         self.weight = weight
         self.errors: dict[Hookpoint, Tensor] = {}  # sums over this process's rows
         # [4 + d]: error, positions, squares of x, error relative to them by position, x; over processes
