@@ -24,6 +24,7 @@ from saelora.named import check_saes, data_of, model_of
 from saelora.options import DataConfig, SourceConfig, SplicedConfig
 from saelora.saes.loading import LoadedSAE, check_fits, load_sae
 from saelora.saes.processing import check_centring
+from saelora.saes.sets import transcoders_of
 from saelora.saes.sparse import sparse, worthwhile
 
 VALIDATION_SEED = 0  # the same held-out rows for every training seed, so that seeds compare
@@ -69,8 +70,11 @@ def assemble(
     device = pick_device(config.device)
     saes: dict[Hookpoint, LoadedSAE] = {}
     cache = {} if cache is None else cache
-    for i, ref in enumerate(config.sae):
-        where = parse_hookpoint(config.hookpoint[i]) if config.hookpoint else None
+    places = [parse_hookpoint(text) for text in config.hookpoint] or [None] * len(config.sae)
+    named = list(zip(config.sae, places, strict=True))
+    for sets in config.transcoders:
+        named += [(ref, None) for ref in transcoders_of(sets, config.transcoder_layers, anatomy.n_layers)]
+    for ref, where in named:
         if (ref, where) not in cache:
             found = load_sae(ref, hookpoint=where, device=device, dtype=torch.float32)
             cache[ref, where] = _with_sparse_decode(found, config.sparse_decode, device.type)

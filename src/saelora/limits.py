@@ -57,6 +57,15 @@ def placement(value: str) -> str | None:
     return "after, all, or layers:13,14 (layers:13-20, the lower one first)"
 
 
+def transcoder_layers(value: str) -> str | None:
+    """Whether the model has these layers is seen later."""
+    ranges = re.findall(r"(\d+)-(\d+)", value)
+    known = re.fullmatch(r"all|every:[1-9]\d{0,5}|\d{1,6}(-\d{1,6})?(,\d{1,6}(-\d{1,6})?)*", value)
+    if known and all(int(low) <= int(high) for low, high in ranges):
+        return None
+    return "all, every:3 (another number than 3), or layers as in 0,4,8-12"
+
+
 def exempt(value: str) -> str | None:
     """A position that SAEs leave alone, as ``saelora.core.token_mask`` reads it."""
     if re.fullmatch(r"bos|eos|pad|none|first(:\d{1,6})?|massive(:\d+(\.\d+)?)?|\d{1,9}", str(value)):

@@ -64,12 +64,18 @@ def check_model(ref: str, config: ModelConfig) -> None:
 
 def check_saes(config: SAEConfig) -> None:
     """Raise InputError where there is no SAE, a path is not there, or hookpoints are not one each."""
-    if not config.sae:
+    if not config.sae and not config.transcoders:
         raise InputError("no SAE given: name one with --sae, e.g. --sae gemma-scope-2b-pt-res-canonical/layer_12/...")
     if config.hookpoint and len(config.hookpoint) != len(config.sae):
         raise InputError(f"{len(config.hookpoint)} --hookpoint for {len(config.sae)} --sae: give one each, or none")
     for ref in config.sae:
         check_sae_path(ref)
+    for ref in config.transcoders:
+        if "*" not in ref and _is_local(ref, ()) and not exists(ref):
+            raise InputError(
+                f"transcoders {_short(ref)} do not exist: expected a folder, a release of SAELens's registry or a "
+                "hub name"
+            )
 
 
 def check_sae_path(ref: str) -> None:

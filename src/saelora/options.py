@@ -4,7 +4,7 @@ from typing import Literal
 
 from saelora.config import Configuration, Count, option
 from saelora.errors import InputError
-from saelora.limits import POSITIVE, ROW, Within, device, exempt
+from saelora.limits import POSITIVE, ROW, Within, device, exempt, transcoder_layers
 from saelora.models.hookpoints import parse_hookpoint
 
 
@@ -47,6 +47,14 @@ class SAEConfig(Configuration):
         "an SAE or transcoder: release/sae_id of SAELens's registry, a hub repository, or a local folder (SAELens, "
         "Gemma Scope, Llama Scope, sparsify, dictionary_learning, circuit-tracer's layer_N.safetensors); repeat for "
         "several",
+    )
+    transcoders: list[str] = option(
+        [],
+        "transcoders of many layers by one name, in the place of their MLPs: a folder, a release of SAELens's registry "
+        "or a hub repository, with * where it holds several a layer (release/layer_*_width_16k_l0_small)",
+    )
+    transcoder_layers: str = option(
+        "all", "the layers of --transcoders: all, every:3, or some, as in 0,4,8-12", limit=transcoder_layers
     )
     hookpoint: list[str] = option(
         [],

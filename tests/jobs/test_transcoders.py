@@ -49,6 +49,58 @@ def test_every_part_but_saebench_measures_a_transcoder(workspace: ws.Workspace, 
     assert torch.isfinite(torch.tensor(found["drift"]["layers"][1]["l2"]["sae"]["value"]))
 
 
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sets")
+    for layer in range(ws.N_LAYERS):
+        ws.write_transcoder(root / f"layers.{layer}.mlp", layer=layer)
+    return root
+
+
+def test_every_mlp_is_replaced_adapted_round_and_measured_again(
+    workspace: ws.Workspace, sets: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    assert workspace.adapt(out, sae=None, transcoders=sets, placement="all") == 0
+    results = json.loads((out / "results.json").read_text())
+    assert list(results["saes"]) == [f"layers.{layer}.mlp_out" for layer in range(ws.N_LAYERS)]
+    assert results["gap_closed"] > 0.1
+    with safe_open(out / "adapter_model.safetensors", "pt") as file:
+        assert not any("mlp" in key for key in file.keys())  # noqa: SIM118
+    assert main(["evaluate", "--adapter", str(out), "--out", str(tmp_path / "again.json")]) == 0
+    again = json.loads((tmp_path / "again.json").read_text())
+    assert again["ce_adapted"] == pytest.approx(results["ce_adapted"], abs=1e-6)
+    assert again["ce_sae"] == pytest.approx(results["ce_sae"], abs=1e-6)
+
+
+def test_some_of_the_mlps_are_replaced(workspace: ws.Workspace, sets: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    more = {"transcoder_layers": "every:2", "sae": workspace.sae}
+    assert workspace.adapt(out, transcoders=sets, **more) == 0
+    found = json.loads((out / "results.json").read_text())
+    assert sorted(found["saes"]) == ["layers.0.mlp_out", "layers.1.resid_post", "layers.2.mlp_out"]
+
+
+def test_sets_with_layers_missing_or_too_many_are_one_line(
+    workspace: ws.Workspace, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*flags: str, where: Path = sets) -> str:
+        capsys.readouterr()
+        assert workspace.adapt(tmp_path / "run", *flags, sae=None, transcoders=where) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    some = tmp_path / "some"
+    ws.write_transcoder(some / "layers.1.mlp", layer=1)
+    assert "has no transcoder of layer 0, but of layers 1; this model has layers 0 to 3" in refused(where=some)
+    ws.write_transcoder(some / "layers.7.mlp", layer=7)
+    assert "has a transcoder of layer 7, this model has layers 0 to 3: is it for another model?" in refused(where=some)
+    assert "transcoder_layers names layer 9" in refused("--transcoder-layers", "0,9")
+    assert "expected all, every:3" in refused("--transcoder-layers", "most")
+    assert "do not exist" in refused(where=tmp_path / "nowhere")
+    ws.write_transcoder(some / "again" / "layers.1.mlp", layer=1)
+    assert "holds no transcoders" in refused(where=workspace.data)
+
+
 @pytest.mark.parametrize("options", [{"method": "linear"}, {"method": "lora+sae"}])
 def test_methods_that_train_the_sae_refuse_a_transcoder(
     workspace: ws.Workspace,

@@ -200,12 +200,12 @@ class Splice:
     def _instead_of_mlp(self, hookpoint: Hookpoint) -> Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]:
         """The MLP runs where its output is kept, and wholly where somebody wants to see that.
 
-        Compiled code runs it wholly too: the number of kept positions differs from batch to batch.
+        Compiled code and CUDA graphs run it wholly too: the number of kept positions differs from batch to batch.
         """
 
         def instead(mlp: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             seen = self.observer is not None or self._policy.massive is not None
-            if not self.enabled or seen or torch.compiler.is_compiling():
+            if not self.enabled or seen or torch.compiler.is_compiling() or _recorded(args):
                 return mlp(*args, **kwargs)
             return only_at(mlp, self._exempt.index(self._tokens(hookpoint)), args, kwargs)
 
@@ -281,6 +281,11 @@ def splice(
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _recorded(args: tuple[Any, ...]) -> bool:
+    """Whether what is run now is recorded, to be replayed on other tokens."""
+    return bool(args) and args[0].is_cuda and torch.cuda.is_current_stream_capturing()
 
 
 def _mean(x: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     check_acting(config, "evaluate", {"parts": parts})
     asked = Asked(parts, folder, console, {} if folder is None or config.overwrite else read_kept(folder, parts))
     asked.check(config)
-    console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
+    console.say(f"loading {config.model} and {', '.join([*config.sae, *config.transcoders]) or 'no SAE'}")
     # seconds, torch among them: after what can be wrong without them
     from saelora.assemble import assemble, autocast_dtype, validation_rows
     from saelora.core.check import check_against_whole

@@ -19,7 +19,12 @@ if TYPE_CHECKING:
     from saelora.jobs.evaluate import EvaluateConfig
 
 # what says how a model, an SAE or a text is read goes with it: one that is given is not read as the run's own was
-_COMPANIONS = {"model": ("revision",), "sae": ("hookpoint",), "data": ("subset", "split", "text_column")}
+_COMPANIONS = {
+    "model": ("revision",),
+    "sae": ("hookpoint",),
+    "transcoders": ("transcoder_layers",),
+    "data": ("subset", "split", "text_column"),
+}
 
 
 def with_recorded(config: C, recorded: Manifest, own: Collection[str]) -> C:

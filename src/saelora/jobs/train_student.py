@@ -34,7 +34,7 @@ def train_student(config: StudentConfig, command: str) -> RunResult:
     check_acting(config, command)
     recipe_of(config)  # refuses bad values before anything is loaded
     check_named(config)
-    console.say(f"loading {config.model} and {', '.join(config.sae) or 'no SAE'}")
+    console.say(f"loading {config.model} and {', '.join([*config.sae, *config.transcoders]) or 'no SAE'}")
     from saelora.jobs.student_run import train_and_measure  # seconds: after what can be wrong without it
 
     with ExitStack() as held:

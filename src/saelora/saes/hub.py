@@ -58,6 +58,15 @@ def fetch(ref: str, revision: str | None = None) -> Fetched:
     return Fetched(folder / within, found.format, f"{repo}/{within}".rstrip("/"), commit)
 
 
+def paths_of(repo: str) -> list[str]:
+    """The files of a repository, or those of its snapshot in the cache where the hub cannot be reached.
+
+    Raises:
+        InputError: no such repository, no access, or no network and nothing in the cache.
+    """
+    return _list(repo, None)[1]
+
+
 def _list(repo: str, revision: str | None) -> tuple[str, list[str], bool]:
     """Commit hash, paths in the repository, and whether the hub answered."""
     from huggingface_hub import HfApi

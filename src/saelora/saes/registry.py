@@ -129,6 +129,12 @@ def completed(parts: Parts | TranscoderParts, entry: Entry | None) -> Parts | Tr
     return Parts({**cfg, "metadata": metadata} if metadata else cfg, parts.weights)
 
 
+def ids_of(release: str) -> list[str] | None:
+    """The sae_id of every entry of a release; None where there is no such release."""
+    data = _releases().get(release)
+    return None if data is None else [str(sae["id"]) for sae in data["saes"]]
+
+
 def near_releases(text: str) -> list[str]:
     """Up to three releases whose name is close to the first segment of `text`."""
     return difflib.get_close_matches(text.partition("/")[0], _releases(), n=3, cutoff=0.75)
