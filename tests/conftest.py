@@ -14,8 +14,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from typecheck import install
+
 CHECKED = [f"saelora.{room}" for room in ("core", "models", "data", "saes", "objectives", "sae_training")]
-jaxtyping.install_import_hook(CHECKED, "typecheck.check")  # before any of them is imported
+install(CHECKED)
 
 import families  # noqa: E402
 import workspace as ws  # noqa: E402
