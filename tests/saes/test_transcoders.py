@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from saelora.errors import InputError
 from saelora.saes.loading import load_sae
+from saelora.saes.sparse import sparse
 from saelora.saes.transcoder import Transcoder
 
 D, S, K = 6, 20, 4
@@ -228,6 +229,34 @@ def test_one_transcoder_has_one_fingerprint_in_every_format(tmp_path: Path):
     w = {k: v for k, v in weights().items() if k not in ("threshold", "W_skip")}
     folder = circuit_tracer(tmp_path / "set", w, SET)
     assert load_sae(str(tmp_path / "t")).fingerprint == load_sae(str(folder / "layer_0.safetensors")).fingerprint
+
+
+@pytest.mark.parametrize("kind", ["topk", "jumprelu"])
+def test_gathering_active_latents_gives_the_same_transcoder(tmp_path: Path, kind):
+    from sparsify import SparseCoder, SparseCoderConfig
+
+    if kind == "topk":
+        cfg = SparseCoderConfig(k=K, num_latents=S, transcode=True, skip_connection=True)
+        coder = SparseCoder(D, cfg)
+        for parameter in coder.parameters():
+            parameter.data.normal_()
+        coder.save_to_disk(tmp_path / "layers.3.mlp")
+        folder = tmp_path / "layers.3.mlp"
+    else:
+        saelens(tmp_path / "t", "jumprelu_skip_transcoder")
+        folder = tmp_path / "t"
+    sae = load_sae(str(folder), dtype=torch.float64).sae
+    gathered = sparse(sae)
+    assert gathered is not sae
+    pull = torch.randn(x().shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    found, expected = (x().requires_grad_() for _ in range(2))
+    recon, dense = gathered.reconstruct(found), sae.decode(sae.encode(expected))
+    torch.testing.assert_close(recon, dense, rtol=0, atol=1e-10)
+    (recon * pull).sum().backward()
+    (dense * pull).sum().backward()
+    torch.testing.assert_close(found.grad, expected.grad, rtol=0, atol=1e-10)
+    assert gathered.reads == "mlp_in"
+    torch.testing.assert_close(gathered.skip(x()), sae.skip(x()), rtol=0, atol=0)
 
 
 def refused(ref):

@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saelora.saes.transcoder import Transcoder
+
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}  # of one [C, S] tensor of pre-activations
 _MIN_CHUNK = 256  # tokens; the encoder is read once a chunk
 _CROSSOVER = {"cpu": 16}  # device -> least d_sae per active latent at which gathering is faster; see worthwhile()
@@ -22,7 +24,8 @@ _CROSSOVER = {"cpu": 16}  # device -> least d_sae per active latent at which gat
 def sparse(sae: Any) -> Any:
     """``sae`` with a ``reconstruct`` that gathers, where that gives the same reconstructions; else ``sae`` itself.
 
-    It applies to SAELens's TopKSAE and JumpReLUSAE whose inputs are neither normalised at run time nor reshaped.
+    It applies to SAELens's TopKSAE and JumpReLUSAE whose inputs are neither normalised at run time nor reshaped, and to
+    transcoders of both kinds.
     """
     if isinstance(sae, SparseSAE) or _kind(sae) is None:
         return sae
@@ -73,7 +76,8 @@ class SparseSAE(nn.Module):
     def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """[..., d_in] -> decode(encode(x)), up to the order of summation; gradients reach x alone.
 
-        An SAE that is being trained, or watched by hooks of its own, goes through encode and decode.
+        An SAE that is being trained, or watched by hooks of its own, goes through encode and decode. A transcoder's is
+        [..., d_out], without its skip connection.
         """
         sae = self.sae
         if _kind(sae) is None or any(p.requires_grad for p in sae.parameters()) or _hooked(sae):
@@ -86,7 +90,7 @@ class SparseSAE(nn.Module):
         recon_ND = F.embedding_bag(
             active.index_A, sae.W_dec, active.offset_N, per_sample_weights=active.weight_A, mode="sum"
         )
-        recon: Tensor = (recon_ND + sae.b_dec).view(x.shape)
+        recon: Tensor = (recon_ND + sae.b_dec).view(*x.shape[:-1], sae.W_dec.shape[1])
         return recon
 
     def _encoder_rows(self) -> Tensor:
@@ -151,6 +155,8 @@ def _kind(sae: Any) -> str | None:
     """ "topk" or "jumprelu" where ``reconstruct`` knows the SAE's arithmetic, else None."""
     from sae_lens import JumpReLUSAE, TopKSAE
 
+    if type(sae) is Transcoder:
+        return sae.cfg.activation if sae.cfg.activation in ("topk", "jumprelu") else None
     if type(sae) not in (TopKSAE, JumpReLUSAE):
         return None
     # SAELens folds both expected_average_only_in and covariance_whitening into the weights

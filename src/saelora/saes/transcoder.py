@@ -5,7 +5,7 @@ Shapes: D d_in, S d_sae, O d_out.
 
 from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
-from typing import Literal, NoReturn, get_args
+from typing import ClassVar, Literal, NoReturn, get_args
 
 import torch
 from jaxtyping import Float
@@ -64,6 +64,8 @@ class TranscoderConfig:
     skip: bool
     metadata: SimpleNamespace
     normalize_activations: str = "none"
+    apply_b_dec_to_input: ClassVar[bool] = False
+    rescale_acts_by_decoder_norm: ClassVar[bool] = False
 
     def architecture(self) -> str:
         """SAELens's name where it has one."""
@@ -88,6 +90,11 @@ class Transcoder(nn.Module):
         self.cfg, self.reads = cfg, reads
         for name, weight in weights.items():
             setattr(self, name, nn.Parameter(weight, requires_grad=False))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights'."""
+        return self.W_enc.dtype
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         pre = x @ self.W_enc + self.b_enc
