@@ -20,7 +20,10 @@ from saelora.evals.batches import batches
 from saelora.evals.loss_result import LossResult, SAEFigures
 from saelora.evals.loss_sums import LossSums, SAESums
 from saelora.evals.variant import AGAINST_BASE, Variant
+from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
+
+GPU_TOKENS = 8_192  # of a batch
 
 
 def evaluate_loss(
@@ -30,7 +33,7 @@ def evaluate_loss(
     rows: Tensor,
     *,
     arms: Sequence[str] | None = None,
-    batch_rows: int = 2,
+    batch_rows: int | None = None,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
     group: Group = ALONE,
@@ -43,6 +46,7 @@ def evaluate_loss(
         saes: of the adapted model, and without ``reference`` of the spliced one too.
         arms: of "sae" (spliced), "adapted" (spliced + adapter), "adapted_clean" (adapter, SAE taken out), "zero"
             (zeros instead of reconstructions); default all that the model has.
+        batch_rows: rows that go through the model together; default: 2, on a GPU about 8,192 tokens.
         progress: told of the tokens of each finished batch.
         group: the processes that divide the batches between them; each returns the same.
         reference: the SAEs as they were, where ``saes`` were trained in the model.
@@ -58,6 +62,7 @@ def evaluate_loss(
     Raises:
         InputError: no position of the rows is replaced by the SAE, or the model cannot be run in parts.
     """
+    batch_rows = batch_rows or _batch_rows(model, rows)
     with ExitStack() as stack:
         spliced = stack.enter_context(splice(model, saes, token_mask))
         before = None if reference is None else stack.enter_context(splice(model, reference, token_mask))
@@ -86,7 +91,7 @@ def evaluate_branches(
     rows: Tensor,
     *,
     arms: Sequence[str] | None = None,
-    batch_rows: int = 2,
+    batch_rows: int | None = None,
     autocast: torch.dtype | None = None,
     progress: Callable[[int], None] = lambda n_tokens: None,
     group: Group = ALONE,
@@ -97,6 +102,7 @@ def evaluate_branches(
     All share the clean pass, and the students of one splice its spliced arm. ``reference``: the open splice that is the
     spliced arm of all of them, where their own SAEs were trained; the adapted arm then needs no adapter.
     """
+    batch_rows = batch_rows or _batch_rows(model, rows)
     variants = [Variant(arm) for arm in arms or AGAINST_BASE]
     done: list[LossSums] = []
     with ExitStack() as stack:
@@ -115,6 +121,11 @@ def evaluate_branches(
     starts = token_mask.row_starts(rows)
     made = {name: {**runs.results(name, losses, saes), "row_starts": starts} for name in branches}
     return {name: LossResult.model_validate(found) for name, found in made.items()}
+
+
+def _batch_rows(model: nn.Module, rows: Tensor) -> int:
+    """A GPU takes about as long for two short rows as for many."""
+    return max(2, GPU_TOKENS // rows.shape[1]) if device_of(model).type == "cuda" else 2
 
 
 class _Arms:
