@@ -112,7 +112,7 @@ class Ours:
         for name, rank in zip(names[1:], self.ranks[1:], strict=True):
             add_adapter(self.model, name, self.placement, hookpoint, rank=rank, alpha=rank)
         spliced = Splice({hookpoint: our_sae(setting.sae, setting.device)}, setting.token_mask, None)
-        spliced.attach(self.model, anatomy_of(self.model))
+        spliced.attach(self.model, anatomy_of(self.model), [])
         branches = [Branch(name, spliced, DistillRecipe()) for name in names]
         self.distill = Distill(
             self.model, branches, n_rows=1_000_000, autocast=setting.autocast, compiled=self.compiled
