@@ -39,6 +39,7 @@ class Options(Configuration):
     sae: list[str] = option([], "SAEs")
     betas: tuple[float, ...] = option((0.9, 0.99), "betas")
     quiet: bool = option(False, "say nothing")
+    switch: Literal["auto", "on", "off"] = option("auto", "where it pays")
     long_name: int | None = option(None, "with a dash")
 
 
@@ -46,6 +47,13 @@ def parse(*words: str) -> Options:
     parser = argparse.ArgumentParser()
     add_options(parser, Options)
     return build(Options, vars(parser.parse_args(words)))
+
+
+def test_a_switch_is_on_where_it_stands_alone_and_yaml_says_true_for_on() -> None:
+    assert [parse(*words).switch for words in ([], ["--switch"], ["--switch", "off"])] == ["auto", "on", "off"]
+    assert [build(Options, yaml.safe_load(f"switch: {word}")).switch for word in ("on", "off", "true", "auto")] == [
+        *("on", "off", "on", "auto")
+    ]
 
 
 @pytest.mark.parametrize(

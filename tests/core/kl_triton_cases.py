@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from saelora.core import kl_triton
 from saelora.core.head import Head
 from saelora.core.kl_head import kl_head, kl_heads
+from saelora.objectives.fitting import _head_bytes
 
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 N, D, V = 7, 12, 50
@@ -272,3 +273,11 @@ def test_the_trial_passes_here_and_sees_a_kernel_that_is_wrong(monkeypatch):
     monkeypatch.setattr(kl_triton._Logits, "cap", 3.0)
     with pytest.raises(ArithmeticError, match="away from the chunked code"):
         kl_triton.trial(torch.device(DEVICE))
+
+
+def test_a_step_is_fitted_by_what_the_kernels_hold(monkeypatch):
+    head = head_of(torch.bfloat16)
+    held = _head_bytes(head, 10_000)
+    assert held == 2 * 2 * V * 10_000
+    monkeypatch.setenv("SAELORA_KL_HEAD", "chunked")
+    assert _head_bytes(head, 10_000) == 5 * 4 * V * 10_000

@@ -1,5 +1,6 @@
 """Placement, what is adapted, and what a disabled or saved adapter means."""
 
+import copy
 from itertools import product
 
 import pytest
@@ -11,6 +12,7 @@ from transformers.pytorch_utils import Conv1D
 
 import families
 from families import D_MODEL, N_LAYERS
+from saelora.core import lora_linear
 from saelora.core.lora import adapted_layers, disabled, fuse, layers_of, lora_config
 from saelora.core.splice import splice
 from saelora.errors import InputError
@@ -200,6 +202,56 @@ def test_fused_layers_give_pefts_values_and_gradients(fresh, batch, name, option
     assert (torch.ops.aten.addmm_.default in called.operations) == ("use_dora" not in options)
     for got, wanted in zip(found, expected, strict=True):
         torch.testing.assert_close(got, wanted, rtol=0, atol=1e-11 * max(1.0, wanted.abs().max().item()))
+
+
+class Casts(TorchDispatchMode):
+    """Notes the shape of every tensor whose precision is changed."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket is torch.ops.aten._to_copy and (kwargs or {}).get("dtype") not in (None, args[0].dtype):
+            self.shapes.append(tuple(args[0].shape))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("on_a_gpu", [True, False])
+def test_under_autocast_gpus_cast_weights_alone_and_cpus_are_left_to_peft(fresh, batch, monkeypatch, on_a_gpu):
+    """A CPU stands for the GPU: the same operations, the same autocast."""
+    model = moved(fresh("llama")).bfloat16()
+    adapter = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in adapter.values():
+        parameter.data = parameter.data.float()
+    exact = [tensor.double() for tensor in value_and_gradients(copy.deepcopy(model).double(), batch.ids)]
+    if on_a_gpu:
+        monkeypatch.setattr(lora_linear, "ONE_CAST", ("cpu",))
+
+    def run():
+        with torch.autocast("cpu", torch.bfloat16), Casts() as casts:
+            logits = model(input_ids=batch.ids).logits
+        grads = torch.autograd.grad(logits.double().logsumexp(-1).square().sum(), list(adapter.values()))
+        return [logits.detach(), *grads], casts.shapes
+
+    peft, peft_casts = run()
+    fuse(model)
+    fused, casts = run()
+    assert [tensor.dtype for tensor in fused] == [tensor.dtype for tensor in peft]
+    if not on_a_gpu:
+        assert casts == peft_casts
+        assert all(torch.equal(a, b) for a, b in zip(fused, peft, strict=True))
+        return
+    weights = {tuple(p.shape) for p in adapter.values()}
+    weights |= {shape[::-1] for shape in weights}
+    adapted = len(adapter) // 2  # linear layers
+    assert len(peft_casts) - len(casts) >= adapted
+    assert sum(shape in weights for shape in casts) == len(adapter)
+
+    def error(found):
+        return sum(((a.double() - b).norm() / b.norm()).item() for a, b in zip(found, exact, strict=True)) / len(exact)
+
+    assert error(fused) < 1.1 * error(peft)
 
 
 def test_fused_layers_leave_merged_disabled_and_several_adapters_to_peft(fresh, batch):

@@ -68,13 +68,13 @@ def trainable_saes(method: Method) -> dict[Hookpoint, Any]:
     return {h: moved(TrainableSAE(sae, method.part, rank=RANK, seed=i)) for i, h in enumerate(method.hookpoints)}
 
 
-def model_with(methods: Sequence[Method]) -> Any:
-    model: Any = copy.deepcopy(families.tiny("llama")).requires_grad_(False)
+def model_with(methods: Sequence[Method], dropout: float = 0.0, family: str = "llama") -> Any:
+    model: Any = copy.deepcopy(families.tiny(family)).requires_grad_(False)
     wrapped = False
     for i, method in enumerate(methods):
         if method.layers:
             torch.manual_seed(0)
-            config = lora_config(model, list(method.layers), rank=2, alpha=4.0)
+            config = lora_config(model, list(method.layers), rank=2, alpha=4.0, dropout=dropout)
             if wrapped:
                 model.add_adapter(f"b{i}", config)
             else:
@@ -83,12 +83,15 @@ def model_with(methods: Sequence[Method]) -> Any:
 
 
 @contextmanager
-def objective(methods: Sequence[Method], **options: Any) -> Iterator[Distill]:
-    model = model_with(methods)
+def objective(
+    methods: Sequence[Method], device: str = "cpu", dropout: float = 0.0, family: str = "llama", **options: Any
+) -> Iterator[Distill]:
+    model = model_with(methods, dropout, family).to(device)
     with ExitStack() as stack:
         branches = []
         for i, method in enumerate(methods):
-            spliced = stack.enter_context(splice(model, trainable_saes(method), SPARE_SPECIAL))
+            saes = {hookpoint: sae.to(device) for hookpoint, sae in trainable_saes(method).items()}
+            spliced = stack.enter_context(splice(model, saes, SPARE_SPECIAL))
             branches.append(Branch(f"b{i}", spliced, DistillRecipe(**{**RECIPE, **method.recipe})))
         yield Distill(model, branches, n_rows=2 * N_STEPS, **options)
 

@@ -19,7 +19,7 @@ from saelora.core.students import Student
 from saelora.errors import NonFiniteLoss
 from saelora.evals.loss import evaluate_branches, evaluate_loss
 from saelora.models.anatomy import anatomy_of
-from saelora.models.compiling import compile_layers
+from saelora.models.compiling import CompiledLayers, compile_layers
 from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
@@ -200,3 +200,20 @@ def test_compiled_layers_train_to_the_same_weights(family: str) -> None:
     torch.testing.assert_close(found["aot_eager"][0], found[None][0], rtol=0, atol=1e-12)
     torch.testing.assert_close(found["aot_eager"][1], found[None][1], rtol=0, atol=1e-10)
     assert n_graphs > 0
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_steps_alone_run_compiled_layers_and_one_compiled_layer_is_all_layers() -> None:
+    settings, rows = [SETTINGS["all-layers"]], batches()
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    with branches("llama", settings) as plain, branches("llama", settings) as compiled:
+        compiled._compiled = CompiledLayers(compiled.model, "aot_eager")
+        layers = anatomy_of(compiled.model).layers
+        for i, each in enumerate([*rows, rows[0][:1]]):
+            found, expected = (one.step(each, i / (2 * N_STEPS)) for one in (compiled, plain))
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+            assert not any("forward" in vars(layer) for layer in layers)
+        torch.testing.assert_close(weights(compiled, "b0"), weights(plain, "b0"), rtol=0, atol=1e-10)
+    # the clean pass, the adapted layers, and the first of them, whose input needs no gradient; the last rows: none
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 4 < 2 * len(layers)

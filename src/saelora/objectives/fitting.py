@@ -6,6 +6,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from saelora.core.group import Group
+from saelora.core.head import Head
+from saelora.core.kl_choice import fused
 from saelora.core.kl_head import chunk_size
 from saelora.errors import InputError
 from saelora.objectives.distill import Distill
@@ -61,12 +63,20 @@ def fit_step(
 
 def needs(objective: Distill, rows: Int[Tensor, "n_rows context"]) -> tuple[int, int]:
     """Bytes that a step takes however few its rows, and for each row [context] besides."""
-    vocabulary = objective.head.weight.shape[0]
     trained = sum(p.numel() for run in objective.runs for p in run.trainable.values())
-    chunk = min(rows.numel(), chunk_size(vocabulary, objective.device.type))
-    fixed = BYTES_PER_WEIGHT * trained + _CHUNKS * 4 * vocabulary * chunk
+    fixed = BYTES_PER_WEIGHT * trained + _head_bytes(objective.head, rows.numel())
     ends = _ENDS * 4 * objective.head.weight.shape[1] * rows.shape[1]
     return fixed, int(OVERHEAD * objective.held_bytes(rows[:1])) + ends
+
+
+def _head_bytes(head: Head, n_tokens: int) -> int:
+    """What the KL head holds of [tokens of a chunk, vocabulary] at once, by the code that will run."""
+    vocabulary, itemsize = len(head.weight), head.weight.itemsize
+    if fused([head.weight[:1]], [head]):
+        from saelora.core.kl_triton import chunk_size as fused_chunk_size
+
+        return 2 * itemsize * vocabulary * min(n_tokens, fused_chunk_size(vocabulary, itemsize))
+    return _CHUNKS * 4 * vocabulary * min(n_tokens, chunk_size(vocabulary, head.weight.device.type))
 
 
 def _size(n_bytes: int) -> str:
