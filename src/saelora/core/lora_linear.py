@@ -14,7 +14,7 @@ class FusedLinear(Linear):
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Add the adapter's product straight into the frozen layer's output, in place."""
-        adapter = self.active_adapters[0] if len(self.active_adapters) == 1 else None
+        adapter = self.active_adapters[0] if len(self.active_adapters) == 1 else ""
         plain = not self._disable_adapters and not self.merged_adapters and not args and not kwargs
         if not plain or adapter not in self.lora_A or adapter in self.lora_variant:
             return self._as_peft(x, *args, **kwargs)

@@ -21,9 +21,15 @@ GPU_LOG_EVERY = 10  # steps: reading a loss makes the host wait for the device
 class Steps(Protocol):
     """What every training command's options say of its loop."""
 
-    batch_rows: int | None  # None: 1
-    context: int
-    checkpoint_seconds: float
+    @property
+    def batch_rows(self) -> int | None:
+        """None: 1."""
+        ...
+
+    @property
+    def context(self) -> int: ...
+    @property
+    def checkpoint_seconds(self) -> float: ...
 
 
 def train(

@@ -49,7 +49,7 @@ class CompiledLayers:
     def put_in(self) -> None:
         _GUARDED.add(self._body)
         for layer, forward in self._forwards:
-            layer.forward = forward  # type: ignore[method-assign]
+            layer.forward = forward
 
     @contextmanager
     def used(self) -> Iterator[None]:
