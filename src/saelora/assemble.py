@@ -70,7 +70,8 @@ def assemble(
     device = pick_device(config.device)
     saes: dict[Hookpoint, LoadedSAE] = {}
     cache = {} if cache is None else cache
-    places = [parse_hookpoint(text) for text in config.hookpoint] or [None] * len(config.sae)
+    given: list[Hookpoint | None] = [parse_hookpoint(text) for text in config.hookpoint]
+    places = given or [None] * len(config.sae)
     named = list(zip(config.sae, places, strict=True))
     for sets in config.transcoders:
         named += [(ref, None) for ref in transcoders_of(sets, config.transcoder_layers, anatomy.n_layers)]
