@@ -29,6 +29,7 @@ ROOMS = ("core", "models", "data", "saes", "objectives", "sae_training")
 # Where a shape cannot be said: weights by name have each their own; the other two are told beside them.
 MASK = "keys of a batch [batch, keys], or what transformers prepares of them [batch, heads, queries, keys]"
 WEIGHTS = "tensors of a file or a module by name, each of a shape of its own"
+COMPILED = "inside layers that are compiled, where the check would be compiled too"
 EARLY = "read before torch is imported, so that a command's options cost no second"
 FREE = {
     "core.group.Group.share return": EARLY,
@@ -36,6 +37,8 @@ FREE = {
     "core.group.Group.sum_ tensors": EARLY,
     "core.group.Group.tensors_in_turn return": EARLY,
     "core.group.Group.tensors_in_turn tensors": EARLY,
+    "core.lora_linear.FusedLinear.forward return": COMPILED,
+    "core.lora_linear.FusedLinear.forward x": COMPILED,
     "core.token_mask.TokenMask.__call__ attention_mask": MASK,
     "models.adapters.check_landed stored": WEIGHTS,
     "saes.readers.common.Parts.__init__ weights": WEIGHTS,
@@ -43,6 +46,8 @@ FREE = {
     "saes.readers.common.check_floats state": WEIGHTS,
     "saes.readers.common.read_npz return": WEIGHTS,
     "saes.readers.common.read_safetensors return": WEIGHTS,
+    "saes.transcoder.Transcoder.__init__ weights": WEIGHTS,
+    "saes.transcoder.TranscoderParts.__init__ weights": WEIGHTS,
     "sae_training.export.inference_parts return": WEIGHTS,
     "sae_training.export.inference_sae weights": WEIGHTS,
     "objectives.distill_recipe.DistillRecipe.normaliser rows": EARLY,

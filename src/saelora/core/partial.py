@@ -224,7 +224,7 @@ def _keep(anatomy: Anatomy, hookpoint: Hookpoint, keep: Callable[[Tensor], None]
     return module.register_forward_hook(on_output)
 
 
-def keep_read(anatomy: Anatomy, point: ReadPoint, keep: Callable[[Tensor], None]) -> Any:
+def keep_read(anatomy: Anatomy, point: ReadPoint, keep: Callable[[Float[Tensor, "batch seq d"]], None]) -> Any:
     """A hook that calls keep(x) with what a transcoder reads, [batch, seq, d]."""
     module, rule = anatomy.reading(point)
 
@@ -235,7 +235,7 @@ def keep_read(anatomy: Anatomy, point: ReadPoint, keep: Callable[[Tensor], None]
     return module.register_forward_pre_hook(on_input, with_kwargs=True)
 
 
-def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def first_input(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Float[Tensor, "*batch d"]:
     """The hidden states that a module is called with."""
     hidden: Tensor = args[0] if args else kwargs["hidden_states"] if "hidden_states" in kwargs else kwargs["x"]
     return hidden

@@ -147,7 +147,9 @@ class Splice:
             recon = (recon + _mean(x)).to(x.dtype)
         return torch.where(mask_BS.unsqueeze(-1), recon, x)
 
-    def made(self, hookpoint: Hookpoint, given: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    def made(
+        self, hookpoint: Hookpoint, given: Float[Tensor, "*batch d_in"], dtype: torch.dtype
+    ) -> tuple[Float[Tensor, "*batch d_sae"], Float[Tensor, "*batch d"]]:
         """Latents [..., d_sae] and reconstruction [..., d] of what ``given`` gives, by the steps that observers see."""
         sae = self.saes[hookpoint]
         latents = sae.encode(given)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from saelora.errors import InputError
 
-Rule = Callable[[Tensor], Tensor]
+Rule = Callable[[Float[Tensor, "*batch d"]], Float[Tensor, "*batch d"]]
 _EPSILONS = ("eps", "variance_epsilon")
 _ROUNDINGS = 64
 
