@@ -421,3 +421,4 @@ def test_verdict_follows_the_stated_rule(found, verdict):
     assert told == verdict
     value = found[0]["value"]
     assert (f"{value:.2f}" if value is not None else "nothing") in why
+    assert ("ablating the top latents" in why) == (None not in (value, found[1]["value"]))
