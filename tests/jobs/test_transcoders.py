@@ -39,6 +39,19 @@ def test_adapt_closes_some_of_a_transcoders_gap_and_leaves_the_replaced_mlp_alon
     assert "0.mlp.up_proj" in adapted
 
 
+def test_a_transcoder_that_predicts_nothing_is_doubted_by_what_it_reads(
+    workspace: ws.Workspace, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    capsys.readouterr()
+    assert main(["evaluate", "--adapter", str(run), "--device", "cpu", "--out", str(tmp_path / "again.json")]) == 0
+    printed = capsys.readouterr()
+    said = " ".join((printed.out + printed.err).split())
+    fvu = json.loads((run / "results.json").read_text())["saes"]["layers.1.mlp_out"]["fvu"]
+    assert fvu > 1
+    assert f"the transcoder at layers.1.mlp_out has FVU {fvu:.2f}" in said
+    assert "trained to read mlp_normalized there?" in said
+
+
 def test_every_part_but_saebench_measures_a_transcoder(workspace: ws.Workspace, run: Path, tmp_path: Path) -> None:
     given = {"adapter": run, "out": tmp_path / "evals", "device": "cpu", **FEW}
     assert main(["evaluate", *ws.as_flags(given), "--parts", *PARTS]) == 0

@@ -323,4 +323,20 @@ def measure(
             group=group,
             reference=assembled.sae_modules if tuned else None,
         )
-    return LossResult.model_validate(found)
+    result = LossResult.model_validate(found)
+    for line in _doubts(assembled, result):
+        console.say(line)
+    return result
+
+
+def _doubts(assembled: Assembled, found: LossResult) -> list[str]:
+    """A line on each transcoder that predicts its MLP's output worse than that output's mean does."""
+    from saelora.core.transcoding import transcoder_in
+
+    reads = {str(h): each.reads for h, sae in assembled.sae_modules.items() if (each := transcoder_in(sae)) is not None}
+    return [
+        f"the transcoder at {where} has FVU {found.saes[where].fvu:.2f} on this text, worse than the MLP's mean output "
+        f"(1): is it for this model, and trained to read {site} there?"
+        for where, site in reads.items()
+        if where in found.saes and found.saes[where].fvu > 1
+    ]
