@@ -10,6 +10,7 @@ from typing import Any, Literal
 import pytest
 import yaml
 
+import saelora.assemble  # noqa: F401  # before its imports are put aside below, or they stay so
 from saelora.cli import JOBS, main
 from saelora.config import Count, hints_of, limits_of
 
