@@ -47,3 +47,11 @@ def test_any_recipe_is_runs_or_one_line(
     except InputError as error:
         told = str(error)
     assert "\n" not in told
+
+
+def test_options_that_came_later_and_say_nothing_leave_older_names_as_they_were() -> None:
+    from saelora.jobs import adapt
+    from saelora.jobs.spec import compared
+
+    assert not {"transcoders", "transcoder_layers"} & compared(adapt.Config(sae=["a"])).keys()
+    assert compared(adapt.Config(transcoders=["a"]))["transcoders"] == ["a"]

@@ -92,9 +92,15 @@ def _override(text: str, values: dict[str, Any], kind: type[Recipe]) -> None:
     target[key] = value
 
 
+# options that came later, and what says nothing: left out then, so that older folders go on under the names they have
+_LATER: dict[str, Any] = {"transcoders": [], "transcoder_layers": "all"}
+
+
 def compared(config: Configuration) -> dict[str, Any]:
     """All options that bear on a run's result."""
-    return {key: value for key, value in to_dict(config).items() if key not in NOT_COMPARED}
+    values = to_dict(config)
+    later = {key for key, nothing in _LATER.items() if values.get(key) == nothing}
+    return {key: value for key, value in values.items() if key not in {*NOT_COMPARED, *later}}
 
 
 def digest(values: Mapping[str, Any]) -> str:
