@@ -107,6 +107,23 @@ def test_what_is_compiled_under_a_splice_is_clean_afterwards(fresh, batch):
         torch.testing.assert_close(logits(made, batch), clean, rtol=0, atol=1e-12)
 
 
+def test_splices_left_in_any_order_leave_compiled_code_free(fresh):
+    model, compiled = fresh("llama"), []
+    first, second = (splice(model, saes_at(anatomy_of(model), [Hookpoint(i)]), SPARE_SPECIAL) for i in (1, 2))
+    first.__enter__(), second.__enter__()
+    first.__exit__(None, None, None)
+
+    def noted(graph, inputs):
+        compiled.append(graph)
+        return graph.forward
+
+    torch.compile(lambda x: x + 1, backend=noted)(torch.ones(2))
+    assert not compiled
+    second.__exit__(None, None, None)
+    torch.compile(lambda x: x + 1, backend=noted)(torch.ones(2))
+    assert len(compiled) == 1
+
+
 def test_clean_activations_of_a_compiled_decoder_are_read(fresh, batch):
     model = fresh("llama")
     where = [Hookpoint(1, site) for site in SITES]

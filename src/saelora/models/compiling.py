@@ -2,7 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from weakref import WeakSet
 
 import torch
@@ -15,6 +15,8 @@ WORTHWHILE = (
     2e16  # operations of a training: what compiling takes (20 s and more) is won back twice (gpu.py, on an H100)
 )
 _GUARDED: WeakSet[nn.Module] = WeakSet()  # bodies whose layers ``compile_layers`` has compiled
+_HOLDERS: list[object] = []  # contexts that hold compiled code back, left in any order: the last one lets it go
+_HELD = ExitStack()
 
 
 def is_compiled(model: nn.Module) -> bool:
@@ -86,6 +88,13 @@ def hooks_obeyed(body: nn.Module) -> Iterator[None]:
     """
     if body in _GUARDED:
         yield
-    else:
-        with torch.compiler.set_stance("force_eager"):
-            yield
+        return
+    _HOLDERS.append(object())
+    if len(_HOLDERS) == 1:
+        _HELD.enter_context(torch.compiler.set_stance("force_eager"))
+    try:
+        yield
+    finally:
+        _HOLDERS.pop()
+        if not _HOLDERS:
+            _HELD.close()
