@@ -53,8 +53,11 @@ def test_signal_to_the_launcher_saves_and_one_process_goes_on(workspace: ws.Work
     assert logged[0] == logged[1]
 
 
-def test_input_that_no_process_can_use_ends_in_one_line_and_code_2(workspace: ws.Workspace, tmp_path: Path) -> None:
-    code, printed, said = finished("-m", "saelora", *words(workspace, tmp_path / "run", batch_rows=1))
+@pytest.mark.parametrize("batch_rows", [1, None], ids=["given", "left to the default"])
+def test_input_that_no_process_can_use_ends_in_one_line_and_code_2(
+    workspace: ws.Workspace, tmp_path: Path, batch_rows: int | None
+) -> None:
+    code, printed, said = finished("-m", "saelora", *words(workspace, tmp_path / "run", batch_rows=batch_rows))
     assert code != 0
     assert printed == ""
     (complaint,) = complaints(said)

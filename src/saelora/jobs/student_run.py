@@ -29,6 +29,7 @@ from saelora.models.adapters import adapter_fingerprint
 from saelora.models.compiling import compiling_pays
 from saelora.models.hookpoints import Hookpoint
 from saelora.models.loading import pick_device
+from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
 from saelora.objectives.fitting import fit_step
 from saelora.objectives.trainable_sae import TrainableSAE
@@ -60,9 +61,10 @@ def train_and_measure(
         InputError: bad input, with its remedy.
         Interrupted: stopped by a signal after saving a checkpoint.
     """
-    assembled = assemble(config)
     device = pick_device(config.device)
     config = with_batch_rows(config, device.type)
+    group.check_rows(config.batch_rows or 1)
+    assembled = assemble(config)
     console.say(f"reading {config.data}")
     rows = group.on_main(lambda: read_rows(config, assembled.loaded, config.tokens, "train", config.seed))
     heldout = group.on_main(lambda: validation_rows(config, assembled.loaded))
@@ -76,19 +78,7 @@ def train_and_measure(
         tuned = [sae for sae in branch.spliced.saes.values() if isinstance(sae, TrainableSAE)]
         weights = [p for module in (model, *tuned) for p in module.parameters() if p.requires_grad]
         group.on_main(lambda: check_room(folder, 8 * 4 * sum(p.numel() for p in weights)))
-        autocast = autocast_dtype(assembled.loaded)
-        objective = Distill(
-            model,
-            [branch],
-            n_rows=len(rows.input_ids),
-            autocast=autocast,
-            group=group,
-            graph=config.graph,
-            compiled=config.compile == "auto" and compiling_pays(model, device, rows.input_ids.numel()),
-            say=console.say,
-        )
-        if config.compile != "on":  # another number of rows would be compiled anew
-            fit_step(objective, rows.input_ids[: config.batch_rows], console.say, group)
+        objective = _objective(config, console, assembled, model, branch, rows.input_ids, group)
         group.on_main(lambda: start(config, folder, RESULTS, held))
         state = _train(config, command, console, folder, assembled, objective, rows.input_ids, heldout)
     saes = {h: sae.export() for h, sae in branch.spliced.saes.items() if isinstance(sae, TrainableSAE)}
@@ -99,7 +89,7 @@ def train_and_measure(
     if config.samples:
         console.say("writing sample continuations")
         found["samples"] = _samples(config, assembled, model, saes, heldout)
-    about = measured_on(describe(assembled), heldout, autocast)
+    about = measured_on(describe(assembled), heldout, autocast_dtype(assembled.loaded))
     if saved:
         about = about.having(tuned_saes={sae.hookpoint: sae.fingerprint for sae in saved})
     adapter = group.on_main(lambda: adapter_fingerprint(folder))
@@ -109,6 +99,32 @@ def train_and_measure(
     if group.is_main:
         _write(config, folder, assembled, results, rows.n_documents, saved)
     return results
+
+
+def _objective(
+    config: StudentConfig,
+    console: Console,
+    assembled: Assembled,
+    model: nn.Module,
+    branch: Branch,
+    rows: Tensor,
+    group: Group,
+) -> Distill:
+    """The objective, its steps fitted to memory and, where the run is long enough, compiled."""
+    auto = config.compile == "auto" and not config.shard  # compiled layers are not tested sharded
+    objective = Distill(
+        model,
+        [branch],
+        n_rows=len(rows),
+        autocast=autocast_dtype(assembled.loaded),
+        group=group,
+        graph=config.graph,
+        compiled=auto and compiling_pays(model, pick_device(config.device), rows.numel()),
+        say=console.say,
+    )
+    if config.compile != "on":  # another number of rows would be compiled anew
+        fit_step(objective, rows[: config.batch_rows], console.say, group)
+    return objective
 
 
 def _train(
