@@ -127,7 +127,7 @@ class Runner:
                 fit_step(objective, rows[: first.batch_rows], self.console.say, ALONE, self.memory_share)
                 part = rows[: objective.rows_at_once or first.batch_rows]
                 objective.fit(part, int(self.memory_share * free_bytes(objective.device)))
-                seconds = self._train(points, objective, rows)
+                seconds = self._train(points, first, objective, rows)
                 students = {p.id: Student(s, f"p{p.id}") for p, s in zip(points, splices, strict=True)}
                 with self.console.progress("evaluating", heldout.numel()) as bar:
                     found = evaluate_branches(
@@ -181,14 +181,14 @@ class Runner:
         self.rows[held] = old[held] if held in old else validation_rows(config, self.loaded)
         return self.rows[train], self.rows[held]
 
-    def _train(self, points: list[Point], objective: Distill, rows: Tensor) -> float:
-        """Seconds of training; a part that was interrupted goes on from its checkpoint."""
+    def _train(self, points: list[Point], config: adapt.Config, objective: Distill, rows: Tensor) -> float:
+        """Seconds of training by a configuration's loop; an interrupted part goes on from its checkpoint."""
         folder = _group_folder(self.folder, points)
         write_json(folder / POINTS, [point.id for point in points])
         state = train(
             objective,
             rows,
-            with_batch_rows(points[0].config, objective.device.type),
+            config,
             folder,
             self.console,
             device=objective.device,

@@ -16,7 +16,7 @@ from saelora.core.group import ALONE, Group
 from saelora.core.kl_head import kl_heads
 from saelora.core.splice import Splice
 from saelora.core.students import Shared, Students
-from saelora.errors import NonFiniteLoss
+from saelora.errors import NonFiniteLoss, first_line
 from saelora.models.anatomy import device_of
 from saelora.models.compiling import CompiledLayers
 from saelora.objectives.balance import BatchErrors, balanced
@@ -115,8 +115,7 @@ class Distill:
         except torch._dynamo.exc.TorchDynamoException as error:
             if not first:
                 raise
-            why = next(iter(str(error).splitlines()), type(error).__name__)
-            self._say(f"the model's layers cannot be compiled here, so steps run as they are: {why}")
+            self._say(f"the model's layers cannot be compiled here, so steps run as they are: {first_line(error)}")
             self._compiled = None
             return self._step_as_it_is(rows)
 

@@ -8,13 +8,14 @@ its bits.
 import warnings
 from collections import Counter
 from collections.abc import Callable
+from functools import cached_property
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from saelora.errors import InputError
+from saelora.errors import InputError, first_line
 
 Graph = Literal["auto", "on", "off"]
 Step = Callable[[Int[Tensor, "n_rows context"]], dict[str, Float[Tensor, ""]]]
@@ -81,17 +82,16 @@ class StepGraph:
         """The step as it is, on the stream that records: libraries keep a workspace for each stream."""
         if self._off:
             return self._step(rows)
-        here, aside = torch.cuda.current_stream(self._device), self._stream()
+        here, aside = torch.cuda.current_stream(self._device), self._stream
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             found = self._step(rows.to(self._device, non_blocking=True))
         here.wait_stream(aside)
         return found
 
+    @cached_property
     def _stream(self) -> torch.cuda.Stream:
-        if not hasattr(self, "_own_stream"):
-            self._own_stream = torch.cuda.Stream(self._device)
-        return self._own_stream
+        return torch.cuda.Stream(self._device)
 
     def _record(self, rows: Tensor) -> None:
         """Record a step on rows of this shape, which runs nothing; or take leave of the idea."""
@@ -99,12 +99,12 @@ class StepGraph:
         if why is None:
             self._rows, graph = torch.empty_like(rows, device=self._device), torch.cuda.CUDAGraph()
             try:
-                with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=self._stream()):
+                with torch.cuda.device(self._device), torch.cuda.graph(graph, stream=self._stream):
                     self._metrics = self._step(self._rows)
                 self._graph = graph
                 return
             except Exception as error:  # a library's step may do what cannot be recorded, in ways not for us to list
-                why = f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+                why = f"{type(error).__name__}: {first_line(error)}"
                 torch.cuda.synchronize(self._device)
         self.forget()
         self._off = True
