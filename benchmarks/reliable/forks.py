@@ -61,7 +61,8 @@ def preload() -> None:
     importlib.import_module("saelora.cli")
     for package in ("saelora.jobs", "saelora.reporting", "saelora.evals", "saelora.saes", "saelora.models"):
         for found in pkgutil.walk_packages(importlib.import_module(package).__path__, f"{package}."):
-            importlib.import_module(found.name)
+            if not found.name.endswith(".__main__"):  # a program of another environment
+                importlib.import_module(found.name)
     for name in (
         "encodings.utf_8_sig",
         "encodings.idna",
