@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from saelora.models.hookpoints import Hookpoint, parse_hookpoint
     from saelora.models.loading import load_model
     from saelora.saes.loading import load_sae
+    from saelora.use.loading import load
 
 _HOMES = {
     "Hookpoint": "models.hookpoints",
@@ -37,6 +38,7 @@ _HOMES = {
     "evaluate_loss": "evals.loss",
     "finetune_sae": "jobs.finetune_sae",
     "kl_head": "core.kl_head",
+    "load": "use.loading",
     "load_adapter": "models.adapters",
     "load_model": "models.loading",
     "load_sae": "saes.loading",
@@ -61,6 +63,7 @@ __all__ = [
     "evaluate_loss",
     "finetune_sae",
     "kl_head",
+    "load",
     "load_adapter",
     "load_model",
     "load_sae",

@@ -66,9 +66,13 @@ Observer = Callable[
 ]
 """Called as observer(hookpoint, x, latents, recon, mask) whenever an SAE has run; True where it replaces x.
 
-Of a transcoder, x is what it is to rebuild: the output of the MLP that it stands for, on the input of that pass.
+Latents that an edit has changed are given as it left them. Of a transcoder, x is what it is to rebuild: the output of
+the MLP that it stands for, on the input of that pass.
 x and recon are without the mean over d_model where the SAE was trained on a centred model (``saes.processing``).
 """
+
+Edit = Callable[[Hookpoint, Float[Tensor, "batch seq d_sae"]], Float[Tensor, "batch seq d_sae"]]
+"""Called as edit(hookpoint, latents); gives the latents that are decoded in their place."""
 
 
 class Splice:
@@ -78,6 +82,8 @@ class Splice:
         self.saes = dict(saes)
         self.enabled = True
         self.observer = observer
+        self._edit: Edit | None = None
+        self._keeps_error = False
         self._policy = token_mask
         self._mask: Tensor | None = None
         self._passes = Passes()
@@ -111,6 +117,21 @@ class Splice:
         finally:
             self.observer = before
 
+    @contextmanager
+    def edited_by(self, edit: Edit, *, keep_error: bool = False) -> Iterator[None]:
+        """Change the latents before they are decoded, for as long as this context is open.
+
+        Args:
+            keep_error: what the SAE does not reconstruct stays: x becomes x + decode(edited) - decode(latents), so that
+                an edit that changes nothing leaves the clean model.
+        """
+        before = self._edit, self._keeps_error
+        self._edit, self._keeps_error = edit, keep_error
+        try:
+            yield
+        finally:
+            self._edit, self._keeps_error = before
+
     def _read_tokens(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Keep the token mask of the forward pass that begins."""
         if not self.enabled:
@@ -136,11 +157,15 @@ class Splice:
         self._passes.count(hookpoint)
         mask_BS = self._policy.replaced(hookpoint, x, mask_BS)
         given = self.given(hookpoint, self._read.pop(hookpoint) if hookpoint in self.reads else x, mask_BS)
-        reconstruct = getattr(self.saes[hookpoint], "reconstruct", None) if self.observer is None else None
+        watched = self.observer is not None or self._edit is not None
+        reconstruct = None if watched else getattr(self.saes[hookpoint], "reconstruct", None)
         if reconstruct is not None:
             recon = self._whole(hookpoint, reconstruct(given), given).to(x.dtype)
         else:
-            latents, recon = self.made(hookpoint, given, x.dtype)
+            if self._edit is None:
+                latents, recon = self.made(hookpoint, given, x.dtype)
+            else:
+                latents, recon = self._edited(self._edit, hookpoint, given, x)
             if self.observer is not None:
                 self.observer(hookpoint, self.seen(hookpoint, x), latents, recon, mask_BS)
         if hookpoint in self._centred and hookpoint not in self.reads:
@@ -154,6 +179,17 @@ class Splice:
         sae = self.saes[hookpoint]
         latents = sae.encode(given)
         return latents, self._whole(hookpoint, sae.decode(latents), given).to(dtype)
+
+    def _edited(self, edit: Edit, hookpoint: Hookpoint, given: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The edited latents, and what they make of x."""
+        sae = self.saes[hookpoint]
+        latents = sae.encode(given)
+        edited = edit(hookpoint, latents)
+        if not self._keeps_error:
+            return edited, self._whole(hookpoint, sae.decode(edited), given).to(x.dtype)
+        change = sae.decode(edited) - sae.decode(latents)
+        kept = x if hookpoint in self.reads else self.seen(hookpoint, x)
+        return edited, (kept + change).to(x.dtype)
 
     def _whole(self, hookpoint: Hookpoint, recon: Tensor, given: Tensor) -> Tensor:
         """With what a transcoder's skip connection adds."""
@@ -206,7 +242,7 @@ class Splice:
         """
 
         def instead(mlp: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            seen = self.observer is not None or self._policy.massive is not None
+            seen = self.observer is not None or self._policy.massive is not None or self._keeps_error
             if not self.enabled or seen or torch.compiler.is_compiling() or _recorded(args):
                 return mlp(*args, **kwargs)
             return only_at(mlp, self._exempt.index(self._tokens(hookpoint)), args, kwargs)

@@ -18,12 +18,10 @@ from saelora.evals.registry import EVALUATIONS
 from saelora.identity import About, measured_on
 from saelora.jobs.acting import check_acting
 from saelora.jobs.asked import Asked, read_kept
-from saelora.jobs.recorded import check_parts, described, recorded_run, with_recorded
+from saelora.jobs.recorded import check_parts, described, recorded_run, with_recorded, with_trained
 from saelora.jobs.run import processes
-from saelora.jobs.training_options import ADAPTED
 from saelora.locks import tidy
 from saelora.manifest import (
-    Manifest,
     PartFile,
     check_part_folder,
     check_writable,
@@ -117,7 +115,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     about = described(config, assembled, recorded, given, console)
     rows = group.on_main(lambda: validation_rows(config, assembled.loaded))
     about = measured_on(about, rows, autocast_dtype(assembled.loaded))
-    model, tuned, about = _with_trained(config, assembled, recorded, about)
+    model, tuned, about = with_trained(config, assembled, recorded, about)
     if config.shard:
         shard_layers(model, pick_device(config.device), group)
     asked.take_kept(about)
@@ -213,29 +211,6 @@ def _finish(
     if asked.failed:
         raise asked.error(results)
     return results
-
-
-def _with_trained(
-    config: Config, assembled: Assembled, recorded: Manifest | None, about: About
-) -> tuple[nn.Module, dict[Hookpoint, Any], About]:
-    """The model with the run's adapter, where it trained one, the SAEs that it trained, and ``about`` with these."""
-    from saelora.jobs.student_folder import load_tuned_saes
-    from saelora.models.adapters import load_adapter
-    from saelora.models.loading import pick_device
-
-    model: nn.Module = assembled.loaded.model
-    if config.adapter is None:
-        return model, {}, about
-    if recorded is None or recorded.method in ADAPTED:
-        model = load_adapter(model, config.adapter)
-    trained = [] if recorded is None else recorded.tuned_saes
-    tuned = load_tuned_saes(Path(config.adapter), trained, pick_device(config.device), forced=config.other_weights)
-    if tuned:
-        now = {str(hookpoint): sae.fingerprint for hookpoint, sae in tuned.items()}
-        about = about.having(tuned_saes=now)
-        if now != {sae.hookpoint: sae.fingerprint for sae in trained}:
-            about = about.having(other_weights=[*about.other_weights, "a trained SAE that has changed since"])
-    return model, {hookpoint: found.sae for hookpoint, found in tuned.items()}, about
 
 
 def render(results: dict[str, Any]) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Set
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saelora.config import C, updated
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.evals.registry import of_trained_saes
 from saelora.identity import About, model_name, sae_names, same_model, same_saes
+from saelora.jobs.training_options import ADAPTED
 from saelora.manifest import MANIFEST, Manifest, describe, read_json
 from saelora.models.adapters import ADAPTER_CONFIG, adapter_fingerprint
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from saelora.assemble import Assembled
-    from saelora.jobs.evaluate import EvaluateConfig
+    from saelora.jobs.evaluate import Config, EvaluateConfig
+    from saelora.models.hookpoints import Hookpoint
 
 # what says how a model, an SAE or a text is read goes with it: one that is given is not read as the run's own was
 _COMPANIONS = {
@@ -146,3 +150,26 @@ def described(
         console.say(f"not checked: {line}")
     told = {"unchecked": unchecked, "adapter": adapter, "other_weights": forced}
     return about.having(**{key: value for key, value in told.items() if value})
+
+
+def with_trained(
+    config: Config, assembled: Assembled, recorded: Manifest | None, about: About
+) -> tuple[nn.Module, dict[Hookpoint, Any], About]:
+    """The model with the run's adapter, where it trained one, the SAEs that it trained, and ``about`` with these."""
+    from saelora.jobs.student_folder import load_tuned_saes
+    from saelora.models.adapters import load_adapter
+    from saelora.models.loading import pick_device
+
+    model: nn.Module = assembled.loaded.model
+    if config.adapter is None:
+        return model, {}, about
+    if recorded is None or recorded.method in ADAPTED:
+        model = load_adapter(model, config.adapter)
+    trained = [] if recorded is None else recorded.tuned_saes
+    tuned = load_tuned_saes(Path(config.adapter), trained, pick_device(config.device), forced=config.other_weights)
+    if tuned:
+        now = {str(hookpoint): sae.fingerprint for hookpoint, sae in tuned.items()}
+        about = about.having(tuned_saes=now)
+        if now != {sae.hookpoint: sae.fingerprint for sae in trained}:
+            about = about.having(other_weights=[*about.other_weights, "a trained SAE that has changed since"])
+    return model, {hookpoint: found.sae for hookpoint, found in tuned.items()}, about

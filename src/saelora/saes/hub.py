@@ -3,7 +3,9 @@
 import difflib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from saelora.errors import InputError, on_one_line
@@ -56,6 +58,24 @@ def fetch(ref: str, revision: str | None = None) -> Fetched:
     folder = _download(repo, commit, files) if online else _cached(repo, commit, None)
     within = "/".join(part for part in (inner, found.folder) if part not in ("", "."))
     return Fetched(folder / within, found.format, f"{repo}/{within}".rstrip("/"), commit)
+
+
+def fetch_folder(ref: str, patterns: Sequence[str]) -> Path:
+    """Download what matches shell patterns of a repository, or of a folder in it; from the cache without the hub.
+
+    Raises:
+        InputError: as ``fetch``, or nothing there matches.
+    """
+    owner, name, *inside = ref.strip("/").split("/", 2)
+    repo, inner = f"{owner}/{name}", inside[0] if inside else ""
+    commit, paths, online = _list(repo, None)
+    below = [path for path in paths if not inner or path.startswith(f"{inner}/")]
+    files = [path for path in below if any(fnmatch(path, pattern) for pattern in patterns)]
+    if not files:
+        where = f"{repo} has no folder {inner!r} with" if inner and not below else f"{ref} holds none of"
+        raise InputError(f"{where} {', '.join(patterns)}: check the name on https://huggingface.co/{repo}")
+    folder = _download(repo, commit, files) if online else _cached(repo, commit, None)
+    return folder / inner
 
 
 def paths_of(repo: str) -> list[str]:
