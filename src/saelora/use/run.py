@@ -145,7 +145,8 @@ class LoadedRun:
 
         "+4" or ``Add(4.0)`` adds 4 to the latent's activation a (in a's own units, whether it fired or not), "x2" or
         ``Scale(2.0)`` doubles it, 0 or ``Clamp(0.0)`` sets it to 0. With several SAEs a latent is
-        (hookpoint, number) or "layers.12.resid_post:3740". Of nested steerings the inner one acts on what the outer one left.
+        (hookpoint, number) or "layers.12.resid_post:3740". Of nested steerings the inner one acts on what the outer
+        one left.
 
         Where an SAE is in the model (spliced, adapted) the edited latents are decoded in place of its own; what it does
         not reconstruct is left out, as always there. Where it is not (original, adapted_clean) the activation moves by
