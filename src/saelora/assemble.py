@@ -1,6 +1,7 @@
 """What a configuration names -> loaded model, SAEs, rows of tokens: the only place where jobs meet loaders."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -10,7 +11,8 @@ from torch import Tensor, nn
 
 from saelora.core.calibration import TOKENS, calibrated
 from saelora.core.massive import Massive
-from saelora.core.splice import SAE, TokenMask, TokenPolicy
+from saelora.core.replacement import CASCADING, Replacement, replacement_of
+from saelora.core.splice import SAE, Splice, TokenMask, TokenPolicy, splice
 from saelora.core.transcoding import check_widths, transcoder_in
 from saelora.data.corpus import Corpus, open_corpus
 from saelora.data.pack import Part, Rows, pack
@@ -38,6 +40,12 @@ class Assembled:
     saes: dict[Hookpoint, LoadedSAE]
     token_mask: TokenMask
     anatomy: Anatomy
+    replacement: Replacement = CASCADING
+
+    def splice(self, model: nn.Module, saes: Mapping[Hookpoint, SAE] | None = None) -> AbstractContextManager[Splice]:
+        """These SAEs, or others in their place, spliced into a model as the configuration says."""
+        put_in = self.sae_modules if saes is None else saes
+        return splice(model, put_in, self.token_mask, replacement=self.replacement)
 
     @property
     def sae_modules(self) -> dict[Hookpoint, SAE]:
@@ -90,7 +98,17 @@ def assemble(
         if found.hookpoint in saes:
             raise InputError(f"two SAEs at {found.hookpoint}: {saes[found.hookpoint].ref} and {ref}; give one")
         saes[found.hookpoint] = found
-    return Assembled(loaded, saes, token_mask_of(config.exempt, config, loaded, saes, recorded_policy), anatomy)
+    token_mask = token_mask_of(config.exempt, config, loaded, saes, recorded_policy)
+    return Assembled(loaded, saes, token_mask, anatomy, _replacement(config, saes))
+
+
+def _replacement(config: SplicedConfig, saes: Mapping[Hookpoint, LoadedSAE]) -> Replacement:
+    """How transcoders are put in; InputError where that is said and there is none."""
+    found = replacement_of(config.replacement_mode, config.add_error)
+    if found != CASCADING and not any(transcoder_in(each.sae) for each in saes.values()):
+        said = "add_error" if config.add_error else f"replacement_mode {found.mode}"
+        raise InputError(f"{said} is about transcoders, and there is none among the SAEs: leave it out")
+    return found
 
 
 def load_frozen(config: SourceConfig) -> LoadedModel:

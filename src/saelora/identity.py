@@ -70,6 +70,7 @@ class About(Record):
     """What was measured, and on what; an older version did not record all of it.
 
     Args:
+        replacement: how transcoders were put in (``saelora.core.replacement``); None: each read the replaced stream.
         autocast: the half precision of the run; None for none.
         tuned_saes: fingerprints of the SAEs that a run trained, by hookpoint.
         adapter: fingerprint of the adapter.
@@ -79,6 +80,7 @@ class About(Record):
     model: ModelId | None = None
     saes: list[SAEId] = []
     token_policy: PolicyRecord | None = None
+    replacement: JsonObject | None = None
     heldout: Heldout | None = None
     autocast: str | None = None
     tuned_saes: dict[str, str] | None = None

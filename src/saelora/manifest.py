@@ -112,7 +112,7 @@ def read_json(path: Path) -> Any:
 
 
 def describe(assembled: "Assembled") -> About:
-    """What identifies model, SAEs and token policy."""
+    """What identifies model, SAEs and token policy, and how transcoders were put in."""
     saes = [
         SAEId(
             ref=sae.ref,
@@ -127,7 +127,9 @@ def describe(assembled: "Assembled") -> About:
         )
         for hookpoint, sae in assembled.saes.items()
     ]
-    return About(model=describe_model(assembled.loaded), saes=saes, token_policy=assembled.token_mask.record())
+    about = About(model=describe_model(assembled.loaded), saes=saes, token_policy=assembled.token_mask.record())
+    replacement = assembled.replacement.record()
+    return about if replacement is None else about.having(replacement=replacement)
 
 
 def describe_model(loaded: "LoadedModel") -> ModelId:

@@ -56,6 +56,15 @@ class SAEConfig(Configuration):
     transcoder_layers: str = option(
         "all", "the layers of --transcoders: all, every:3, or some, as in 0,4,8-12", limit=transcoder_layers
     )
+    replacement_mode: Literal["cascading", "parallel", "independent"] = option(
+        "cascading",
+        "what each transcoder reads: cascading, the stream that the others have changed; parallel, the original "
+        "model's; independent, one transcoder at a time (evaluate --parts replacement alone)",
+    )
+    add_error: bool = option(
+        False,
+        "add to each transcoder's output what it misses of its MLP's in the original model's pass (evaluate alone)",
+    )
     hookpoint: list[str] = option(
         [],
         "where each --sae sits, in their order, e.g. layers.12.resid_post; read from the SAE's files if not given",

@@ -134,7 +134,7 @@ class _Pair:
         """The clean pass that all variants go on from."""
         with self.every.only(CLEAN):
             entries = sorted({self.every.enters(student) for student in self.every.students})
-            return clean_forward(self.model, self.ids, None, entries)
+            return clean_forward(self.model, self.ids, None, entries, self.every.clean_points)
 
     def whole(self, name: str, student: Student) -> Tensor:
         """Logits of the model's own forward pass, with the adapters that are switched on now."""

@@ -7,7 +7,7 @@ indices in every family.
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -62,6 +62,11 @@ class _Enter(_StandIn):
 
     def forward(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         return self._as_layer(object.__getattribute__(self, "_stored"))
+
+
+def is_partial(anatomy: Anatomy) -> bool:
+    """Whether the pass that is under way runs the model in part."""
+    return any(isinstance(layer, _StandIn) for layer in anatomy.layers)
 
 
 def runs(anatomy: Anatomy, hookpoint: Hookpoint) -> bool:
@@ -130,6 +135,7 @@ class CleanPass:
 
     hidden: Float[Tensor, "batch seq d_model"]  # after the final norm
     entries: dict[int, Float[Tensor, "batch seq d_model"]]  # layer -> its output
+    seen: dict[Any, Float[Tensor, "batch seq _"]] = field(default_factory=dict)  # activations at points asked for
 
 
 def clean_forward(
@@ -137,16 +143,18 @@ def clean_forward(
     input_ids: Int[Tensor, "batch seq"],
     attention_mask: Shaped[Tensor, "batch seq"] | None = None,
     entries: Sequence[int] = (),
+    points: Iterable[Hookpoint | ReadPoint] = (),
 ) -> CleanPass:
-    """Run the model as it is, keep its final hidden states and the outputs of the named layers.
+    """Run the model as it is, keep its final hidden states, the outputs of the named layers, activations at points.
 
     Without gradient. The caller disables splice and adapter (see ``saelora.core.lora.disabled``).
     """
     anatomy = anatomy_of(model)
     kept: dict[int, Tensor] = {}
-    with torch.no_grad(), cache_outputs(anatomy, kept, entries):
+    seen: dict[Any, Tensor] = {}
+    with torch.no_grad(), cache_outputs(anatomy, kept, entries), capturing(anatomy, list(points), seen):
         hidden = _run(anatomy, input_ids, attention_mask)
-    return CleanPass(hidden, kept)
+    return CleanPass(hidden, kept, seen)
 
 
 @torch.no_grad()

@@ -6,16 +6,19 @@ model is bit for bit the old one once the context is left.
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
+from saelora.core import lora
 from saelora.core.filler import filler
-from saelora.core.partial import keep_read, runs
+from saelora.core.partial import capturing, is_partial, keep_read, runs
 from saelora.core.passes import Passes
 from saelora.core.positions import arguments, check_signature, given_positions
+from saelora.core.replacement import CASCADING, Replacement
 from saelora.core.token_mask import EXEMPT_NAMES, TokenMask, TokenPolicy
 from saelora.core.transcoding import (
     Exempt,
@@ -29,7 +32,7 @@ from saelora.core.transcoding import (
 )
 from saelora.errors import InputError
 from saelora.models.anatomy import Anatomy, anatomy_of
-from saelora.models.compiling import hooks_obeyed
+from saelora.models.compiling import hooks_obeyed, is_compiled
 from saelora.models.hookpoints import Hookpoint, ReadPoint
 from saelora.saes.processing import check_centring, is_centred
 
@@ -54,6 +57,7 @@ class SAE(Protocol):
     def decode(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_in"]: ...
 
 
+Seen = Mapping[Any, Float[Tensor, "batch seq _"]]  # activations of the clean pass, by Hookpoint or ReadPoint
 Observer = Callable[
     [
         Hookpoint,
@@ -67,7 +71,7 @@ Observer = Callable[
 """Called as observer(hookpoint, x, latents, recon, mask) whenever an SAE has run; True where it replaces x.
 
 Latents that an edit has changed are given as it left them. Of a transcoder, x is what it is to rebuild: the output of
-the MLP that it stands for, on the input of that pass.
+the MLP that it stands for, on the input of that pass (of the original's, where it reads that).
 x and recon are without the mean over d_model where the SAE was trained on a centred model (``saes.processing``).
 """
 
@@ -78,7 +82,13 @@ Edit = Callable[[Hookpoint, Float[Tensor, "batch seq d_sae"]], Float[Tensor, "ba
 class Splice:
     """The SAEs in a model while a ``splice`` context is open."""
 
-    def __init__(self, saes: Mapping[Hookpoint, SAE], token_mask: TokenMask, observer: Observer | None):
+    def __init__(
+        self,
+        saes: Mapping[Hookpoint, SAE],
+        token_mask: TokenMask,
+        observer: Observer | None,
+        replacement: Replacement = CASCADING,
+    ):
         self.saes = dict(saes)
         self.enabled = True
         self.observer = observer
@@ -92,6 +102,12 @@ class Splice:
         self._transcoders = {hookpoint: found for hookpoint, found in transcoders.items() if found is not None}
         self.reads = {h: ReadPoint(h.layer, found.reads) for h, found in self._transcoders.items()}
         self._read: dict[Hookpoint, Tensor] = {}  # what transcoders have read and not yet been run on
+        self.replacement = replacement if self.reads else CASCADING
+        needs_clean = self.replacement.needs_clean
+        # what a spliced pass needs of the original's pass on its tokens
+        self.clean_points: list[Hookpoint | ReadPoint] = [*self.reads, *self.reads.values()] if needs_clean else []
+        self._clean: Seen | None = None
+        self._own_clean = False  # it is of the pass that is under way alone
         self._exempt = Exempt()
         self._centred = {hookpoint for hookpoint, sae in self.saes.items() if is_centred(sae, hookpoint)}
 
@@ -132,13 +148,46 @@ class Splice:
         finally:
             self._edit, self._keeps_error = before
 
-    def _read_tokens(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    @contextmanager
+    def beside(self, seen: Seen) -> Iterator[None]:
+        """Let the passes while this is open take from ``seen`` what the original's pass gives at ``clean_points``.
+
+        Without it, a pass of the whole model has the original run first.
+        """
+        before, self._clean = self._clean, seen if self.clean_points else None
+        try:
+            yield
+        finally:
+            self._clean = before
+
+    def _run_clean(self, model: nn.Module, anatomy: Anatomy, given: dict[str, Any]) -> None:
+        """Let the original model run on what a whole pass is given, and keep what it gives at ``clean_points``."""
+        caches = [value for value in given.values() if callable(getattr(value, "get_seq_length", None))]
+        assert not is_partial(anatomy), "a part of the model is run without what the original's pass gave"
+        if any(int(cache.get_seq_length()) for cache in caches):
+            raise InputError(
+                "what transcoders read of the original's stream is known for whole texts alone, and this pass goes on "
+                "from cached tokens: run it with use_cache=False, or with replacement_mode cascading and no add_error"
+            )
+        plain = {key: value for key, value in given.items() if not any(value is cache for cache in caches)}
+        seen: dict[Any, Tensor] = {}
+        with torch.no_grad(), self.disabled(), lora.disabled(model), capturing(anatomy, self.clean_points, seen):
+            anatomy.body(**{**plain, "use_cache": False})
+        self._clean = seen
+
+    def _read_tokens(
+        self, model: nn.Module, anatomy: Anatomy, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> None:
         """Keep the token mask of the forward pass that begins."""
         if not self.enabled:
             return
         given = arguments(module, args, kwargs)
         position_BS = given_positions(given)
-        self._mask = self._policy.at(given["input_ids"], position_BS)
+        mask = self._policy.at(given["input_ids"], position_BS)
+        if self.clean_points and (self._clean is None or self._own_clean):
+            self._run_clean(model, anatomy, given)
+            self._own_clean = True
+        self._mask = mask
         self._passes.begin(self._mask)
 
     def _check_pass(self, anatomy: Anatomy) -> None:
@@ -146,6 +195,8 @@ class Splice:
         if self.enabled:
             self._mask = None
             self._read.clear()
+            if self._own_clean:
+                self._clean, self._own_clean = None, False
             self._passes.end({hookpoint: int(runs(anatomy, hookpoint)) for hookpoint in self.saes})
 
     def replace(self, hookpoint: Hookpoint, x: Float[Tensor, "batch seq d"]) -> Float[Tensor, "batch seq d"]:
@@ -156,29 +207,62 @@ class Splice:
         mask_BS = self._tokens(hookpoint)
         self._passes.count(hookpoint)
         mask_BS = self._policy.replaced(hookpoint, x, mask_BS)
-        given = self.given(hookpoint, self._read.pop(hookpoint) if hookpoint in self.reads else x, mask_BS)
-        watched = self.observer is not None or self._edit is not None
-        reconstruct = None if watched else getattr(self.saes[hookpoint], "reconstruct", None)
-        if reconstruct is not None:
-            recon = self._whole(hookpoint, reconstruct(given), given).to(x.dtype)
+        if hookpoint in self.reads:
+            recon = self._transcoded(hookpoint, self._read.pop(hookpoint), x, mask_BS)
         else:
-            if self._edit is None:
-                latents, recon = self.made(hookpoint, given, x.dtype)
-            else:
-                latents, recon = self._edited(self._edit, hookpoint, given, x)
-            if self.observer is not None:
-                self.observer(hookpoint, self.seen(hookpoint, x), latents, recon, mask_BS)
-        if hookpoint in self._centred and hookpoint not in self.reads:
-            recon = (recon + _mean(x)).to(x.dtype)
+            recon = self._rebuilt(hookpoint, x, x, mask_BS)
+            if hookpoint in self._centred:
+                recon = (recon + _mean(x)).to(x.dtype)
         return torch.where(mask_BS.unsqueeze(-1), recon, x)
+
+    def _transcoded(self, hookpoint: Hookpoint, read: Tensor, x: Tensor, mask_BS: Tensor) -> Tensor:
+        """What a transcoder writes, by the mode, with what it misses where that is added."""
+        if not self.clean_points:
+            return self._rebuilt(hookpoint, read, x, mask_BS)
+        if self._clean is None:
+            raise InputError(
+                f"{hookpoint} runs again outside a pass of the model (gradient checkpointing does that), and what it "
+                "read of the original's stream is gone: turn checkpointing off, or use replacement_mode cascading"
+            )
+        clean, target = self._clean[self.reads[hookpoint]], self._clean[hookpoint]
+        if self.replacement.mode == "parallel":
+            read, x = clean, target
+        recon = self._rebuilt(hookpoint, read, x, mask_BS)
+        if not self.replacement.add_error or self._keeps_error:
+            return recon
+        own: SAE = self._transcoders[hookpoint]
+        with torch.no_grad():
+            there = self._made_by(own, hookpoint, self.given(hookpoint, clean, mask_BS), x.dtype)[1]
+        return target + (recon - there)
+
+    def _rebuilt(self, hookpoint: Hookpoint, read: Tensor, x: Tensor, mask_BS: Tensor) -> Tensor:
+        """The reconstruction of what is read, told to the observer beside x."""
+        given = self.given(hookpoint, read, mask_BS)
+        latents: Tensor | None
+        if self._edit is None:
+            latents, recon = self._made_by(self.saes[hookpoint], hookpoint, given, x.dtype)
+        else:
+            latents, recon = self._edited(self._edit, hookpoint, given, x)
+        if self.observer is not None:
+            assert latents is not None
+            self.observer(hookpoint, self.seen(hookpoint, x), latents, recon, mask_BS)
+        return recon
+
+    def _made_by(
+        self, sae: SAE, hookpoint: Hookpoint, given: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor | None, Tensor]:
+        """Latents, where they are formed, and reconstruction."""
+        watched = self.observer is not None or self._edit is not None
+        reconstruct = None if watched else getattr(sae, "reconstruct", None)
+        latents, recon = (None, reconstruct(given)) if reconstruct else _decoded(sae, given)
+        return latents, self._whole(hookpoint, recon, given).to(dtype)
 
     def made(
         self, hookpoint: Hookpoint, given: Float[Tensor, "*batch d_in"], dtype: torch.dtype
     ) -> tuple[Float[Tensor, "*batch d_sae"], Float[Tensor, "*batch d"]]:
         """Latents [..., d_sae] and reconstruction [..., d] of what ``given`` gives, by the steps that observers see."""
-        sae = self.saes[hookpoint]
-        latents = sae.encode(given)
-        return latents, self._whole(hookpoint, sae.decode(latents), given).to(dtype)
+        latents, recon = _decoded(self.saes[hookpoint], given)
+        return latents, self._whole(hookpoint, recon, given).to(dtype)
 
     def _edited(self, edit: Edit, hookpoint: Hookpoint, given: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         """The edited latents, and what they make of x."""
@@ -238,11 +322,13 @@ class Splice:
     def _instead_of_mlp(self, hookpoint: Hookpoint) -> Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]:
         """The MLP runs where its output is kept, and wholly where somebody wants to see that.
 
-        Compiled code and CUDA graphs run it wholly too: the number of kept positions differs from batch to batch.
+        Compiled code and CUDA graphs run it wholly too: the number of kept positions differs from batch to batch. So it
+        does with errors added, which are to leave every bit of the original.
         """
 
         def instead(mlp: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-            seen = self.observer is not None or self._policy.massive is not None or self._keeps_error
+            seen = self.observer is not None or self._policy.massive is not None
+            seen = seen or self._keeps_error or self.replacement.add_error
             if not self.enabled or seen or torch.compiler.is_compiling() or _recorded(args):
                 return mlp(*args, **kwargs)
             return only_at(mlp, self._exempt.index(self._tokens(hookpoint)), args, kwargs)
@@ -261,7 +347,8 @@ class Splice:
 
     def attach(self, model: nn.Module, anatomy: Anatomy, handles: list[Any]) -> None:
         """Put the hooks in, each of them into ``handles``, which remove them."""
-        handles.append(anatomy.body.register_forward_pre_hook(self._read_tokens, with_kwargs=True))
+        reading = partial(self._read_tokens, model, anatomy)
+        handles.append(anatomy.body.register_forward_pre_hook(reading, with_kwargs=True))
         handles.append(anatomy.body.register_forward_hook(lambda *_: self._check_pass(anatomy)))
         if model is not anatomy.body:
             handles.append(model.register_forward_pre_hook(lambda *_: self._passes.enter()))
@@ -284,6 +371,7 @@ def splice(
     token_mask: TokenMask,
     *,
     observer: Observer | None = None,
+    replacement: Replacement = CASCADING,
 ) -> Iterator[Splice]:
     """Replace activations by their SAE reconstructions while the context is open.
 
@@ -293,6 +381,7 @@ def splice(
             of them at once. The MLP that a transcoder stands for runs at exempt positions alone.
         token_mask: which positions are replaced, from ``TokenPolicy(...).resolve(tokenizer)``.
         observer: sees every SAE's input, latents, reconstruction and token mask.
+        replacement: what transcoders read, and whether what they miss is added.
 
     A model that was compiled runs uncompiled for as long, unless ``compile_layers`` compiled it.
 
@@ -310,7 +399,12 @@ def splice(
         check_centring(anatomy, hookpoint, sae)
         if token_mask.massive is not None:
             token_mask.massive.limit(hookpoint)
-    spliced = Splice(saes, token_mask, observer)
+    spliced = Splice(saes, token_mask, observer, replacement)
+    if spliced.clean_points and is_compiled(model):
+        raise InputError(
+            "--compile on is not tested where transcoders read the original's stream: leave it out, or use "
+            "replacement_mode cascading without add_error"
+        )
     handles: list[Any] = []
     with hooks_obeyed(anatomy.body):
         try:
@@ -319,6 +413,12 @@ def splice(
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _decoded(sae: SAE, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Latents and what is decoded from them."""
+    latents = sae.encode(given)
+    return latents, sae.decode(latents)
 
 
 def _recorded(args: tuple[Any, ...]) -> bool:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from saelora.core import lora
 from saelora.core.head import Head, head_of
-from saelora.core.partial import CleanPass, clean_forward, entry_layer, run_from, shared_stem
+from saelora.core.partial import NO_PREFIX, CleanPass, clean_forward, entry_layer, run_from, shared_stem
 from saelora.core.splice import Splice
-from saelora.models.hookpoints import Hookpoint
+from saelora.models.hookpoints import Hookpoint, ReadPoint
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +71,19 @@ class Students:
         """The layer whose clean output a student goes on from, or NO_PREFIX."""
         return self._clean_entry[student]
 
+    @property
+    def clean_points(self) -> list[Hookpoint | ReadPoint]:
+        """The activations of the clean pass that splices go by."""
+        points: dict[Hookpoint | ReadPoint, None] = {}
+        for spliced in self.splices:
+            points |= dict.fromkeys(spliced.clean_points)
+        return list(points)
+
+    def known(self, clean: CleanPass) -> bool:
+        """Whether a clean pass holds all that students need of it."""
+        entries = all(self.enters(s) in (NO_PREFIX, *clean.entries) for s in self.students)
+        return entries and clean.seen.keys() >= set(self.clean_points)
+
     def times(self, student: Student) -> dict[Hookpoint, int]:
         """How often each SAE of a student runs for one batch: in its stem, and in the layers that are its own."""
         if student.splice is None:
@@ -91,19 +104,20 @@ class Students:
     ) -> Shared:
         """The clean pass and the stems, without gradient."""
         with self.only(Student()):
-            clean = clean_forward(self.model, input_ids, attention_mask, list(self._clean_entry.values()))
+            entries = list(self._clean_entry.values())
+            clean = clean_forward(self.model, input_ids, attention_mask, entries, self.clean_points)
         return self.share(input_ids, attention_mask, clean)
 
     def share(
         self, input_ids: Int[Tensor, "batch seq"], attention_mask: Shaped[Tensor, "batch seq"] | None, clean: CleanPass
     ) -> Shared:
-        """``teacher`` from a clean pass that was made before; it must hold the entries that ``enters`` names."""
+        """``teacher`` from a clean pass that was made before; it must hold what ``known`` asks for."""
         shared = Shared(input_ids, attention_mask, clean)
         for spliced in self.splices:
             entries = {self._entry[s] for s in self.students if s.splice is spliced and self._has_stem(s)}
             if entries:
                 low = entry_layer(spliced.saes)
-                with self.only(Student(spliced)):
+                with self.only(Student(spliced), clean):
                     found = shared_stem(
                         self.model, input_ids, attention_mask, low, clean.entries.get(low), list(entries)
                     )
@@ -121,13 +135,19 @@ class Students:
         else:
             entry = self._clean_entry[student]
             stored = shared.clean.entries.get(entry)
-        with self.only(student):
+        with self.only(student, shared.clean):
             return run_from(self.model, shared.input_ids, shared.attention_mask, entry, stored)
 
     @contextmanager
-    def only(self, student: Student) -> Iterator[None]:
-        """The model as this student, for as long as the context is open."""
+    def only(self, student: Student, clean: CleanPass | None = None) -> Iterator[None]:
+        """The model as this student, for as long as the context is open.
+
+        Args:
+            clean: of the rows that will be run; without it, what transcoders read of it is found by passes of its own.
+        """
         with ExitStack() as stack:
+            if clean is not None and student.splice is not None:
+                stack.enter_context(student.splice.beside(clean.seen))
             for spliced in self.splices:
                 stack.enter_context(spliced.switched(spliced is student.splice))
             stack.enter_context(lora.only(self.model, student.adapter))

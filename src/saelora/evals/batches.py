@@ -1,7 +1,7 @@
 """The one loop over held-out rows, which every measurement runs its models in."""
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from saelora.core.eval_mode import evaluating
 from saelora.core.group import ALONE, Group
 from saelora.core.kl_head import kl_heads
-from saelora.core.partial import NO_PREFIX, CleanPass
+from saelora.core.partial import CleanPass
 from saelora.core.splice import Observer, TokenMask
 from saelora.core.students import CLEAN, Shared, Student, Students
 from saelora.evals.variant import Variant
@@ -33,7 +33,7 @@ class Batch:
     def shared(self) -> Shared:
         """The clean pass, and the stems that it leads to."""
         clean, students = self.clean, self.students
-        if clean is not None and all(students.enters(s) in (NO_PREFIX, *clean.entries) for s in students.students):
+        if clean is not None and students.known(clean):
             return students.share(self.input_ids, None, clean)
         return students.teacher(self.input_ids)
 
@@ -47,6 +47,14 @@ class Batch:
             return self.students.hidden(student, shared) if student.adapter else shared.clean.hidden
         with student.splice.observed_by(observer or student.splice.observer):
             return self.students.hidden(student, shared)
+
+    def running_as(self, student: Student) -> AbstractContextManager[None]:
+        """The model as a student, for whole passes on these rows, as long as this context is open.
+
+        What its transcoders go by of the clean pass is found beforehand: hooks see one pass, not two.
+        """
+        needs = student.splice is not None and student.splice.clean_points
+        return self.students.only(student, self.shared.clean if needs else None)
 
     def losses(
         self, named: Mapping[str, Student], observers: Mapping[Student, Observer] | None = None

@@ -38,7 +38,7 @@ def latent_change(
     with batches(students, token_mask, rows, batch_rows=batch_rows, autocast=autocast) as each:
         for batch in each:
             clean = clean_latents(reference, token_mask, students, batch)
-            with students.only(student), observed(student.splice) as found:
+            with batch.running_as(student), observed(student.splice) as found:
                 activations(model, batch.input_ids, None, list(reference.saes))
             add(firing, batch.start, clean, found)
     return {str(hookpoint): own.compute() for hookpoint, own in firing.items()}

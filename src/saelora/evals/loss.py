@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from saelora.core import lora
 from saelora.core.check import check_against_whole
 from saelora.core.group import ALONE, Group
+from saelora.core.replacement import CASCADING, Replacement
 from saelora.core.splice import SAE, Splice, TokenMask, ZeroAblation, splice
 from saelora.core.students import Student, Students
 from saelora.evals.batches import batches
@@ -39,6 +40,7 @@ def evaluate_loss(
     group: Group = ALONE,
     reference: dict[Hookpoint, SAE] | None = None,
     check: bool = True,
+    replacement: Replacement = CASCADING,
 ) -> dict[str, Any]:
     """Evaluate the clean model against its variants on packed rows [n_rows, context].
 
@@ -51,6 +53,7 @@ def evaluate_loss(
         group: the processes that divide the batches between them; each returns the same.
         reference: the SAEs as they were, where ``saes`` were trained in the model.
         check: first see that the parts of the model that are run here give what the model itself gives.
+        replacement: how transcoders are put in.
 
     Returns:
         Plain data: ce_base and ce_<arm> in nats per predicted token, kl_<arm>, top1_<arm> (share of predictions
@@ -64,7 +67,7 @@ def evaluate_loss(
     """
     batch_rows = batch_rows or _batch_rows(model, rows)
     with ExitStack() as stack:
-        spliced = stack.enter_context(splice(model, saes, token_mask))
+        spliced = stack.enter_context(splice(model, saes, token_mask, replacement=replacement))
         before = None if reference is None else stack.enter_context(splice(model, reference, token_mask))
         if check:
             check_against_whole(model, spliced, rows[:batch_rows], others=[before] if before else [], autocast=autocast)

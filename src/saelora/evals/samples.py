@@ -34,13 +34,14 @@ def continuations(
     out = [{"prompt": text_of(tokenizer, row)} for row in prompts]
     for name, variant in variants.items():
         with subject.running_as(variant):
-            ids = generate(model, tokenizer, prompts, n_new_tokens)
+            cached = not (variant.has_saes and subject.splice_of(variant).clean_points)
+            ids = generate(model, tokenizer, prompts, n_new_tokens, use_cache=cached)
         for sample, row in zip(out, ids, strict=True):
             sample[name] = text_of(tokenizer, row[prompts.shape[1] :])
     return out
 
 
-def generate(model: nn.Module, tokenizer: Any, prompts: Tensor, n_new_tokens: int) -> Tensor:
+def generate(model: nn.Module, tokenizer: Any, prompts: Tensor, n_new_tokens: int, *, use_cache: bool = True) -> Tensor:
     """Prompts [n_prompts, n_tokens] with their greedy continuations, of n_new_tokens at most."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     made: Tensor = model.generate(  # type: ignore[operator]
@@ -49,6 +50,7 @@ def generate(model: nn.Module, tokenizer: Any, prompts: Tensor, n_new_tokens: in
         max_new_tokens=n_new_tokens,
         do_sample=False,
         pad_token_id=pad,
+        use_cache=use_cache,
     )
     return made
 

@@ -144,5 +144,12 @@ def other_subject(path: Path, file: PartFile, about: About) -> None:
         differs.append(f"another adapter ({then.adapter}, not {about.adapter})")
     if then.tuned_saes and about.tuned_saes and then.tuned_saes != about.tuned_saes:
         differs.append(f"another trained SAE ({then.tuned_saes}, not {about.tuned_saes})")
+    if then.replacement != about.replacement:
+        differs.append(f"transcoders put in otherwise ({_put_in(then)}, not {_put_in(about)})")
     if differs:
         raise InputError(f"{path} was measured on {' and '.join(differs)}: {_REMEDY}")
+
+
+def _put_in(about: About) -> str:
+    said = about.replacement or {"mode": "cascading"}
+    return f"{said['mode']}{' with the error added' if said.get('add_error') else ''}"

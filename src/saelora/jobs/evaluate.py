@@ -297,6 +297,7 @@ def measure(
             progress=bar.advance,
             group=group,
             reference=assembled.sae_modules if tuned else None,
+            replacement=assembled.replacement,
         )
     result = LossResult.model_validate(found)
     for line in _doubts(assembled, result):

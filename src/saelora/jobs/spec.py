@@ -93,7 +93,12 @@ def _override(text: str, values: dict[str, Any], kind: type[Recipe]) -> None:
 
 
 # options that came later, and what says nothing: left out then, so that older folders go on under the names they have
-_LATER: dict[str, Any] = {"transcoders": [], "transcoder_layers": "all"}
+_LATER: dict[str, Any] = {
+    "transcoders": [],
+    "transcoder_layers": "all",
+    "replacement_mode": "cascading",
+    "add_error": False,
+}
 
 
 def compared(config: Configuration) -> dict[str, Any]:

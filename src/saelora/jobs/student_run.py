@@ -184,6 +184,7 @@ class _History:
                 group=self.objective.group,
                 reference=frozen if self.objective.runs[0].tuned else None,
                 check=False,  # the loop has, or does before its first step
+                replacement=self.assembled.replacement,
             )
         self.ce_sae = found.get("ce_sae", self.ce_sae)
         assert self.ce_sae is not None

@@ -10,7 +10,7 @@ from torch import nn
 
 from saelora.assemble import Assembled
 from saelora.core.lora import layers_of, lora_config, unreached
-from saelora.core.splice import SAE, Splice, splice
+from saelora.core.splice import SAE, Splice
 from saelora.core.transcoding import transcoder_in
 from saelora.errors import InputError
 from saelora.jobs import adapt
@@ -94,7 +94,7 @@ def student_model(model: nn.Module | None, config: StudentConfig, assembled: Ass
 def open_branch(model: nn.Module, config: StudentConfig, assembled: Assembled, name: str, stack: ExitStack) -> Branch:
     """The branch of a student whose adapter is in the model, with its splice opened on the stack."""
     saes: dict[Hookpoint, SAE] = {**assembled.sae_modules, **trainable_saes(config, assembled)}
-    return Branch(name, stack.enter_context(splice(model, saes, assembled.token_mask)), recipe_of(config))
+    return Branch(name, stack.enter_context(assembled.splice(model, saes)), recipe_of(config))
 
 
 @contextmanager
@@ -103,9 +103,9 @@ def frozen_and_tuned(
 ) -> Iterator[tuple[Splice, Splice | None]]:
     """The splice of the SAEs as they came, and where some were trained that of the adapted model; both open."""
     with ExitStack() as stack:
-        spliced = stack.enter_context(splice(model, assembled.sae_modules, assembled.token_mask))
+        spliced = stack.enter_context(assembled.splice(model))
         own = {**assembled.sae_modules, **tuned}
-        yield spliced, stack.enter_context(splice(model, own, assembled.token_mask)) if tuned else None
+        yield spliced, stack.enter_context(assembled.splice(model, own)) if tuned else None
 
 
 def add_student(

@@ -17,7 +17,7 @@ from saelora.config import to_dict, updated
 from saelora.console import Console
 from saelora.core.group import ALONE
 from saelora.core.lora import layers_of
-from saelora.core.splice import Splice, TokenMask, splice
+from saelora.core.splice import Splice, TokenMask
 from saelora.core.spread import FIGURES
 from saelora.core.students import Student
 from saelora.errors import InputError, out_of_memory
@@ -216,9 +216,9 @@ def _splices(
     opened: dict[Any, Splice] = {}
     for point in points:
         found = assembled[point.id]
-        key = tuple((hookpoint, id(sae)) for hookpoint, sae in found.saes.items())
+        key = (found.replacement, *((hookpoint, id(sae)) for hookpoint, sae in found.saes.items()))
         if key not in opened:
-            opened[key] = stack.enter_context(splice(model, found.sae_modules, found.token_mask))
+            opened[key] = stack.enter_context(found.splice(model))
         yield opened[key]
 
 

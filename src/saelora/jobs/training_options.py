@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Literal, TypeAlias, TypeVar
 
 from saelora.config import Configuration, Count, option, updated
+from saelora.core.replacement import replacement_of
 from saelora.errors import InputError
 from saelora.limits import LEARNING_RATE, NOT_NEGATIVE, POSITIVE, SHARE, OneOf, Within, placement
 from saelora.objectives.distill_recipe import DistillRecipe
@@ -93,8 +94,15 @@ def recipe_of(config: StudentConfig) -> DistillRecipe:
     """The optimisation part of a configuration.
 
     Raises:
-        InputError: a value out of range, or an objective that the method cannot have.
+        InputError: a value out of range, an objective that the method cannot have, or a replacement that no adapter can
+            be trained around.
     """
+    replacement_of(config.replacement_mode, config.add_error)
+    if config.add_error:
+        raise InputError(
+            "add_error makes the spliced model the original as long as nothing is adapted, so there is nothing for "
+            "an adapter to win back: adapt without it, and measure with it by evaluate --add-error"
+        )
     if config.objective == "kl+mse" and config.method == "lora":
         raise InputError(
             "objective kl+mse weighs the SAE's own error, which method lora leaves as it is: use kl, or another method"

@@ -81,8 +81,10 @@ class Distill:
         self.head = self.students.head()
         self.at_once = at_once or len(branches)
         self.rows_at_once: int | None = None  # rows that go through the model together; None: all of a step's
-        several = "several processes share each step" if group.world > 1 else None
-        self.graph = StepGraph(self._step, self.device, graph, why_not=several, say=say)
+        why_not = "several processes share each step" if group.world > 1 else None
+        if self.students.clean_points:  # neither is tested with what a splice takes from the clean pass
+            compiled, why_not = False, why_not or "transcoders read the original model's stream"
+        self.graph = StepGraph(self._step, self.device, graph, why_not=why_not, say=say)
         self._say = say
         self._compiled = CompiledLayers(model) if compiled else None
         self._compiled_shape: torch.Size | None = None  # of the rows that compiled layers are made for

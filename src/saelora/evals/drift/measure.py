@@ -65,7 +65,7 @@ def measure_drift(
             for variant in AWAY:
                 # spliced is observed too: an SAE may reconstruct by other steps, to other bits, where nobody watches
                 watched = observed(subject.splice_of(variant))
-                with students.only(plan[variant]), distances.of(anatomy, variant), watched as found:
+                with batch.running_as(plan[variant]), distances.of(anatomy, variant), watched as found:
                     _forward(anatomy, batch.input_ids)
                 if variant is Variant.ADAPTED:
                     add(firing, batch.start, clean, found)

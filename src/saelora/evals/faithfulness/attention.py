@@ -37,7 +37,7 @@ def attention_to_exempt(
     with _eager(subject.model), subject.batches(students, rows, 1, progress) as each:
         for batch in each:
             for name, student in plan.items():
-                with students.only(student):
+                with batch.running_as(student):
                     sums[name][batch.start] = _exempt_sums(subject.model, batch.input_ids, batch.mask[0])
     n = subject.token_mask(rows).sum(1).double().tolist()
     by_layer = {name: [ratio(own_RL[:, i].tolist(), n) for i in range(n_layers)] for name, own_RL in sums.items()}

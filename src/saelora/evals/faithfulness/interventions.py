@@ -129,7 +129,8 @@ class _Case:
 
     def both(self, name: str, saes: Saes, mask: TokenMask, stack: ExitStack) -> dict[str, Student]:
         """The spliced and the adapted model under an intervention, its splice open as long as ``stack``."""
-        opened = stack.enter_context(splice(self.subject.model, saes, mask))
+        replacement = self.subject.spliced.replacement
+        opened = stack.enter_context(splice(self.subject.model, saes, mask, replacement=replacement))
         return {f"{name}.{variant}": Student(opened, self.subject.student(variant).adapter) for variant in PAIR}
 
 

@@ -150,7 +150,7 @@ def method_run(session: ComparisonSession, run: Run, values: Mapping[str, object
         if not last:
             evaluate(state.step)
         clean = evaluator.losses(model, Student(None, student.adapter), [student.splice]) if student.adapter else None
-        with splice(model, assembled.sae_modules, assembled.token_mask) as reference:
+        with assembled.splice(model) as reference:
             firing = latent_change(
                 model, reference, student, assembled.token_mask, evaluator.rows, autocast=evaluator.autocast
             )[str(hookpoint)]

@@ -10,7 +10,7 @@ from typing import Any
 from saelora.assemble import Assembled, autocast_dtype, load_frozen, token_mask_of, validation_rows
 from saelora.config import build, updated
 from saelora.console import Console
-from saelora.core.splice import TokenMask, splice
+from saelora.core.splice import TokenMask
 from saelora.core.students import Student
 from saelora.errors import InputError
 from saelora.evals.cached import CachedEvaluator
@@ -80,9 +80,9 @@ class ComparisonSession:
         """What the frozen SAE costs before any method, on the reported rows; the model must be bare."""
         ((hookpoint, sae),) = assembled.saes.items()
         evaluator = self.evaluator(config, hookpoint)
-        key = (sae.fingerprint, hookpoint, id(evaluator))
+        key = (sae.fingerprint, hookpoint, id(evaluator), assembled.replacement)
         if key not in self._spliced:
-            with splice(self.loaded.model, assembled.sae_modules, assembled.token_mask) as spliced:
+            with assembled.splice(self.loaded.model) as spliced:
                 self._spliced[key] = evaluator.losses(self.loaded.model, Student(spliced))
         return self._spliced[key]
 

@@ -1,0 +1,98 @@
+"""Commands on replacement models, every MLP by a transcoder: modes by name, and what is refused of them."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import workspace as ws
+from saelora.cli import main
+
+
+@pytest.fixture(scope="module")
+def sets(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("sets")
+    for layer in range(ws.N_LAYERS):
+        ws.write_transcoder(root / f"layers.{layer}.mlp", layer=layer)
+    return root
+
+
+def results_of(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+@pytest.fixture(scope="module")
+def runs(workspace: ws.Workspace, sets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """All MLPs replaced, by mode."""
+    folder = tmp_path_factory.mktemp("runs")
+    for mode in ("cascading", "parallel"):
+        more = {"replacement_mode": mode, "placement": "all", "samples": 1}
+        assert workspace.adapt(folder / mode, sae=None, transcoders=sets, **more) == 0
+    return {mode: folder / mode for mode in ("cascading", "parallel")}
+
+
+def evaluated(run: Path, out: Path, *flags: str) -> Any:
+    assert main(["evaluate", "--adapter", str(run), "--device", "cpu", "--out", str(out), *flags]) == 0
+    return results_of(out)
+
+
+def test_a_run_is_measured_again_in_its_own_mode_or_in_another_that_is_named(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    found = {mode: results_of(run / "results.json") for mode, run in runs.items()}
+    assert found["parallel"]["about"]["replacement"] == {"mode": "parallel", "add_error": False}
+    assert "replacement" not in found["cascading"]["about"]
+    assert results_of(runs["parallel"] / "saelora.json")["config"]["replacement_mode"] == "parallel"
+    for mode, other in (("cascading", "parallel"), ("parallel", "cascading")):
+        assert found[mode]["gap_closed"] > 0.05
+        again = evaluated(runs[mode], tmp_path / f"{mode}.json")
+        crossed = evaluated(runs[mode], tmp_path / f"{mode}-{other}.json", "--replacement-mode", other)
+        for key in ("ce_sae", "ce_adapted", "kl_adapted"):
+            assert again[key] == pytest.approx(found[mode][key], abs=1e-6)
+        assert crossed["ce_sae"] == pytest.approx(found[other]["ce_sae"], abs=1e-6)
+        assert crossed["ce_adapted"] > found[mode]["ce_adapted"] - 1
+        assert abs(crossed["ce_adapted"] - found[mode]["ce_adapted"]) > 1e-4
+    weights = [load_file(run / "adapter_model.safetensors") for run in runs.values()]
+    assert any(not torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_with_errors_added_the_spliced_model_costs_nothing(runs: dict[str, Path], tmp_path: Path) -> None:
+    found = evaluated(runs["cascading"], tmp_path / "added.json", "--add-error")
+    assert found["ce_sae"] == found["ce_base"]
+    assert found["kl_sae"] == pytest.approx(0, abs=1e-12)
+    assert found["top1_sae"] == 1
+    assert found["about"]["replacement"] == {"mode": "cascading", "add_error": True}
+    assert "gap_closed" not in found
+    assert found["kl_adapted"] > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"replacement_mode": "independent"}, "measure each layer alone by evaluate --parts replacement"),
+        ({"flags": "--add-error"}, "adapt without it, and measure with it by evaluate --add-error"),
+        (
+            {"replacement_mode": "parallel", "transcoders": None},
+            "replacement_mode parallel is about transcoders, and there is none among the SAEs",
+        ),
+    ],
+    ids=["independent", "error added", "no transcoder"],
+)
+def test_what_no_adapter_can_be_trained_around_is_one_line(
+    workspace: ws.Workspace,
+    sets: Path,
+    tmp_path: Path,
+    options: dict[str, Any],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = {"sae": None, "transcoders": sets, **options}
+    if given["transcoders"] is None:
+        given["sae"] = workspace.sae
+    flags = [given.pop("flags")] if "flags" in given else []
+    assert workspace.adapt(tmp_path / "run", *flags, **given) == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "run").exists()
