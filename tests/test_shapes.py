@@ -50,6 +50,9 @@ FREE = {
     "saes.transcoder.TranscoderParts.__init__ weights": WEIGHTS,
     "sae_training.export.inference_parts return": WEIGHTS,
     "sae_training.export.inference_sae weights": WEIGHTS,
+    "sae_training.transcoder.TrainingTranscoder.folded return": WEIGHTS,
+    "sae_training.transcoder_trainer.TranscoderTrainer.inference_parts return": WEIGHTS,
+    "saes.saving.save_for_circuit_tracer weights": WEIGHTS,
     "objectives.distill_recipe.DistillRecipe.normaliser rows": EARLY,
 }
 

@@ -22,7 +22,7 @@ from saelora.core.students import CLEAN, Student, Students
 from saelora.errors import InputError, on_one_line
 from saelora.models.anatomy import anatomy_of, device_of
 from saelora.models.compiling import is_compiled
-from saelora.models.hookpoints import Hookpoint
+from saelora.models.hookpoints import Hookpoint, ReadPoint
 
 TOKENS = 16  # of the row: room for every kind of mask; about 2 s in all on two CPU cores with the default model
 _ROUNDINGS = {torch.float64: 1e6, torch.float32: 64}  # allowed difference in units of the last place; else 4
@@ -86,7 +86,7 @@ def check_against_whole(
 
 def check_activations(
     model: nn.Module,
-    hookpoints: Sequence[Hookpoint],
+    hookpoints: Sequence[Hookpoint | ReadPoint],
     rows: Int[Tensor, "n_rows context"],
     autocast: torch.dtype | None = None,
 ) -> None:
@@ -96,7 +96,7 @@ def check_activations(
         InputError: they are not, or a hookpoint was not seen to be passed.
     """
     ids = (rows if is_compiled(model) else rows[:1, :TOKENS]).to(device_of(model))
-    whole: dict[Hookpoint, Tensor] = {}
+    whole: dict[Hookpoint | ReadPoint, Tensor] = {}
     with evaluating(model, autocast):
         with capturing(anatomy_of(model), hookpoints, whole):
             model(input_ids=ids)

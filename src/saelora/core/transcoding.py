@@ -7,7 +7,7 @@ among the others, up to rounding.
 Shapes: B rows, S tokens, D d_model, N positions of B x S.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any, Protocol, runtime_checkable
 
@@ -44,18 +44,22 @@ def transcoder_in(sae: Any) -> Any:
 def check_writers(saes: dict[Hookpoint, Any]) -> None:
     """Raise InputError where a transcoder writes elsewhere than an MLP does, or something else writes there too."""
     for hookpoint, sae in saes.items():
-        if transcoder_in(sae) is None:
-            continue
-        if hookpoint.site not in WRITES:
-            raise InputError(
-                f"a transcoder cannot write at {hookpoint}: it stands for an MLP, whose output is layers."
-                f"{hookpoint.layer}.mlp_out (or mlp_module_out, before a norm behind it)"
-            )
-        others = [h for h in saes if h.layer == hookpoint.layer and h.site in WRITES and h != hookpoint]
-        if others:
-            raise InputError(
-                f"the MLP of layer {hookpoint.layer} has two writers, at {hookpoint} and {others[0]}: give one of them"
-            )
+        if transcoder_in(sae) is not None:
+            check_writer(hookpoint, saes)
+
+
+def check_writer(hookpoint: Hookpoint, beside: Iterable[Hookpoint]) -> None:
+    """Raise InputError where no MLP writes, or something else writes there too."""
+    if hookpoint.site not in WRITES:
+        raise InputError(
+            f"a transcoder cannot write at {hookpoint}: it stands for an MLP, whose output is layers."
+            f"{hookpoint.layer}.mlp_out (or mlp_module_out, before a norm behind it)"
+        )
+    others = [h for h in beside if h.layer == hookpoint.layer and h.site in WRITES and h != hookpoint]
+    if others:
+        raise InputError(
+            f"the MLP of layer {hookpoint.layer} has two writers, at {hookpoint} and {others[0]}: give one of them"
+        )
 
 
 def check_widths(anatomy: Anatomy, hookpoint: Hookpoint, transcoder: Any) -> None:

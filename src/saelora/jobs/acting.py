@@ -23,7 +23,8 @@ class Acts:
     values: tuple[str, ...] | Literal["given", "left out"]
 
 
-_TOP_K = ("topk", "batchtopk", "matryoshka")
+_TRANSCODERS = ("transcoder", "skip-transcoder")
+_TOP_K = ("topk", "batchtopk", "matryoshka", *_TRANSCODERS)
 _SAEBENCH_SIZES = ("saebench_train", "saebench_test", "saebench_context", "saebench_batch")
 RULES: dict[str, tuple[Acts, ...]] = {
     "adapt": (
@@ -39,6 +40,7 @@ RULES: dict[str, tuple[Acts, ...]] = {
         Acts(("l1_coefficient",), "architecture", ("standard", "gated")),
         Acts(("l0_coefficient",), "architecture", ("jumprelu",)),
         Acts(("expansion",), "d_sae", "left out"),
+        Acts(("transcoder_layers", "circuit_tracer"), "architecture", _TRANSCODERS),
     ),
     "evaluate": (
         Acts(("other_weights",), "adapter", "given"),

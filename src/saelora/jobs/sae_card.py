@@ -12,6 +12,12 @@ if TYPE_CHECKING:
     from saelora.sae_training.recipe import SAERecipe
 
 
+_TRANSCODER = {
+    "transcoder": "A transcoder",
+    "skip-transcoder": "A transcoder with a skip connection, a linear map of its input",
+}
+
+
 def sae_card(config: train_sae.Config, name: str, recipe: SAERecipe, sae: Any, figures: SAEResult) -> str:
     """The model card of one SAE: recipe, tokens and what it does to the model.
 
@@ -22,15 +28,20 @@ def sae_card(config: train_sae.Config, name: str, recipe: SAERecipe, sae: Any, f
     """
     hookpoint, _, variant = name.partition("/")
     passes = recipe.passes if config.objective == "local" else 1
-    title = f"SAE of {config.model} at {hookpoint}" + (f", variant {variant}" if variant else "")
+    what, source = "SAE", "the activations"
+    kind, at = f"A {recipe.architecture} sparse autoencoder", f"at {hookpoint}"
+    if recipe.is_transcoder:
+        what, source = "Transcoder", f"the MLP's inputs ({sae.reads}) and outputs"
+        kind, at = _TRANSCODER[recipe.architecture], f"for {hookpoint}"
+    title = f"{what} of {config.model} {at}" + (f", variant {variant}" if variant else "")
     return f"""---
 library_name: saelens
 ---
 # {title}
 
-A {recipe.architecture} sparse autoencoder, d_in {sae.cfg.d_in}, d_sae {sae.cfg.d_sae}, trained with saelora
-on the activations of {figures.n_tokens_trained:,} tokens of {config.data} (left out: {", ".join(config.exempt)}).
-{_how(config)}Load it with `SAE.load_from_disk(folder)` (SAELens) or `--sae folder` (saelora).
+{kind}, d_in {sae.cfg.d_in}, d_sae {sae.cfg.d_sae}, trained with saelora
+on {source} of {figures.n_tokens_trained:,} tokens of {config.data} (left out: {", ".join(config.exempt)}).
+{_jumps(recipe)}{_how(config)}Load it with `SAE.load_from_disk(folder)` (SAELens) or `--sae folder` (saelora).
 
 | on {figures.n_tokens_evaluated:,} held-out tokens | |
 |---|---|
@@ -38,14 +49,30 @@ on the activations of {figures.n_tokens_trained:,} tokens of {config.data} (left
 {_spread(figures)}| L0 (active latents per token) | {figures.l0:.1f} |
 | latents that never fired there | {figures.dead_frac:.1%} |
 | cross entropy, clean model | {figures.ce_base:.4f} nats per token |
-| cross entropy, SAE spliced in | {figures.ce_sae:.4f} nats per token |
-| loss recovered against zero ablation | {number(figures.loss_recovered_sae):.4f} |
-
+{_spliced(figures, what)}
 Recipe: `{recipe.architecture}`, k {recipe.k}, lr {recipe.lr}, warm-up {recipe.warmup}, decay {recipe.decay},
 {recipe.batch_tokens} tokens a step, passes {passes}, seed {recipe.seed} (of rows {config.seed}),
 {config.tokens:,} tokens, context {config.context}. cfg.json holds it whole.
 Documents were held out by a hash of their text (fraction {config.validation_fraction}); the SAE saw none of them.
 """
+
+
+def _jumps(recipe: SAERecipe) -> str:
+    """What becomes of a transcoder's k."""
+    if not recipe.is_transcoder:
+        return ""
+    return "In training k latents a token were active on average; in use those above a threshold are (JumpReLU).\n"
+
+
+def _spliced(figures: SAEResult, what: str) -> str:
+    """Lines on the model with this one in it; none where several were put in at once (training.json has that)."""
+    if figures.ce_sae is None:
+        return ""
+    name = "SAE" if what == "SAE" else what.lower()
+    return (
+        f"| cross entropy, {name} spliced in | {figures.ce_sae:.4f} nats per token |\n"
+        f"| loss recovered against zero ablation | {number(figures.loss_recovered_sae):.4f} |\n"
+    )
 
 
 def _spread(figures: SAEFigures) -> str:

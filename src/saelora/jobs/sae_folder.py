@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from saelora.config import to_dict
 from saelora.console import Console
-from saelora.evals.loss_result import SAEResult
+from saelora.evals.loss_result import LossFigures, SAEResult
 from saelora.files import write_whole
 from saelora.identity import About, SAEId, measured_on
 from saelora.jobs.sae_card import sae_card
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from saelora.jobs import train_sae
+    from saelora.jobs.transcoder_folder import Trained
+    from saelora.models.hookpoints import Hookpoint
     from saelora.models.loading import LoadedModel
     from saelora.sae_training.base import SAETraining
 from saelora.reporting.text import error_text, fvu_text
@@ -29,11 +31,17 @@ FINISHED = "training.json"  # written last
 
 
 class TrainingFile(Record):
-    """What the file of a finished training holds; ``saes``: their names."""
+    """What the file of a finished training holds.
+
+    Args:
+        saes: their names.
+        together: of transcoders in several layers, by variant: the losses with all of them in the model at once.
+    """
 
     config: JsonObject = {}
     saes: list[str] = []
     environment: Environment | None = None
+    together: dict[str, LossFigures] = {}
 
 
 def finish(
@@ -46,44 +54,89 @@ def finish(
     console: Console,
 ) -> dict[str, SAEResult]:
     """Save every SAE, measure it spliced in, write results and cards."""
-    import torch
-
-    from saelora.evals.loss import evaluate_loss
     from saelora.saes.build import fingerprint
-    from saelora.saes.saving import save_sae
 
     results: dict[str, SAEResult] = {}
     group = objective.group
+    trained = _transcoders(config, loaded, objective, heldout, folder, console) if objective.reads else None
     for hookpoint, name in ((hookpoint, name) for hookpoint, names in objective.names.items() for name in names):
         target = target_of(config, folder, name)
-        sae = objective.inference_sae(name).to(getattr(torch, config.save_dtype))
-        sae.cfg.dtype = config.save_dtype
-        if group.is_main:
-            save_sae(sae, target)
-        measured = sae.to(objective.device).float().eval().requires_grad_(False)
-        with console.progress(f"evaluating {name}", heldout.numel()) as bar:
-            found = evaluate_loss(
-                loaded.model, {hookpoint: measured}, objective.token_mask, heldout, progress=bar.advance, group=group
-            )
+        if trained is not None:
+            measured, figures = trained.saes[name], trained.figures[name]
+        else:
+            measured = _saved(config, objective, name, target)
+            figures = _measured(loaded, objective, name, {hookpoint: measured}, heldout, console)
         own = SAEId(hookpoint=str(hookpoint), fingerprint=fingerprint(measured))
         about = About(model=describe_model(loaded), saes=[own], token_policy=objective.token_mask.record())
         spent = {"n_tokens_trained": objective.n_tokens, "seconds_training": seconds}
-        figures = {**found.pop("saes")[str(hookpoint)], **found}
         results[name] = result = SAEResult.model_validate({**figures, "about": measured_on(about, heldout), **spent})
         if group.is_main:
             write_json(target / RESULTS, result)
-            card = sae_card(config, name, objective.recipes[name], sae, result)
+            card = sae_card(config, name, objective.recipes[name], measured, result)
             write_whole(target / "README.md", card.encode())
+        spliced = "" if result.ce_sae is None else f"ce {result.ce_base:.3f} -> {result.ce_sae:.3f} spliced  "
         console.say(
             f"{name}: {fvu_text(result)}  l0 {result.l0:.1f}  dead {result.dead_frac:.1%}  "
-            f"ce {result.ce_base:.3f} -> {result.ce_sae:.3f} spliced  {error_text(result)}  "
-            f"saved in {target}"
+            f"{spliced}{error_text(result)}  saved in {target}"
         )
+    for line in trained.told() if trained is not None else ():
+        console.say(line)
     if group.is_main:
-        made = TrainingFile(config=to_dict(config), saes=[*results], environment=environment())
+        together = {"together": trained.together} if trained is not None and trained.together else {}
+        made = TrainingFile(config=to_dict(config), saes=[*results], environment=environment(), **together)
         write_json(folder / FINISHED, made)
         shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return results
+
+
+def _saved(config: train_sae.Config, objective: SAETraining, name: str, target: Path) -> Any:
+    """An SAE as it was saved, on the device and in float32 for measuring."""
+    import torch
+
+    from saelora.saes.saving import save_sae
+
+    sae = objective.inference_sae(name).to(getattr(torch, config.save_dtype))
+    sae.cfg.dtype = config.save_dtype
+    if objective.group.is_main:
+        save_sae(sae, target)
+    return sae.to(objective.device).float().eval().requires_grad_(False)
+
+
+def _measured(
+    loaded: LoadedModel,
+    objective: SAETraining,
+    name: str,
+    saes: dict[Hookpoint, Any],
+    heldout: Tensor,
+    console: Console,
+) -> JsonObject:
+    """The figures of one SAE spliced in."""
+    from saelora.evals.loss import evaluate_loss
+
+    (hookpoint,) = saes
+    with console.progress(f"evaluating {name}", heldout.numel()) as bar:
+        found = evaluate_loss(
+            loaded.model, saes, objective.token_mask, heldout, progress=bar.advance, group=objective.group
+        )
+    return {**found.pop("saes")[str(hookpoint)], **found}
+
+
+def _transcoders(
+    config: train_sae.Config,
+    loaded: LoadedModel,
+    objective: SAETraining,
+    heldout: Tensor,
+    folder: Path,
+    console: Console,
+) -> Trained:
+    """All transcoders of a run, saved and measured."""
+    from saelora.jobs.transcoder_folder import Trained
+
+    trained = Trained(config, loaded, objective)
+    if objective.group.is_main:
+        trained.save({name: target_of(config, folder, name) for name in objective.recipes})
+    trained.measure(heldout, console)
+    return trained
 
 
 def names_of(config: train_sae.Config, folder: Path) -> list[str]:

@@ -1,15 +1,17 @@
-"""saelora train-sae: train SAEs on a model's activations, saved in SAELens's native format."""
+"""saelora train-sae: train SAEs or transcoders on a model's activations, saved in SAELens's native format."""
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from saelora.config import Configuration, Count, configured, hints_of, limits_of, option
 from saelora.console import Console
 from saelora.errors import InputError
+from saelora.files import in_use
 from saelora.jobs.acting import check_acting
 from saelora.jobs.run import CHECKPOINTS, RunConfig, check_out, processes, taken_up
 from saelora.jobs.sae_folder import FINISHED, names_of, target_of
-from saelora.limits import NOT_NEGATIVE, POSITIVE, ROW, SHARE, OneOf, Within, exempt
+from saelora.limits import NOT_NEGATIVE, POSITIVE, ROW, SHARE, OneOf, Within, exempt, transcoder_layers
 from saelora.locks import tidy
 from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named, check_sae_path
@@ -32,6 +34,14 @@ class SAETrainConfig(Configuration):
         "where to train, e.g. layers.12.resid_post; repeat it to train several SAEs in one pass of the model",
         limit=known_hookpoint,
     )
+    transcoder_layers: str | None = option(
+        None,
+        "of transcoders, instead of --hookpoint: the layers whose MLPs they stand for: all, every:3, or 0,4,8-12",
+        limit=transcoder_layers,
+    )
+    circuit_tracer: str | None = option(
+        None, "of transcoders: a folder to write them to for circuit-tracer as well, one layer_N.safetensors a layer"
+    )
     variant: list[str] = option(
         [],
         "changed options of one SAE, e.g. k=16 or architecture=batchtopk,k=64; repeat it to train several at each "
@@ -50,7 +60,9 @@ class SAETrainConfig(Configuration):
         None, "a finished SAE to go on from (topk, standard, jumprelu; references as in adapt's --sae)"
     )
     architecture: Architecture | None = option(
-        None, f"one of {', '.join(get_args(Architecture))}; default: topk, or the start's"
+        None,
+        f"one of {', '.join(get_args(Architecture))}; default: topk, or the start's; transcoders rebuild an MLP's "
+        "output from its input, skip-transcoders beside a linear map",
     )
     expansion: int | None = option(
         None, f"d_sae / d_in; default: {SAERecipe.expansion}, or the start's", limit=POSITIVE
@@ -58,7 +70,7 @@ class SAETrainConfig(Configuration):
     d_sae: int | None = option(None, "number of latents; overrides --expansion", limit=POSITIVE)
     k: int | None = option(
         None,
-        "active latents per token (topk), or their mean (batchtopk, matryoshka); "
+        "active latents per token (topk), or their mean (batchtopk, matryoshka, transcoders); "
         f"default: {SAERecipe.k}, or the start's",
         limit=POSITIVE,
     )
@@ -71,7 +83,7 @@ class SAETrainConfig(Configuration):
     )
     dead_after_tokens: Count = option(SAERecipe.dead_after_tokens, "a latent silent for longer is dead", limit=POSITIVE)
     aux_coefficient: float = option(
-        SAERecipe.aux_coefficient, "weight of the dead latents' auxiliary loss (topk)", limit=NOT_NEGATIVE
+        SAERecipe.aux_coefficient, "weight of the dead latents' auxiliary loss (topk, transcoders)", limit=NOT_NEGATIVE
     )
     l1_coefficient: float = option(SAERecipe.l1_coefficient, "sparsity of standard and gated SAEs", limit=NOT_NEGATIVE)
     l0_coefficient: float = option(SAERecipe.l0_coefficient, "sparsity of jumprelu SAEs", limit=NOT_NEGATIVE)
@@ -133,8 +145,10 @@ def _train(config: Config, held: ExitStack) -> dict[str, JsonObject]:
 
 def check(config: Config) -> None:
     """Raise InputError for what can be seen to be wrong before anything is loaded."""
-    if not config.hookpoint:
+    if not config.hookpoint and not config.transcoder_layers:
         raise InputError("no hookpoint given: name one with --hookpoint, e.g. --hookpoint layers.12.resid_post")
+    if config.hookpoint and config.transcoder_layers:
+        raise InputError("--hookpoint and --transcoder-layers both say where to train: give one of them")
     check_named(config)
     if config.start is not None:
         check_sae_path(config.start)
@@ -148,7 +162,34 @@ def check(config: Config) -> None:
         )
     if config.start is not None and len(config.hookpoint) != 1:
         raise InputError(f"start {config.start} is one SAE, got {len(config.hookpoint)} hookpoints: give one")
-    recipes_of(config)
+    if any(recipe.is_transcoder for recipe in recipes_of(config).values()):
+        _check_transcoders(config)
+
+
+def _check_transcoders(config: Config) -> None:
+    if config.objective != "local":
+        raise InputError(
+            f"--objective {config.objective} trains SAEs, whose own input is at hand where they stand: train "
+            "transcoders with --objective local, and the model around them with adapt --transcoders"
+        )
+    if config.start is not None:
+        raise InputError("--start goes on from an SAE, and there is no going on from a transcoder yet: leave it out")
+    if config.circuit_tracer is None:
+        return
+    if config.variant:
+        raise InputError("--circuit-tracer writes one transcoder a layer, --variant makes several: leave out one")
+    if config.transcoder_layers != "all":
+        raise InputError(
+            "--circuit-tracer writes a whole set, since circuit-tracer reads no other: give --transcoder-layers all"
+        )
+    folder, out = Path(config.circuit_tracer).absolute(), Path(config.out or ".").absolute()
+    if folder == out or out in folder.parents:
+        raise InputError(
+            f"--circuit-tracer {config.circuit_tracer} lies in --out, where --transcoders would find each layer twice: "
+            "name another folder"
+        )
+    if in_use(folder) and not (config.resume or config.overwrite):
+        raise InputError(f"--circuit-tracer {config.circuit_tracer} exists: choose another, or --overwrite")
 
 
 def recipes_of(config: Config, begin: "Start | None" = None) -> dict[str, SAERecipe]:

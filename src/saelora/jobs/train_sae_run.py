@@ -16,13 +16,14 @@ from saelora.jobs.run import start
 from saelora.jobs.sae_folder import FINISHED, finish
 from saelora.jobs.train_sae import Config, check, recipes_of
 from saelora.manifest import check_room
-from saelora.models.anatomy import anatomy_of
-from saelora.models.hookpoints import parse_hookpoint
+from saelora.models.anatomy import Anatomy, anatomy_of
+from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.models.loading import LoadedModel, pick_device
 from saelora.sae_training.end_to_end import EndToEnd
 from saelora.sae_training.local import SAEObjective
 from saelora.sae_training.warm_start import Start
 from saelora.saes.loading import load_sae
+from saelora.saes.sets import chosen_layers
 from saelora.train.shard import shard_layers
 from saelora.train.tracking import Tracker
 
@@ -41,8 +42,8 @@ def train(config: Config, console: Console, folder: Path, group: Group, held: Ex
         Interrupted: stopped by a signal after saving a checkpoint.
     """
     loaded = load_frozen(config)
-    for text in config.hookpoint:
-        anatomy_of(loaded.model).site(parse_hookpoint(text))
+    for hookpoint in hookpoints_of(config, anatomy_of(loaded.model)):
+        anatomy_of(loaded.model).site(hookpoint)
     if config.shard:
         shard_layers(loaded.model, pick_device(config.device), group)
     objective = objective_of(config, loaded, group)
@@ -74,6 +75,14 @@ def train(config: Config, console: Console, folder: Path, group: Group, held: Ex
     return finish(config, loaded, objective, heldout, folder, state.seconds, console)
 
 
+def hookpoints_of(config: Config, anatomy: Anatomy) -> list[Hookpoint]:
+    """Where a configuration trains, as it is written; InputError for a layer that the model does not have."""
+    layers = config.transcoder_layers
+    if layers is None:
+        return [parse_hookpoint(text) for text in config.hookpoint]
+    return [Hookpoint(layer, "mlp_out") for layer in chosen_layers(layers, anatomy.n_layers)]
+
+
 def objective_of(config: Config, loaded: LoadedModel, group: Group = ALONE) -> SAEObjective | EndToEnd:
     """The SAEs that a configuration asks for on a loaded model, and how they are trained; nothing has been seen yet.
 
@@ -91,7 +100,7 @@ def objective_of(config: Config, loaded: LoadedModel, group: Group = ALONE) -> S
     about |= {} if config.objective == "local" else {"training_objective": config.objective}
     about |= {} if begin is None else {"training_start": begin.ref}
     anatomy = anatomy_of(loaded.model)
-    hookpoints = [anatomy.canonical(parse_hookpoint(text)) for text in config.hookpoint]
+    hookpoints = [anatomy.canonical(hookpoint) for hookpoint in hookpoints_of(config, anatomy)]
     options: dict[str, Any] = {
         "token_mask": token_mask_of(config.exempt, config, loaded, hookpoints),
         "device": loaded.model.device,

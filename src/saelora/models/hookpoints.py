@@ -24,6 +24,12 @@ _TL_NAMES = {
     "mlp_module_out": "mlp.hook_out",
     "attn_module_out": "attn.hook_out",
 }
+_TL_READ = {
+    "mlp_in": "mlp.hook_in",
+    "mlp_normalized": "ln2.hook_normalized",
+    "resid_mid": "hook_resid_mid",
+    "resid_pre": "hook_resid_pre",
+}
 _SITE_OF_SUFFIX: dict[str, Site] = {
     **{site: site for site in get_args(Site)},
     **{tl: site for site, tl in _TL_NAMES.items()},  # type: ignore[misc]
@@ -83,6 +89,11 @@ class ReadPoint:
 
     def __str__(self) -> str:
         return f"layers.{self.layer}.{self.site}"
+
+    @property
+    def tl_name(self) -> str:
+        """The name that readers of transcoders take for it, TransformerLens' where that has one meaning."""
+        return f"blocks.{self.layer}.{_TL_READ[self.site]}"
 
 
 def parse_hookpoint(text: str) -> Hookpoint:

@@ -14,19 +14,22 @@ from saelora.core.eval_mode import eval_mode
 from saelora.core.group import ALONE, Group
 from saelora.core.partial import activations
 from saelora.core.splice import TokenMask
+from saelora.core.transcoding import check_writer
 from saelora.errors import InputError
-from saelora.models.anatomy import anatomy_of
-from saelora.models.hookpoints import Hookpoint
+from saelora.models.anatomy import Anatomy, anatomy_of
+from saelora.models.hookpoints import Hookpoint, ReadPoint
 from saelora.records import JsonObject
 from saelora.sae_training.export import inference_parts, inference_sae
 from saelora.sae_training.recipe import SAERecipe
 from saelora.sae_training.trainer import SAETrainer
+from saelora.sae_training.transcoder_trainer import TranscoderTrainer
 from saelora.sae_training.warm_start import Start
 from saelora.train.checkpoint import StateDict
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import SAE
 
+Point = Hookpoint | ReadPoint
 ROWS_PER_FORWARD = 4  # of the model's prefix; on CPUs larger batches fall out of the cache and are slower
 
 
@@ -90,16 +93,39 @@ class SAETraining:
         self.recipes = {
             name: recipe for names in self.names.values() for name, recipe in zip(names, recipes.values(), strict=True)
         }
+        self.reads = self._what_is_read(anatomy)
         self.owners = {name: i % group.world for i, name in enumerate(self.recipes)}
         self.trainers: dict[str, SAETrainer] = {}  # this process's own
         for hookpoint, names in self.names.items():
             about = {"hook_head_index": None, **metadata, "hook_name": hookpoint.tl_name}
+            if hookpoint in self.reads:
+                about |= {"hook_name": self.reads[hookpoint].tl_name, "hook_name_out": hookpoint.tl_name}
             for name in self._own(names):
                 try:
                     width = anatomy.width(hookpoint)
-                    self.trainers[name] = SAETrainer(self.recipes[name], width, about, self.device, begin)
+                    kind = TranscoderTrainer if hookpoint in self.reads else SAETrainer
+                    self.trainers[name] = kind(self.recipes[name], width, about, self.device, begin)
                 except InputError as error:
                     raise InputError(f"{name}: {error}") from None
+
+    def _what_is_read(self, anatomy: Anatomy) -> dict[Hookpoint, ReadPoint]:
+        """What transcoders read, by where they write; empty for SAEs.
+
+        Raises:
+            InputError: SAEs and transcoders together, two transcoders for one MLP, or one for something else.
+        """
+        kinds = {recipe.is_transcoder for recipe in self.recipes.values()}
+        if len(kinds) > 1:
+            raise InputError("SAEs and transcoders cannot be trained in one run: what they rebuild differs; use two")
+        if kinds == {False}:
+            return {}
+        for hookpoint in self.names:
+            check_writer(hookpoint, self.names)
+            anatomy.site(hookpoint)
+        reads = {hookpoint: ReadPoint(hookpoint.layer, "mlp_in") for hookpoint in self.names}
+        for point in reads.values():
+            anatomy.reading(point)
+        return reads
 
     def _own(self, names: Sequence[str]) -> list[str]:
         return [name for name in names if self.owners[name] == self.group.rank]
@@ -113,16 +139,29 @@ class SAETraining:
         return {name: together[name] for name in self.recipes}
 
     @torch.no_grad()
-    def _activations(self, rows: Tensor) -> dict[Hookpoint, Tensor]:
-        """Activations [n_kept_tokens, d_in] at each hookpoint, exempt tokens left out; layers above never run."""
-        parts: dict[Hookpoint, list[Tensor]] = {hookpoint: [] for hookpoint in self.names}
+    def _activations(self, rows: Tensor) -> dict[Point, Tensor]:
+        """Activations [n_kept_tokens, d] at each hookpoint, and those that transcoders read.
+
+        Exempt tokens are left out; layers above never run.
+        """
+        points = self.points
+        parts: dict[Point, list[Tensor]] = {point: [] for point in points}
         with eval_mode(self.model):
             pieces = rows.split(self.rows_per_forward)
             for index, counts in self.group.turns(len(pieces)):
                 keep = self.token_mask(pieces[index], None) & counts
-                for hookpoint, found in activations(self.model, pieces[index], None, list(self.names)).items():
-                    parts[hookpoint].append(found[self.token_mask.replaced(hookpoint, found, keep)])
-        return {hookpoint: torch.cat(self.group.tensors_in_turn(found)) for hookpoint, found in parts.items()}
+                found = activations(self.model, pieces[index], None, points)
+                for hookpoint in self.names:
+                    mask_BS = self.token_mask.replaced(hookpoint, found[hookpoint], keep)
+                    for point in (hookpoint, self.reads.get(hookpoint)):
+                        if point is not None:
+                            parts[point].append(found[point][mask_BS])
+        return {point: torch.cat(self.group.tensors_in_turn(parts.pop(point))) for point in points}
+
+    @property
+    def points(self) -> list[Point]:
+        """All activations that training needs: hookpoints, and what transcoders read."""
+        return [*self.names, *self.reads.values()]
 
     def state_dict(self) -> StateDict:
         """Weights, optimisers, counters and scales of all SAEs: tensors and plain values only."""

@@ -66,6 +66,11 @@ class EndToEnd(SAETraining):
                 f"{nested[0]}: a matryoshka SAE's nested errors are reconstruction errors, which end-to-end training "
                 "leaves out: train it with --objective local, or use batchtopk"
             )
+        if self.reads:
+            raise InputError(
+                "end-to-end training is for SAEs, whose own input is at hand where they stand: train transcoders with "
+                "--objective local, and the model around them with adapt --transcoders"
+            )
         if not 0 <= downstream < math.inf:
             raise InputError(f"downstream is {downstream}, expected 0 or more")
         self.downstream, self.autocast = downstream, autocast

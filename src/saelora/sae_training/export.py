@@ -14,6 +14,7 @@ from torch import Tensor
 from saelora.errors import InputError
 from saelora.records import JsonObject
 from saelora.sae_training.trainer import SAETrainer
+from saelora.sae_training.transcoder_trainer import TranscoderTrainer
 
 if TYPE_CHECKING:
     from sae_lens.saes.sae import SAE
@@ -35,6 +36,8 @@ def inference_parts(trainer: SAETrainer, n_tokens: int) -> tuple[JsonObject, dic
     """
     if not trainer.scale:
         raise InputError("this SAE has not been trained yet: run at least one step before taking or saving it")
+    if isinstance(trainer, TranscoderTrainer):
+        return trainer.inference_parts(n_tokens)
     sae = copy.deepcopy(trainer.sae).to("cpu")
     sae.fold_activation_norm_scaling_factor(trainer.scale)
     rescaled = getattr(sae.cfg, "rescale_acts_by_decoder_norm", False)  # then the conversion below norms the rows

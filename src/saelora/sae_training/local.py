@@ -1,4 +1,7 @@
-"""Train sparse autoencoders to reconstruct a model's activations: one pass of the model's prefix feeds them all."""
+"""Train SAEs to reconstruct a model's activations, and transcoders an MLP's output from its input.
+
+One pass of the model's prefix feeds them all.
+"""
 
 import torch
 from jaxtyping import Float, Int
@@ -11,9 +14,10 @@ from saelora.sae_training.recipe import SAERecipe
 
 
 class SAEObjective(SAETraining):
-    """SAEs that reconstruct their hookpoints' activations. Layers above the highest hookpoint never run.
+    """SAEs that reconstruct their hookpoints' activations, or transcoders that make them of what an MLP reads.
 
-    A step shuffles its own chunk of tokens. Several processes share the passes of the model.
+    Layers above the highest hookpoint never run. A step shuffles its own chunk of tokens. Several processes share the
+    passes of the model.
     """
 
     def step(self, rows: Int[Tensor, "n_rows context"], progress: float) -> dict[str, Float[Tensor, ""]]:
@@ -37,17 +41,19 @@ class SAEObjective(SAETraining):
         span = rows.numel() / self.n_tokens_total
         found: dict[str, dict[str, Tensor]] = {}
         for hookpoint, names in self.names.items():
-            x_ND = acts.pop(hookpoint)
+            y_NO = acts.pop(hookpoint)
+            x_ND = acts.pop(self.reads[hookpoint]) if hookpoint in self.reads else y_NO
             for name in self._own(names):
                 trainer = self.trainers[name]
-                found[name] = trainer.train_chunk(x_ND, self._orders(trainer.recipe, len(x_ND)), progress, span)
+                orders = self._orders(trainer.recipe, len(x_ND))
+                found[name] = trainer.train_chunk(x_ND, orders, progress, span, y_NO)
         self.n_steps += 1
         self.n_tokens += n_tokens
         return summary(self._of_all(found))
 
     def check(self, rows: Int[Tensor, "n_rows context"]) -> None:
         """Raise InputError where the activations that steps see are not those of the whole model."""
-        check_activations(self.model, list(self.names), rows)
+        check_activations(self.model, self.points, rows)
 
     def _orders(self, recipe: SAERecipe, n_tokens: int) -> list[Tensor]:
         """A permutation [n_tokens] for each pass; depends on the recipe and the step alone, not on other SAEs."""

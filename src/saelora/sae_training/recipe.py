@@ -16,8 +16,11 @@ from saelora.config import check_keys, check_limit, coerce
 from saelora.errors import InputError
 from saelora.limits import Limit
 
-Architecture = Literal["topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated"]
+Architecture = Literal[
+    "topk", "batchtopk", "matryoshka", "jumprelu", "standard", "gated", "transcoder", "skip-transcoder"
+]
 ARCHITECTURES: tuple[str, ...] = get_args(Architecture)
+TRANSCODERS = ("transcoder", "skip-transcoder")
 _FOLDER_NAME = re.compile(r"[A-Za-z0-9_.=,-]{1,200}")
 
 
@@ -35,7 +38,7 @@ class SAERecipe:
     architecture: Architecture = "topk"
     expansion: int = 8  # d_sae / d_in; ignored where d_sae is given
     d_sae: int | None = None
-    k: int = 32  # active latents per token (topk) or on average (batchtopk, matryoshka)
+    k: int = 32  # active latents per token (topk) or on average (batchtopk, matryoshka, transcoders)
     matryoshka_widths: tuple[int, ...] = ()  # increasing; () means d_sae / 8, / 4, / 2, d_sae
     lr: float = 3e-3  # peak
     warmup: float = 0.02  # share of the run's tokens over which lr rises linearly from 0
@@ -45,7 +48,7 @@ class SAERecipe:
     adam_betas: tuple[float, float] = (0.9, 0.999)
     grad_clip: float = 1.0  # largest gradient norm; 0 switches clipping off
     dead_after_tokens: int = 100_000  # a latent silent for longer is dead; every pass counts
-    aux_coefficient: float = 1.0  # weight of the dead latents' reconstruction of the error (topk family)
+    aux_coefficient: float = 1.0  # weight of the dead latents' reconstruction of the error (topk family, transcoders)
     l1_coefficient: float = 5.0  # standard, gated
     l0_coefficient: float = 5.0  # jumprelu
     sparsity_warmup: float = 0.05  # share of the run's tokens over which the l1 or l0 coefficient rises
@@ -69,6 +72,11 @@ class SAERecipe:
                 raise InputError(f"SAE recipe: {name} is {getattr(self, name)}, expected a share between 0 and 1")
         if self.init not in ("data", "random"):
             raise InputError(f"SAE recipe: init is {self.init!r}, expected 'data' or 'random'")
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether it rebuilds an MLP's output from its input."""
+        return self.architecture in TRANSCODERS
 
     def width(self, d_in: int) -> int:
         """d_sae for activations of width d_in."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -25,7 +25,7 @@ class SAETrainer:
     An optimiser step is ``forward``, the caller's backward pass, ``update`` and ``count``, once ``start`` has seen
     the first chunk.
 
-    Suffixes: N tokens of a chunk, B of a batch, D d_in, S d_sae.
+    Suffixes: N tokens of a chunk, B of a batch, D d_in, O width of what is rebuilt, S d_sae.
     """
 
     def __init__(
@@ -44,14 +44,22 @@ class SAETrainer:
         self.recipe, self.begin = recipe, begin
         if begin is not None:
             begin.check(recipe, d_in)
-        self.sae = build_training_sae(recipe, d_in, metadata, device)
+        self.sae = self._built(d_in, metadata, device)
         self.optimizer = torch.optim.Adam(self.sae.parameters(), lr=recipe.lr, betas=recipe.adam_betas, fused=True)
         self.tokens_silent_S = torch.zeros(self.sae.cfg.d_sae, dtype=torch.long, device=device)
         self.scale = 0.0  # raw activations times this have mean norm sqrt(d_in); 0 until the first chunk is seen
         self.n_steps = 0
 
+    def _built(self, d_in: int, metadata: JsonObject, device: torch.device) -> Any:
+        return build_training_sae(self.recipe, d_in, metadata, device)
+
     def train_chunk(
-        self, x_ND: Float[Tensor, "N D"], orders: list[Int[Tensor, " N"]], progress: float, span: float
+        self,
+        x_ND: Float[Tensor, "N D"],
+        orders: list[Int[Tensor, " N"]],
+        progress: float,
+        span: float,
+        y_NO: Float[Tensor, "N O"] | None = None,
     ) -> dict[str, Float[Tensor, ""]]:
         """Go through a chunk of raw activations once for each order of its tokens.
 
@@ -60,21 +68,23 @@ class SAETrainer:
             orders: one permutation [N] of the tokens for each pass.
             progress: share of the run done before this chunk.
             span: share of the run that this chunk is.
+            y_NO: what is to be rebuilt from x_ND; default: x_ND itself.
 
         Returns:
             0-d tensors. `loss` as optimised, `mse` per token and dimension in raw units, `fvu`, `relative_error`
             with its quantiles and `l0`: each measured over the first pass, before the step that learns from the
             tokens in question, so on data the SAE has not seen. `top_variance` (with `relative_error`, see
-            `saelora.core.spread`): of the chunk. `dead_frac`: after it.
+            `saelora.core.spread`): of the chunk. `dead_frac`: after it. All are of what is to be rebuilt.
         """
         x_ND = x_ND.float()
-        self.start(x_ND)
+        y_NO = x_ND if y_NO is None else y_NO.float()
+        self.start(x_ND, y_NO)
         batches = [part for order in orders for part in order.chunk(-(-len(order) // self.recipe.batch_tokens))]
         n_first = len(batches) // len(orders)
         totals, error_N = torch.zeros(3, device=x_ND.device), torch.zeros(len(x_ND), device=x_ND.device)
         for index, part in enumerate(batches):
             now = progress + span * (index + 0.5) / len(batches)
-            output = self.forward(x_ND[part] * self.scale, now)
+            output = self.forward_raw(x_ND[part], y_NO[part], now)
             output.loss.backward()
             self.update(now)
             l0 = self.count(output)
@@ -82,17 +92,17 @@ class SAETrainer:
                 totals += torch.stack([output.loss.detach(), output.losses["mse_loss"].detach(), l0]) * len(part)
                 error_N[part] = token_errors(output)
         loss, sse, l0 = (totals / len(x_ND)).unbind()
-        mean_D = x_ND.mean(dim=0)
-        variation = (x_ND - mean_D).pow(2).sum()
-        sse = sse / self.scale**2
-        spread = Spread(len(x_ND))
-        spread.add(x_ND, error_N / self.scale**2)
+        mean_O = y_NO.mean(dim=0)
+        variation = (y_NO - mean_O).pow(2).sum()
+        sse = sse / self.out_scale**2
+        spread = Spread(len(y_NO))
+        spread.add(y_NO, error_N / self.out_scale**2)
         return {
             "loss": loss,
-            "mse": sse / x_ND.shape[1],
-            "fvu": sse / (variation / len(x_ND)),
+            "mse": sse / y_NO.shape[1],
+            "fvu": sse / (variation / len(y_NO)),
             **spread.errors(),
-            "top_variance": spread.top_variance(mean_D, variation),
+            "top_variance": spread.top_variance(mean_O, variation),
             "l0": l0,
             "dead_frac": self.dead_S.float().mean(),
         }
@@ -102,7 +112,12 @@ class SAETrainer:
         """Silent for more than the recipe's dead_after_tokens."""
         return self.tokens_silent_S > self.recipe.dead_after_tokens
 
-    def start(self, x_ND: Float[Tensor, "N D"]) -> None:
+    @property
+    def out_scale(self) -> float:
+        """Times what is rebuilt as the model has it, what a pass is to give."""
+        return self.scale
+
+    def start(self, x_ND: Float[Tensor, "N D"], y_NO: Float[Tensor, "N O"] | None = None) -> None:
         """Scale and centre on the first chunk, as SAELens' expected_average_only_in does with its first batches.
 
         Later chunks change nothing. An SAE that goes on from a finished one gets its weights here, at that scale.
@@ -115,6 +130,10 @@ class SAETrainer:
             return
         generator = torch.Generator().manual_seed(self.recipe.seed)
         init_from_data(self.sae, x_ND * self.scale, self.recipe, generator)
+
+    def forward_raw(self, x_BD: Float[Tensor, "B D"], y_BO: Float[Tensor, "B O"], progress: float) -> TrainStepOutput:
+        """A training pass on activations as the model has them."""
+        return self.forward(x_BD * self.scale, progress)
 
     def forward(self, x_BD: Float[Tensor, "B D"], progress: float) -> TrainStepOutput:
         """SAELens' training pass on scaled activations, with the coefficients of this moment of the run."""

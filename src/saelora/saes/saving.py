@@ -1,11 +1,20 @@
-"""SAEs written in SAELens's format."""
+"""SAEs and transcoders written in SAELens's format, and sets of transcoders in circuit-tracer's."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from saelora.files import whole_files
+import yaml
+from torch import Tensor
+
+from saelora.files import whole_files, whole_folder
 
 SAE_FILES = ("sae_weights.safetensors", "cfg.json")
+_CIRCUIT_TRACER = {
+    "model_kind": "transcoder_set",
+    "feature_input_hook": "mlp.hook_in",
+    "feature_output_hook": "hook_mlp_out",
+}
 
 
 def save_sae(sae: Any, folder: Path) -> None:
@@ -16,3 +25,25 @@ def save_sae(sae: Any, folder: Path) -> None:
     """
     with whole_files(folder, SAE_FILES) as part:
         sae.save_model(part)
+
+
+def save_for_circuit_tracer(weights: Mapping[int, Mapping[str, Tensor]], folder: Path, model_name: str) -> None:
+    """Write transcoders that read mlp_in and write mlp_out, one file a layer and config.yaml, in place of ``folder``.
+
+    Args:
+        weights: by layer, of all layers from 0 on: W_enc [D, S], W_dec [S, O], b_enc, b_dec, threshold and W_skip
+            [O, D], as SAELens has them.
+
+    Raises:
+        InputError: the disk is full or not writable.
+    """
+    from safetensors.torch import save_file
+
+    named = {"threshold": "activation_function.threshold"}
+    with whole_folder(folder) as part:
+        for layer, found in weights.items():
+            tensors = {**found, "W_enc": found["W_enc"].T}
+            made = {named.get(name, name): tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+            save_file(made, part / f"layer_{layer}.safetensors")
+        config = {"model_name": model_name, **_CIRCUIT_TRACER}
+        (part / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
