@@ -41,10 +41,11 @@ def evaluate_rebuilding(
     """
     sums = {name: SAESums.of(token_mask, rows) for name in sets}
     reads = {h: ReadPoint(h.layer, found.reads) for one in sets.values() for h, found in one.items()}
+    points: list[Hookpoint | ReadPoint] = [*reads, *reads.values()]
     students = Students(model, [])
     with batches(students, token_mask, rows, batch_rows=2, progress=progress, group=group) as each:
         for batch in each:
-            found = activations(model, batch.input_ids, None, [*reads, *reads.values()])
+            found = activations(model, batch.input_ids, None, points)
             for hookpoint, point in reads.items() if batch.counts else ():
                 mask_BS = token_mask.replaced(hookpoint, found[hookpoint], batch.mask)
                 x_ND, y_NO = found[point][mask_BS].float(), found[hookpoint][mask_BS].float()
