@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from saelora.cli import JOBS
+from saelora.cli import JOBS, USES
 
 HEAVY = {"torch", "transformers", "sae_lens", "datasets", "peft", "accelerate", "matplotlib", "pandas"}
 ROOT = Path(__file__).parents[1]
@@ -78,8 +78,8 @@ def test_help_imports_no_heavy_library(loaded_by: Loaded, words, tmp_path) -> No
 
 
 def test_the_package_imports_no_heavy_library(loaded_by: Loaded, tmp_path) -> None:
-    code = "import saelora, saelora.options, saelora.jobs.training_options\nfrom saelora.jobs import " + ", ".join(
-        job.replace("-", "_") for job in JOBS
+    code = "import saelora, saelora.options, saelora.jobs.training_options\n" + "\n".join(
+        f"import saelora.{'use' if job in USES else 'jobs'}.{job.replace('-', '_')}" for job in JOBS
     )
     assert loaded_by(code, tmp_path) == (0, "", set())
 
@@ -122,6 +122,12 @@ BAD = {
     "no finished run": "report nowhere",
     "too few tokens of the demo": "demo --eval-tokens 511",
     "demo in use": "demo --out used",
+    "nothing to generate from": "generate",
+    "no prompt": "generate used",
+    "no run to use": "generate used hello",
+    "no such run to talk with": "chat nowhere",
+    "steered by nothing": "generate used hello --steer 3740",
+    "steered in no way": "chat used --steer 3740=loud",
 }
 
 

@@ -10,6 +10,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,10 @@ JOBS = {
     "sweep": "adapters over a grid of ranks, SAEs, layers, models; what can share a pass does",
     "compare": "every way to make a model work through its SAE, at matched cost: one table, figures, words",
     "report": "one HTML page of a run, or of several side by side: figures, text token by token, provenance",
+    "generate": "continue a prompt by a run's original, spliced and adapted model side by side; steer latents",
+    "chat": "talk with a run's original, spliced and adapted model; steer latents",
 }
+USES = ("generate", "chat")  # what is done with a finished run lies in saelora.use, the rest in saelora.jobs
 
 DIVERGED_CODE = 3
 _FULL, _CLOSED, _NO_PATH = "free some disk space", "choose a place that you may write to", "check the path"
@@ -85,7 +89,8 @@ def _run(argv: list[str], complain: Callable[[str], None]) -> int:
         files = flags.pop("config", None) or []
         as_json = flags.pop("json", False)
         config = build(kind, {**_recorded(files, kind), **flags}, "the command line")
-        result = getattr(module, command.replace("-", "_"))(config)
+        with redirect_stdout(sys.stderr) if as_json else nullcontext():  # what is shown on the way is no JSON
+            result = getattr(module, command.replace("-", "_"))(config)
         if os.environ.get("RANK", "0") != "0":
             return 0
         _print(result, module, as_json)
@@ -176,7 +181,7 @@ def _parser(argv: list[str]) -> tuple[argparse.ArgumentParser, Any, type[Configu
     for name, text in JOBS.items():
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         if name == asked:
-            module = importlib.import_module(f"saelora.jobs.{name.replace('-', '_')}")
+            module = importlib.import_module(f"saelora.{'use' if name in USES else 'jobs'}.{name.replace('-', '_')}")
             kind = module.Config
             add_options(sub, kind)
             sub.add_argument(

@@ -31,7 +31,11 @@ def load(ref: str | Path, **options: Any) -> LoadedRun:
     Raises:
         InputError: no such run, or its model, SAEs or adapter are missing, damaged, or not those that it was made with.
     """
-    run = find_run(ref)
+    return load_run(find_run(ref), options)
+
+
+def load_run(run: Run, options: dict[str, Any]) -> LoadedRun:
+    """``load`` of a run that was found."""
     unknown = [name for name in options if name not in _HERE]
     if unknown:
         raise InputError(f"load knows no option {unknown[0]!r}: expected {', '.join(_HERE)}")

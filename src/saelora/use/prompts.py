@@ -12,7 +12,6 @@ from saelora.errors import InputError, on_one_line
 
 Messages = Sequence[dict[str, Any]]
 Prompt = str | Messages | Sequence[int] | Tensor
-NO_TEMPLATE = "the tokenizer of {model} has no chat template: give text, or a model that was tuned to chat"
 
 
 @dataclass(frozen=True)
@@ -24,9 +23,13 @@ class Prompts:
     alone: bool
 
 
-def has_template(tokenizer: Any) -> bool:
-    """Whether a tokenizer knows how its model was given chats."""
-    return bool(getattr(tokenizer, "chat_template", None))
+def check_template(tokenizer: Any, model: str) -> None:
+    """Raise InputError where a tokenizer does not know how its model is given chats."""
+    if not getattr(tokenizer, "chat_template", None):
+        raise InputError(
+            f"the tokenizer of {model} has no chat template, so that it cannot be talked with: give it text instead "
+            "(saelora generate), or take a model that was tuned to chat"
+        )
 
 
 def encode(tokenizer: Any, given: Prompt | Sequence[Prompt], n_embedded: int, model: str) -> Prompts:
@@ -87,8 +90,7 @@ def _of_text(tokenizer: Any, text: str) -> list[int]:
 
 
 def _of_chat(tokenizer: Any, messages: list[dict[str, Any]], model: str) -> list[int]:
-    if not has_template(tokenizer):
-        raise InputError(NO_TEMPLATE.format(model=model))
+    check_template(tokenizer, model)
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # templates are programs, and raise what they like

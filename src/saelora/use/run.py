@@ -26,13 +26,8 @@ from saelora.use.prompts import Prompt, Prompts, encode
 from saelora.use.reference import Run
 from saelora.use.steering import Steering, edit_of, resolve
 from saelora.use.streaming import Stopped, streamed
+from saelora.use.variants import NAMES
 
-NAMES = {
-    "original": Variant.BASE,
-    "spliced": Variant.SPLICED,
-    "adapted": Variant.ADAPTED,
-    "adapted_clean": Variant.ADAPTED_CLEAN,
-}
 NEW_TOKENS = 64  # where neither a caller nor a generation config says more
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
 _LENGTHS = ("max_new_tokens", "max_length", "generation_config")
@@ -192,6 +187,21 @@ class LoadedRun:
         current = nullcontext(self) if state.inside else self._as(state.variant, state.steering)
         with current, evaluating(self.model, self._autocast):
             yield
+
+    @property
+    def base(self) -> str:
+        """The model's name, as it was given."""
+        return self._loaded.ref
+
+    @property
+    def positions(self) -> int | None:
+        """The most tokens that the model can read at once; None where it does not say."""
+        found = getattr(self._loaded.model.config.get_text_config(), "max_position_embeddings", None)
+        return int(found) if found is not None else None
+
+    def n_tokens(self, prompt: Prompt) -> int:
+        """The tokens that a prompt comes to."""
+        return int(self._encoded(prompt).attention_mask.sum())
 
     # what it does
 

@@ -7,16 +7,19 @@ a is a latent's activation, as ``LoadedRun.latents`` shows it, at one position:
     Clamp(0.0)  "0"           0 whatever it was: any number without a sign; 0 takes the latent out
 """
 
+from __future__ import annotations
+
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint, parse_hookpoint
+
+if TYPE_CHECKING:  # a command looks at its --steer before it imports torch
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
