@@ -19,7 +19,8 @@ def requirements(which: str) -> list[str]:
     if which == "installed":
         return [f"{name}=={metadata.version(name)}" for name in LIBRARIES]
     project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
-    bounds = {re.split(r"[<>=!~ ]", text)[0]: text for text in project["dependencies"]}
+    wanted = [*project["dependencies"], *project["optional-dependencies"]["saelens"]]
+    bounds = {re.split(r"[<>=!~ ]", text)[0]: text for text in wanted}
     if which == "newest":
         return [bounds[name] for name in LIBRARIES]
     return [f"{name}=={re.search('>=([^,]+)', bounds[name])[1]}" for name in LIBRARIES]

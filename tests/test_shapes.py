@@ -41,6 +41,7 @@ FREE = {
     "core.lora_linear.FusedLinear.forward x": COMPILED,
     "core.token_mask.TokenMask.__call__ attention_mask": MASK,
     "models.adapters.check_landed stored": WEIGHTS,
+    "saes.inference.inference_sae weights": WEIGHTS,
     "saes.readers.common.Parts.__init__ weights": WEIGHTS,
     "saes.readers.common.Spec.__init__ weights": WEIGHTS,
     "saes.readers.common.check_floats state": WEIGHTS,

@@ -249,7 +249,7 @@ def test_a_layer_of_a_set_of_transcoders_is_read_from_the_cache(tmp_path: Path, 
 
 
 def registry_entries() -> Iterator[registry.Entry]:
-    for release, data in registry._releases().items():
+    for release, data in registry.releases().items():
         for sae in data["saes"]:
             yield registry._entry(release, data, sae)
 

@@ -19,6 +19,7 @@ from saelora.options import SourceConfig
 from saelora.options import hookpoint as known_hookpoint
 from saelora.records import JsonObject
 from saelora.sae_training.recipe import Architecture, SAERecipe, variant_recipes
+from saelora.saes.saelens import need_saelens
 
 if TYPE_CHECKING:
     from saelora.sae_training.warm_start import Start
@@ -162,8 +163,11 @@ def check(config: Config) -> None:
         )
     if config.start is not None and len(config.hookpoint) != 1:
         raise InputError(f"start {config.start} is one SAE, got {len(config.hookpoint)} hookpoints: give one")
-    if any(recipe.is_transcoder for recipe in recipes_of(config).values()):
+    recipes = recipes_of(config).values()
+    if any(recipe.is_transcoder for recipe in recipes):
         _check_transcoders(config)
+    if not all(recipe.is_transcoder for recipe in recipes):
+        need_saelens("training SAEs")
 
 
 def _check_transcoders(config: Config) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelora.errors import InputError
+from saelora.saes.inference import architecture_of
 from saelora.saes.sparse import SparseSAE, sparse
 
 Part = Literal["sae", "decoder", "linear"]
@@ -110,8 +111,6 @@ class TrainableSAE(nn.Module):
 
 def _check_kind(sae: Any, part: Part) -> None:
     """Raise InputError where what trains could not be written back as an SAE of the same class."""
-    from sae_lens import JumpReLUSAE, StandardSAE, TopKSAE
-
     if sae.hook_z_reshaping_mode:
         raise InputError(
             "this SAE splits its input into heads, a splice's is merged: load it with saelora.load_sae, or call "
@@ -120,7 +119,7 @@ def _check_kind(sae: Any, part: Part) -> None:
     if part == "sae":
         return
     remedy = "train the whole SAE instead (saelora finetune-sae, or adapt --method lora+sae --part sae)"
-    if type(sae) not in (TopKSAE, JumpReLUSAE, StandardSAE):
+    if architecture_of(sae) not in ("topk", "jumprelu", "standard"):
         raise InputError(
             f"a {part} trained on a {sae.cfg.architecture()} SAE cannot be folded into it, expected topk, jumprelu or "
             f"standard: {remedy}"
@@ -143,7 +142,8 @@ def _copy(sae: Any) -> Any:
     made = type(sae)(cfg)
     cfg.device = device
     made.load_state_dict({name: tensor.detach().clone() for name, tensor in sae.state_dict().items()}, assign=True)
-    made.turn_off_forward_pass_hook_z_reshaping()
+    if sae.hook_z_reshaping_mode is not None and hasattr(made, "turn_off_forward_pass_hook_z_reshaping"):
+        made.turn_off_forward_pass_hook_z_reshaping()
     return made.to(sae.W_dec.device).eval().requires_grad_(False)
 
 

@@ -1,4 +1,4 @@
-"""From parts to a frozen SAELens object: build, check the weights, fingerprint, describe."""
+"""From parts to a frozen SAE: build, check the weights, fingerprint, describe."""
 
 import hashlib
 import json
@@ -7,37 +7,82 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import Version
 from safetensors import SafetensorError
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from saelora.errors import InputError, on_one_line
 from saelora.records import JsonObject
+from saelora.saes.inference import CLASSES, inference_sae
 from saelora.saes.readers.common import Parts
+from saelora.saes.saelens import need_saelens
 
 # what reading values of the wrong kind raises
 _UNUSABLE = (AttributeError, KeyError, RuntimeError, ValueError, TypeError)
 _NOT_METADATA = ("d_in", "d_sae", "dtype", "device", "metadata", "architecture")
+# what SAELens 6 takes from older configurations, and the entries that it has other names for
+_ORIGIN = frozenset(
+    word
+    for line in (
+        "model_name hook_name model_class_name hook_head_index model_from_pretrained_kwargs prepend_bos",
+        "exclude_special_tokens neuronpedia_id context_size seqpos_slice dataset_path sae_lens_version",
+        "sae_lens_training_version hook_name_out hook_head_index_out hf_hook_name hf_hook_name_out",
+    )
+    for word in line.split()
+)
+_RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
+_FIRST_WITH_METADATA = Version("6.0.0-rc.0")
 
 
 def build_sae(parts: Parts, folder: Path, name: str, dtype: torch.dtype, scale: float | None = None) -> nn.Module:
-    """The SAELens SAE made of `parts`, on the CPU in `dtype`; `scale` is its factor on activations, where known.
+    """The SAE made of `parts`, on the CPU in `dtype`; `scale` is its factor on activations, where known.
 
-    SAELens' own `load_from_disk` does the building, so older configurations migrate exactly as there.
+    Architectures other than `inference.CLASSES` are built by SAELens.
 
     Raises:
         InputError: a transcoder, weights that do not fit the configuration, or a normalisation that was not folded.
     """
-    from sae_lens.saes import SAE
-
     refuse_transcoder(parts.cfg, name)
     # copies, because safetensors maps the file and a later write to it would change the SAE
     weights = {key: tensor.to(dtype, copy=True).contiguous() for key, tensor in parts.weights.items()}
     cfg = {**parts.cfg, "dtype": str(dtype).removeprefix("torch."), "device": "cpu"}
     try:
-        sae: nn.Module = SAE.load_from_disk(folder, converter=lambda path, device, cfg_overrides: (cfg, weights))
+        cfg = migrated(cfg)
+        sae = inference_sae(cfg, weights) if cfg["architecture"] in CLASSES else _by_saelens(cfg, weights, name)
     except _UNUSABLE as error:
         raise InputError(f"{name}: weights and configuration do not make an SAE ({on_one_line(error)})") from error
     _fold_normalisation(sae, folder, name, scale)
+    return sae
+
+
+def migrated(cfg: JsonObject) -> JsonObject:
+    """A configuration as SAELens 6 writes it, of one that 6 or an earlier version wrote; done as SAELens does."""
+    version = cfg.get("sae_lens_version") or cfg.get("metadata", {}).get("sae_lens_version")
+    if version and Version(version) >= _FIRST_WITH_METADATA:
+        return cfg
+    old = {_RENAMED.get(key, key): value for key, value in cfg.items()}
+    default: JsonObject = {"prepend_bos": True, "apply_b_dec_to_input": True, "sae_lens_training_version": None}
+    default |= {"architecture": "standard", "neuronpedia_id": None, "device": "cpu"}
+    default["reshape_activations"] = "hook_z" if "hook_z" in old.get("hook_name", "") else "none"
+    new = old | {key: value for key, value in default.items() if key not in old}
+    options = new.get("activation_fn_kwargs", {})
+    if new.get("activation_fn") == "topk" and options.get("k") is not None:
+        new["architecture"] = "topk"
+    if new["architecture"] == "topk" and "activation_fn_kwargs" in new:
+        new["k"] = options["k"]
+    scaled = new.get("normalize_activations")
+    if scaled is None or isinstance(scaled, bool):
+        new["normalize_activations"] = "expected_average_only_in" if scaled else "none"
+    return {**new, "metadata": {key: value for key, value in new.items() if key in _ORIGIN}}
+
+
+def _by_saelens(cfg: JsonObject, weights: dict[str, Tensor], name: str) -> nn.Module:
+    """An SAE of an architecture that SAELens alone has."""
+    need_saelens(f"{name} is a {cfg['architecture']} SAE: it")
+    from sae_lens.saes import SAE
+
+    sae: nn.Module = SAE.load_from_disk("", converter=lambda path, device, cfg_overrides: (cfg, weights))
     return sae
 
 
@@ -77,20 +122,19 @@ def _fold_normalisation(sae: Any, folder: Path, name: str, scale: float | None) 
 
 def _folded(sae: Any, path: Path, scale: float | None) -> bool:
     """Fold what SAELens' file holds, or else `scale`; False where neither is there."""
-    from sae_lens.training.activation_scaler import ActivationScaler
-
-    scaler = ActivationScaler(scaling_factor=scale)
+    whitened, known = path.with_name("activation_whitening.safetensors"), {}
     if path.is_file():
-        scaler.load(path)
+        known = json.loads(path.read_text())
+        scale = known["scaling_factor"]
     if sae.cfg.normalize_activations == "covariance_whitening":
-        if scaler.whitening is None:
+        if not known.get("has_whitening", bool(known)) or not whitened.exists():
             return False
-        whitening = scaler.whitening
-        sae.fold_activation_whitening(whitening.mean, whitening.matrix, whitening.inverse_matrix)
+        whitening = load_file(whitened)
+        sae.fold_activation_whitening(whitening["mean"], whitening["matrix"], whitening["inverse_matrix"])
         return True
-    if scaler.scaling_factor is None:
+    if scale is None:
         return False
-    factor = float(scaler.scaling_factor)
+    factor = float(scale)
     if not (math.isfinite(factor) and factor > 0):
         raise ValueError(f"scaling_factor is {factor}, expected a positive number")
     sae.fold_activation_norm_scaling_factor(factor)

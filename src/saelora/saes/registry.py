@@ -1,16 +1,13 @@
-"""SAELens' registry of released SAEs, looked up without importing SAELens (which takes seconds)."""
+"""SAELens' registry of released SAEs: what a reference names, and what is known of it beside its files."""
 
 import difflib
 import re
 from dataclasses import dataclass, field
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
 import torch
-import yaml
 from safetensors import SafetensorError
 from torch import nn
 
@@ -20,6 +17,7 @@ from saelora.saes.build import refuse_transcoder
 from saelora.saes.hub import explain
 from saelora.saes.readers import READERS
 from saelora.saes.readers.common import Parts, account_for_tensors, read_safetensors, read_torch
+from saelora.saes.saelens import need_saelens, releases
 from saelora.saes.transcoder import TranscoderParts, refuse_clt
 
 _FORMATS = {
@@ -76,7 +74,7 @@ def find(ref: str) -> Entry | None:
         InputError: a release without a known sae_id after it; the message names near matches.
     """
     release, _, sae_id = ref.partition("/")
-    data = _releases().get(release)
+    data = releases().get(release)
     if data is None:
         return None
     by_id = {str(sae["id"]): sae for sae in data["saes"]}
@@ -107,7 +105,7 @@ def registered(name: str) -> Entry | None:
     repo, _, path = rest.partition("/")
     found = [
         _entry(release, data, sae)
-        for release, data in _releases().items()
+        for release, data in releases().items()
         if data["repo_id"] == f"{owner}/{repo}"
         for sae in data["saes"]
         if str(sae["path"]) == path
@@ -131,13 +129,13 @@ def completed(parts: Parts | TranscoderParts, entry: Entry | None) -> Parts | Tr
 
 def ids_of(release: str) -> list[str] | None:
     """The sae_id of every entry of a release; None where there is no such release."""
-    data = _releases().get(release)
+    data = releases().get(release)
     return None if data is None else [str(sae["id"]) for sae in data["saes"]]
 
 
 def near_releases(text: str) -> list[str]:
     """Up to three releases whose name is close to the first segment of `text`."""
-    return difflib.get_close_matches(text.partition("/")[0], _releases(), n=3, cutoff=0.75)
+    return difflib.get_close_matches(text.partition("/")[0], releases(), n=3, cutoff=0.75)
 
 
 def refuse_cross_layer(entry: Entry, ref: str) -> None:
@@ -156,6 +154,8 @@ def load(entry: Entry, ref: str, dtype: torch.dtype) -> nn.Module:
         InputError: no SAE, no access, no network, files that SAELens cannot read, or tensors that it would leave out.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    need_saelens(f"{ref} is in a format that SAELens alone reads ({entry.loader}): it")
     from sae_lens.saes import SAE
 
     try:
@@ -196,14 +196,3 @@ def _account(entry: Entry, ref: str) -> None:
     path = Path(hf_hub_download(entry.repo, file.format(path=entry.path), local_files_only=True))
     held = read_safetensors(path) if path.suffix == ".safetensors" else read_torch(path)
     account_for_tensors(map(str, held), tensors, Path(ref))
-
-
-@cache
-def _releases() -> dict[str, JsonObject]:
-    spec = find_spec("sae_lens")
-    if spec is None or not spec.submodule_search_locations:
-        raise InputError("SAELens is not installed: pip install sae-lens")
-    path = Path(spec.submodule_search_locations[0]) / "pretrained_saes.yaml"
-    with path.open(encoding="utf-8") as file:
-        releases: dict[str, JsonObject] = yaml.load(file, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    return releases

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from saelora.saes.inference import architecture_of
 from saelora.saes.transcoder import Transcoder
 
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}  # of one [C, S] tensor of pre-activations
@@ -24,7 +25,7 @@ _CROSSOVER = {"cpu": 16}  # device -> least d_sae per active latent at which gat
 def sparse(sae: Any) -> Any:
     """``sae`` with a ``reconstruct`` that gathers, where that gives the same reconstructions; else ``sae`` itself.
 
-    It applies to SAELens's TopKSAE and JumpReLUSAE whose inputs are neither normalised at run time nor reshaped, and to
+    It applies to TopKSAE and JumpReLUSAE whose inputs are neither normalised at run time nor reshaped, and to
     transcoders of both kinds.
     """
     if isinstance(sae, SparseSAE) or _kind(sae) is None:
@@ -153,17 +154,16 @@ def _jumprelu(sae: Any, pre_CS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
 
 def _kind(sae: Any) -> str | None:
     """ "topk" or "jumprelu" where ``reconstruct`` knows the SAE's arithmetic, else None."""
-    from sae_lens import JumpReLUSAE, TopKSAE
-
     if type(sae) is Transcoder:
         return sae.cfg.activation if sae.cfg.activation in ("topk", "jumprelu") else None
-    if type(sae) not in (TopKSAE, JumpReLUSAE):
+    kind = architecture_of(sae)
+    if kind not in ("topk", "jumprelu"):
         return None
     # SAELens folds both expected_average_only_in and covariance_whitening into the weights
     at_run_time = sae.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
     if at_run_time or sae.hook_z_reshaping_mode:
         return None
-    return "topk" if isinstance(sae, TopKSAE) else "jumprelu"
+    return kind
 
 
 def _hooked(sae: Any) -> bool:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from saelora.errors import InputError, on_one_line
 from saelora.records import JsonObject
+from saelora.saes.saelens import saelens_version
 
 
 @dataclass
@@ -44,13 +45,11 @@ class Spec:
 
     def parts(self, source: Path) -> Parts:
         """Shapes come from the weights alone, so a configuration that disagrees with them cannot mislead."""
-        from sae_lens import __version__
-
         w_enc = self.weights["W_enc"]
         if w_enc.ndim != 2:
             raise InputError(f"{source}: the encoder has shape {tuple(w_enc.shape)}, expected 2 dimensions")
         d_in, d_sae = w_enc.shape
-        metadata = {"sae_lens_version": __version__, "hook_name": self.hook_name, "model_name": self.model_name}
+        metadata = {"sae_lens_version": saelens_version(), "hook_name": self.hook_name, "model_name": self.model_name}
         cfg = {
             "architecture": self.architecture,
             "d_in": d_in,

@@ -4,6 +4,7 @@ SAELens 6 runs what earlier versions wrote after leaving out what it no longer h
 functions other than ReLU and TopK, factors trained after the SAE. Here each is taken into account or refused.
 """
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from saelora.errors import InputError
 from saelora.records import JsonObject
+from saelora.saes.inference import CLASSES
 from saelora.saes.readers.common import (
     Parts,
     account_for_keys,
@@ -27,12 +29,16 @@ from saelora.saes.readers.common import (
     whole,
 )
 from saelora.saes.readers.keys import SAELENS_NEUTRAL, SAELENS_READ
+from saelora.saes.saelens import need_saelens
 from saelora.saes.transcoder import TranscoderParts
 
 _FIRST_WITH_METADATA = Version("6.0.0-rc.0")
 _HOOKS = ("hook_name", "hook_point")
 _KWARGS = "model_from_pretrained_kwargs"
 _ORIGIN = ("model_name", "context_size", "prepend_bos", "dataset_path", "sae_lens_version", "neuronpedia_id")
+_TRANSCODERS = ("transcoder", "skip_transcoder", "jumprelu_transcoder", "jumprelu_skip_transcoder")
+_SAELENS_ALONE = ("abstopk", "matching_pursuit", "temporal")  # which SAELens has to run
+_IN_TRAINING = {"jumprelu": {"jumprelu_ste_to_input", "target_l0"}}  # entries of its configurations for training alone
 _UNSUPPORTED = {"temporal": "its latents depend on other positions, and a splice hands it each position by itself"}
 
 
@@ -106,11 +112,9 @@ def checked(cfg: JsonObject, path: Path) -> JsonObject:
 
 
 def _architecture(cfg: JsonObject, path: Path) -> str:
-    from sae_lens.registry import SAE_CLASS_REGISTRY
-
     architecture = text(cfg.get("architecture", "standard"), "architecture", path)
-    if architecture not in SAE_CLASS_REGISTRY:
-        known = ", ".join(sorted(SAE_CLASS_REGISTRY))
+    if architecture not in (*CLASSES, *_TRANSCODERS, *_SAELENS_ALONE):
+        known = ", ".join(sorted((*CLASSES, *_TRANSCODERS, *_SAELENS_ALONE)))
         raise InputError(
             f"{path} has architecture {architecture!r}, expected one of {known}: "
             "a training checkpoint must first be exported with SAELens' save_inference_model"
@@ -136,8 +140,9 @@ def _check_values(cfg: JsonObject, path: Path) -> None:
 
 def _fields(architecture: str) -> set[str]:
     """The entries of SAELens' configurations of this architecture, for use and for training."""
-    from dataclasses import fields
-
+    if architecture in CLASSES:
+        return {field.name for field in fields(CLASSES[architecture][1])} | _IN_TRAINING.get(architecture, set())
+    need_saelens(f"an SAE of architecture {architecture}")
     from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
 
     configs: list[Any] = [
