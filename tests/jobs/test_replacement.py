@@ -96,3 +96,53 @@ def test_what_no_adapter_can_be_trained_around_is_one_line(
     assert workspace.adapt(tmp_path / "run", *flags, **given) == 2
     assert said in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
+
+
+SIZES = ["--replacement-sizes", "1", "2", "30"]
+FEW = {"replacement_tokens": 4 * ws.CONTEXT, "device": "cpu"}
+OTHERS = {"steering_n": 2, "steering_tokens": 60 * ws.CONTEXT, "steering_window": 8, "ablation_draws": 1}
+OTHERS |= {"steering_tuning_texts": 2, "steering_test_texts": 2, "ablation_tokens": 4 * ws.CONTEXT}
+
+
+def test_all_parts_measure_a_replacement_model_by_the_number_of_its_mlps_too(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"adapter": runs["cascading"], "out": tmp_path / "evals", "parts": "all", **FEW, **OTHERS}
+    assert main(["evaluate", *ws.as_flags(given), *SIZES]) == 0
+    names = sorted(path.stem for path in (tmp_path / "evals").glob("*.json"))
+    assert names == ["drift", "faithfulness", "loss", "replacement", "steering", "tokens"]
+    found = results_of(tmp_path / "evals" / "replacement.json")["result"]
+    assert [step["n_replaced"] for step in found["curves"]["cascading"]] == [1, 2, ws.N_LAYERS]
+    whole = found["curves"]["cascading"][-1]
+    assert whole["gap_closed"]["value"] > 0.05
+    assert whole["kl"]["adapted"]["value"] < whole["kl"]["sae"]["value"]
+    assert len(found["alone"]) == ws.N_LAYERS
+    assert f"{ws.N_LAYERS} MLPs replaced: cross entropy" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_replacement_model_is_measured_without_an_adapter_too(
+    workspace: ws.Workspace, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"transcoders": sets, "data": workspace.data, "context": ws.CONTEXT, "parts": "replacement", **FEW}
+    given |= {"validation_fraction": 0.2, "eval_tokens": 8 * ws.CONTEXT}
+    words = ["evaluate", str(workspace.model), *SIZES, *ws.as_flags({**given, "out": tmp_path / "found.json"})]
+    assert main(words) == 0
+    found = results_of(tmp_path / "found.json")["replacement"]
+    assert [list(step["ce"]) for step in found["curves"]["parallel"]] == [["sae"]] * 3
+    alone = [*words[:-1], str(tmp_path / "alone.json"), "--replacement-mode", "independent"]
+    assert main(alone) == 0
+    assert results_of(tmp_path / "alone.json")["replacement"]["alone"] == found["alone"]
+    assert results_of(tmp_path / "alone.json")["replacement"]["curves"] == {}
+
+    def refused(*more: str) -> str:
+        capsys.readouterr()
+        assert main([*words[:-1], str(tmp_path / "refused.json"), *more]) == 2
+        return " ".join(capsys.readouterr().err.split())
+
+    assert "there is no one model with all of them" in refused("--parts", "loss", "--replacement-mode", "independent")
+    assert "with add_error they cost nothing: leave it out" in refused("--add-error")
+    assert "--parts drift compares an adapted model" in refused("--parts", "drift")
+    bare = [word for word in words[:-1] if word not in ("--transcoders", str(sets))]
+    capsys.readouterr()
+    assert main([*bare, str(tmp_path / "bare.json"), "--sae", str(workspace.sae)]) == 2
+    assert "there is no transcoder here: name some with --transcoders" in " ".join(capsys.readouterr().err.split())

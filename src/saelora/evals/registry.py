@@ -22,6 +22,8 @@ from saelora.evals.capabilities.result import Capabilities
 from saelora.evals.drift.result import Drift
 from saelora.evals.faithfulness import options as faithfulness
 from saelora.evals.faithfulness.result import Faithfulness
+from saelora.evals.replacement import options as replacement
+from saelora.evals.replacement.result import ReplacementResult
 from saelora.evals.saebench import options as saebench
 from saelora.evals.saebench.result import SAEBench
 from saelora.evals.steering import options as steering
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One evaluation of an adapted model.
+    """One evaluation, of an adapted model for the most part.
 
     Args:
         result: the kind of its result.
@@ -46,6 +48,8 @@ class Evaluation:
         of_trained_saes: it has something to say of a run that trained its SAE.
         on_rows: it is measured on the run's held-out rows; False: it brings texts of its own.
         in_all: ``--parts all`` includes it: it needs nothing beside the adapter's run.
+        of_transcoders: it is about MLPs that ``--transcoders`` replaces, and ``--parts all`` includes it for them.
+        adapted: it needs an adapter.
     """
 
     name: str
@@ -54,6 +58,8 @@ class Evaluation:
     of_trained_saes: bool = False
     on_rows: bool = True
     in_all: bool = True
+    of_transcoders: bool = False
+    adapted: bool = True
 
     def run(self, subject: "Subject", config: Configuration) -> JsonObject:
         """Measure; returns what its file is to hold."""
@@ -87,6 +93,7 @@ _ALL = (  # in the order in which they are measured and shown
     Evaluation("drift", Drift, of_trained_saes=True),
     Evaluation("faithfulness", Faithfulness, faithfulness),
     Evaluation("steering", Steering, steering),
+    Evaluation("replacement", ReplacementResult, replacement, in_all=False, of_transcoders=True, adapted=False),
     Evaluation("capabilities", Capabilities, capabilities, of_trained_saes=True, on_rows=False, in_all=False),
     Evaluation("saebench", SAEBench, saebench, on_rows=False, in_all=False),
 )

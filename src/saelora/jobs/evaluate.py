@@ -9,9 +9,10 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from saelora.config import Configuration, configured, option, to_dict
+from saelora.config import Configuration, configured, option, to_dict, updated
 from saelora.console import Console
 from saelora.core.group import ALONE, Group
+from saelora.core.replacement import replacement_of
 from saelora.errors import InputError
 from saelora.evals.loss_result import LossResult
 from saelora.evals.registry import EVALUATIONS
@@ -53,7 +54,8 @@ class EvaluateConfig(Configuration):
     adapter: str | None = option(None, "a saelora run's folder; model, SAEs and data default to those it was made with")
     parts: tuple[Part, ...] = option(
         ("loss",),
-        f"what to measure, any of loss {' '.join(EVALUATIONS)}; all stands for {' '.join(ALL)}",
+        f"what to measure, any of loss {' '.join(EVALUATIONS)}; all stands for {' '.join(ALL)}, and with --transcoders "
+        "for replacement",
     )
     out: str | None = option(
         None,
@@ -99,6 +101,10 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     if recorded is not None:
         check_parts(parts, recorded, str(config.adapter))
         config = with_recorded(config, recorded, _OWN)
+    parts = _with_transcoders(config, parts)
+    if config.replacement_mode == "independent" and parts == ["replacement"]:
+        config = updated(config, {"replacement_mode": "cascading", "replacement_modes": ("independent",)})
+    replacement_of(config.replacement_mode, config.add_error)
     check_named(config)
     check_acting(config, "evaluate", {"parts": parts})
     asked = Asked(parts, folder, console, {} if folder is None or config.overwrite else read_kept(folder, parts))
@@ -207,7 +213,11 @@ def _finish(
     if folder is not None:
         tidy(folder)
     if folder is not None and asked.parts != ["loss"]:
-        console.say(f"in {folder}/; saelora report {config.adapter} makes one page of it")
+        console.say(
+            f"in {folder}/"
+            if config.adapter is None
+            else f"in {folder}/; saelora report {config.adapter} makes one page of it"
+        )
     if asked.failed:
         raise asked.error(results)
     return results
@@ -233,11 +243,20 @@ def parts_of(config: Config, group: Group = ALONE) -> list[str]:
     asked = set(config.parts) | (set(ALL) if "all" in config.parts else set())
     parts = [part for part in ("loss", *EVALUATIONS) if part in asked]
     further = [part for part in parts if part != "loss"]
-    if further and not config.adapter:
-        raise InputError(f"--parts {further[0]} compares an adapted model with the original: name one with --adapter")
+    adapted = [part for part in further if EVALUATIONS[part].adapted]
+    if adapted and not config.adapter:
+        raise InputError(f"--parts {adapted[0]} compares an adapted model with the original: name one with --adapter")
     if further and group.world > 1:
         raise InputError(f"--parts {further[0]} runs in one process, this is one of {group.world}: leave out torchrun")
     return parts
+
+
+def _with_transcoders(config: Config, parts: list[str]) -> list[str]:
+    """The parts, with those that ``all`` stands for where MLPs are replaced."""
+    if "all" not in config.parts or not config.transcoders:
+        return parts
+    more = {each.name for each in EVALUATIONS.values() if each.of_transcoders}
+    return [part for part in ("loss", *EVALUATIONS) if part in {*parts, *more}]
 
 
 def _outputs(config: Config, parts: list[str]) -> tuple[Path | None, Path | None]:
@@ -254,7 +273,9 @@ def _outputs(config: Config, parts: list[str]) -> tuple[Path | None, Path | None
             raise InputError(f"{out} cannot be written: there is no folder {out.parent}")
         check_writable(out)
         return out, None
-    folder = out if out is not None else Path(str(config.adapter)) / "evals" if parts != ["loss"] else None
+    folder = (
+        out if out is not None else Path(config.adapter) / "evals" if config.adapter and parts != ["loss"] else None
+    )
     if folder is not None:
         check_part_folder(folder)
         check_writable(folder)

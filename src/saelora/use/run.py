@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from saelora.assemble import Assembled, autocast_dtype
 from saelora.core import lora
 from saelora.core.eval_mode import evaluating
+from saelora.core.replacement import CASCADING
 from saelora.core.splice import SAE, Splice, TokenMask, splice
 from saelora.errors import InputError
 from saelora.evals.variant import Variant
@@ -80,6 +81,7 @@ class LoadedRun:
         self.run, self.about, self.model = run, about, model
         self.tokenizer: Any = assembled.loaded.tokenizer
         self.token_mask: TokenMask = assembled.token_mask
+        self._replacement = assembled.replacement
         self.hookpoints: tuple[Hookpoint, ...] = tuple(assembled.saes)
         self._loaded, self._autocast = assembled.loaded, autocast_dtype(assembled.loaded)
         self._sizes = {hookpoint: found.d_sae for hookpoint, found in assembled.saes.items()}
@@ -167,7 +169,8 @@ class LoadedRun:
             saes = {**self._given, **(self._tuned if variant.has_adapter else {})}
             opened = None
             if variant.has_saes or steering:
-                opened = stack.enter_context(splice(self.model, saes, self.token_mask))
+                replacement = self._replacement if variant.has_saes else CASCADING
+                opened = stack.enter_context(splice(self.model, saes, self.token_mask, replacement=replacement))
                 if steering:
                     stack.enter_context(opened.edited_by(edit_of(steering), keep_error=not variant.has_saes))
             self._state = _State(variant, steering, opened, inside=True)
