@@ -344,6 +344,8 @@ class LoadedRun:
             options["do_sample"] = any(options.get(name) is not None for name in _SAMPLING)
         if stopped is not None:
             options["stopping_criteria"] = [*(options.get("stopping_criteria") or []), stopped]
+        if self._replacement.needs_clean and self._state.variant.has_saes:
+            options.setdefault("use_cache", False)  # the original's stream is not in the cache
         pad = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.tokenizer.eos_token_id
         device = device_of(self.model)
         generate: Any = self.model.generate
