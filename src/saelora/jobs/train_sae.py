@@ -163,11 +163,9 @@ def check(config: Config) -> None:
         )
     if config.start is not None and len(config.hookpoint) != 1:
         raise InputError(f"start {config.start} is one SAE, got {len(config.hookpoint)} hookpoints: give one")
-    recipes = recipes_of(config).values()
-    if any(recipe.is_transcoder for recipe in recipes):
+    if any(recipe.is_transcoder for recipe in recipes_of(config).values()):
         _check_transcoders(config)
-    if not all(recipe.is_transcoder for recipe in recipes):
-        need_saelens("training SAEs")
+    need_saelens("training SAEs")
 
 
 def _check_transcoders(config: Config) -> None:
