@@ -30,9 +30,10 @@ JOBS = {
     "compare": "every way to make a model work through its SAE, at matched cost: one table, figures, words",
     "report": "one HTML page of a run, or of several side by side: figures, text token by token, provenance",
     "generate": "continue a prompt by a run's original, spliced and adapted model side by side; steer latents",
+    "export": "a run for other tools: merged model, PEFT adapter, SAELens SAE, GGUF; tried on both sides",
     "chat": "talk with a run's original, spliced and adapted model; steer latents",
 }
-USES = ("generate", "chat")  # what is done with a finished run lies in saelora.use, the rest in saelora.jobs
+USES = ("generate", "chat", "export")  # what is done with a finished run lies in saelora.use, the rest in saelora.jobs
 
 DIVERGED_CODE = 3
 _FULL, _CLOSED, _NO_PATH = "free some disk space", "choose a place that you may write to", "check the path"

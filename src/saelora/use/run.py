@@ -21,7 +21,7 @@ from saelora.evals.variant import Variant
 from saelora.identity import About
 from saelora.models.anatomy import device_of
 from saelora.models.hookpoints import Hookpoint
-from saelora.models.loading import quiet_transformers
+from saelora.models.loading import LoadedModel, quiet_transformers
 from saelora.use.latents import Latents, active_of
 from saelora.use.prompts import Prompt, Prompts, encode
 from saelora.use.reference import Run
@@ -109,6 +109,11 @@ class LoadedRun:
     def saes(self) -> dict[Hookpoint, SAE]:
         return {**self._given, **(self._tuned if self._state.variant.has_adapter else {})}
 
+    @property
+    def saes_of_default(self) -> dict[Hookpoint, SAE]:
+        """Those of the variant that holds outside all contexts."""
+        return {**self._given, **self._tuned}
+
     def original(self) -> AbstractContextManager["LoadedRun"]:
         """The model as it was, while the context is open."""
         return self.as_variant("original")
@@ -195,6 +200,24 @@ class LoadedRun:
     def base(self) -> str:
         """The model's name, as it was given."""
         return self._loaded.ref
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self.model)
+
+    @property
+    def n_embedded(self) -> int:
+        """Token ids that the model has a row for: 0 to n - 1."""
+        return self._loaded.n_embedded
+
+    @property
+    def has_adapter(self) -> bool:
+        return self._adapter is not None
+
+    @property
+    def loaded(self) -> LoadedModel:
+        """The model as it was loaded, with what identifies it."""
+        return self._loaded
 
     @property
     def positions(self) -> int | None:

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
-from saelora.core import lora
+from saelora.core.merging import plain_copy
 from saelora.core.transcoding import transcoder_in
 from saelora.errors import InputError
 from saelora.evals.bos import with_bos
@@ -28,37 +27,11 @@ def export_model(model: Any, tokenizer: Any, folder: Path, *, merged: bool) -> P
         tokenizer: written beside it, changed to begin every text with BOS.
         merged: with its adapter merged into the weights, in their own precision; else without the adapter.
     """
-    plain = _unwrapped(_copy_on_cpu(model), merged and bool(lora.adapted_layers(model)))
-    # transformers refuses to save what was read from a GGUF file, though the weights are plain floats by now
-    plain.hf_quantizer, plain.is_quantized = None, False
-    if hasattr(plain.config, "quantization_config"):
-        del plain.config.quantization_config
+    plain = plain_copy(model, merged=merged)
     with quiet_transformers():
         plain.save_pretrained(folder)
         with_bos(tokenizer).save_pretrained(folder)
     return folder
-
-
-def _unwrapped(model: Any, merged: bool) -> Any:
-    if not hasattr(model, "merge_and_unload"):
-        return model
-    return model.merge_and_unload() if merged else model.unload()
-
-
-def _copy_on_cpu(model: nn.Module) -> Any:
-    """A copy whose tensors are on the CPU and which carries no hooks: those belong to whoever opened a splice."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        for hooks in ("_forward_hooks", "_forward_pre_hooks"):
-            memo[id(getattr(module, hooks))] = type(getattr(module, hooks))()
-    for tensor in [*model.parameters(), *model.buffers()]:
-        memo[id(tensor)] = _on_cpu(tensor)
-    return copy.deepcopy(model, memo)
-
-
-def _on_cpu(tensor: Tensor) -> Tensor:
-    copied = tensor.detach().to("cpu", copy=True)
-    return nn.Parameter(copied, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else copied
 
 
 def export_sae(sae: Any, hookpoint: Hookpoint, folder: Path) -> Path:

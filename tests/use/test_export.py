@@ -1,0 +1,183 @@
+"""Exports, each read by the library that it is for."""
+
+import json
+import math
+import runpy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gguf import GGUFReader
+from peft import PeftModel
+from sae_lens import SAE
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
+
+import saelora
+import workspace as ws
+from saelora.cli import main
+from saelora.core.splice import TokenMask, splice
+from saelora.errors import InputError
+from saelora.use.export import export
+from saelora.use.exports.gguf import alpha_of
+from saelora.use.run import LoadedRun
+
+TEXT = "bada lume re"
+
+
+def ids_of(run: LoadedRun) -> torch.Tensor:
+    return torch.tensor([[run.tokenizer.bos_token_id, *run.tokenizer(TEXT, add_special_tokens=False)["input_ids"]]])
+
+
+def read_in_full(folder: Path) -> Any:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+
+@torch.no_grad()
+def logits(model: Any, ids: torch.Tensor) -> torch.Tensor:
+    return model(input_ids=ids).logits.float()
+
+
+def test_merged_is_read_by_plain_transformers_and_runs_through_its_saes_by_the_script(
+    run, run_folder, tmp_path
+) -> None:
+    out = tmp_path / "merged"
+    found = export(ref=str(run_folder), to="merged", out=str(out), dtype="float32", quiet=True)
+    read = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert read.dtype is torch.float32
+    assert AutoTokenizer.from_pretrained(out)(TEXT)["input_ids"] == run.tokenizer(TEXT)["input_ids"]
+    ids = ids_of(run)
+    with run.adapted_clean():
+        torch.testing.assert_close(logits(read, ids), run.logits(ids), rtol=1e-4, atol=1e-4)
+    spliced = runpy.run_path(str(out / "spliced.py"))["spliced"]
+    with spliced(read):
+        torch.testing.assert_close(logits(read, ids), run.logits(ids), rtol=1e-4, atol=1e-4)
+        made = read.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False
+        )  # with a cache
+    assert run.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True) == run.generate(
+        TEXT, max_new_tokens=6
+    )
+    assert max(found["difference"].values()) < 1e-3
+    assert found["gain_kept"] == pytest.approx(1, abs=1e-3)
+
+
+def test_merged_in_half_precision_says_what_the_rounding_costs(run, run_folder, tmp_path) -> None:
+    out = tmp_path / "merged"
+    found = export(ref=str(run_folder), to="merged", out=str(out), dtype="bfloat16", eval_tokens=384, quiet=True)
+    read = AutoModelForCausalLM.from_pretrained(out, dtype="auto")
+    assert read.dtype is torch.bfloat16
+    with run.adapted_clean():
+        off = (logits(read_in_full(out), ids_of(run)) - run.logits(ids_of(run))).abs().max()
+    assert found["difference"]["adapted_clean, in bfloat16, read by transformers"] > 1e-3
+    assert found["difference"]["adapted, by spliced.py"] < 1e-3
+    assert 1e-3 < off < 1
+    rows = 384 // ws.CONTEXT
+    assert found["n_tokens_evaluated"] <= 384 - rows
+    assert found["gain_kept"] == (found["ce_sae"] - found["ce_merged"]) / (found["ce_sae"] - found["ce_adapted"])
+    assert found["gain_kept"] != 1
+    assert f"{found['gain_kept']:.1%} is left" in " ".join(found["notes"])
+
+
+def test_the_readme_says_how_far_off_run_with_saes_is(run, run_folder, tmp_path) -> None:
+    export(ref=str(run_folder), to="saelens", out=str(tmp_path / "saes"), quiet=True)
+    text = (tmp_path / "saes" / "README.md").read_text()
+    assert "SAEs leave alone: token ids" in text
+    assert "run_with_saes" in text
+    ids = ids_of(run)
+    with run.adapted_clean(), splice(run.model, run.saes_of_default, TokenMask((), 0, False)):
+        assert (run.logits(ids) - logits(run.model, ids)).abs().max() < 1e-6
+    assert f"up to {0:.2f} on" not in text
+
+
+def test_saelens_reads_the_saes(run, run_folder, tmp_path) -> None:
+    out = tmp_path / "saes"
+    found = export(ref=str(run_folder), to="saelens", out=str(out), quiet=True)
+    read = SAE.load_from_disk(str(out / ws.HOOKPOINT))
+    x = torch.randn(5, ws.D_MODEL)
+    own = next(iter(run.saes.values()))
+    assert torch.equal(read.encode(x), own.encode(x))
+    assert read.cfg.metadata.hook_name == "blocks.1.hook_resid_post"
+    assert max(found["difference"].values()) < 1e-3
+    assert (out / "spliced.py").is_file()
+
+
+def test_peft_reads_the_adapter_and_the_notes_name_rank_and_layers(run, run_folder, workspace, tmp_path) -> None:
+    out = tmp_path / "adapter"
+    found = export(ref=str(run_folder), to="peft", out=str(out), quiet=True)
+    assert {p.name for p in out.iterdir()} == {"README.md", "adapter_config.json", "adapter_model.safetensors"}
+    read = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(workspace.model), str(out))
+    with run.adapted_clean():
+        assert torch.equal(logits(read, ids_of(run)), run.logits(ids_of(run)))
+    told = " ".join(found["notes"])
+    assert "Rank 4, layers 2 to 3 (2 of them), float32" in told
+    assert "--max-lora-rank 8" in told
+    assert json.loads((out / "adapter_config.json").read_text())["base_model_name_or_path"] == str(workspace.model)
+
+
+def test_gguf_holds_the_adapter_as_llama_cpp_has_the_weights(run, run_folder, tmp_path) -> None:
+    out = tmp_path / "gguf"
+    found = export(ref=str(run_folder), to="gguf", out=str(out), quiet=True)
+    assert "no llama.cpp" in found["not_run"]
+    reader = GGUFReader(out / "adapter.gguf")
+    fields = {name: field.contents() for name, field in reader.fields.items()}
+    assert fields["general.type"] == "adapter"
+    assert fields["adapter.type"] == "lora"
+    assert fields["general.architecture"] == "llama"
+    config = json.loads((run_folder / "adapter_config.json").read_text())
+    assert fields["adapter.lora.alpha"] == config["lora_alpha"]
+    names = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj"}
+    names |= {"attn_output": "self_attn.o_proj", "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj"}
+    names["ffn_down"] = "mlp.down_proj"
+    stored = load_file(run_folder / "adapter_model.safetensors")
+    undo = LlamaTensorProcessor({"num_attention_heads": 2, "num_key_value_heads": 1})
+    assert len(reader.tensors) == len(stored)
+    for tensor in reader.tensors:
+        _, layer, name, _, side = tensor.name.split(".")
+        key = f"base_model.model.model.layers.{layer}.{names[name]}.lora_{side[-1].upper()}.weight"
+        read = np.array(tensor.data)
+        if side == "lora_b":  # transformers' own reader of such files puts the rows back
+            read = undo.process(read, tensor.name).weights
+        assert np.array_equal(read, stored[key].numpy()), tensor.name
+
+
+def test_rank_stabilised_alpha_is_what_llama_cpp_divides_by_the_rank() -> None:
+    assert alpha_of({"lora_alpha": 8, "r": 16}) == 8
+    assert alpha_of({"lora_alpha": 8, "r": 16, "use_rslora": True}) / 16 == pytest.approx(8 / math.sqrt(16))
+
+
+def test_a_run_that_trained_its_sae_exports_that(workspace: ws.Workspace, tmp_path: Path) -> None:
+    assert workspace.adapt(tmp_path / "linear", "--quiet", method="linear") == 0
+    found = export(ref=str(tmp_path / "linear"), to="saelens", out=str(tmp_path / "out"), quiet=True)
+    run = saelora.load(tmp_path / "linear")
+    assert run.variants == ("original", "spliced", "adapted")
+    read = SAE.load_from_disk(str(tmp_path / "out" / ws.HOOKPOINT))
+    x = torch.randn(5, ws.D_MODEL)
+    ours = next(iter(run.saes.values()))
+    assert torch.equal(read.decode(read.encode(x)), ours.decode(ours.encode(x)))
+    with run.spliced():
+        theirs = next(iter(run.saes.values()))
+    assert ours is not theirs
+    assert max(found["difference"].values()) < 1e-3
+    with pytest.raises(InputError, match="trained no adapter"):
+        export(ref=str(tmp_path / "linear"), to="merged", out=str(tmp_path / "no"), quiet=True)
+    assert not (tmp_path / "no").exists()
+
+
+def test_a_folder_that_is_not_empty_is_left_alone(run_folder, tmp_path, capsys) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "file").write_text("kept")
+    assert main(["export", str(run_folder), "--to", "peft", "--out", str(tmp_path / "mine")]) == 2
+    assert "exists and is not empty" in capsys.readouterr().err
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["file"]
+
+
+def test_the_command_names_the_difference_the_folder_and_what_is_next(run_folder, tmp_path, capsys) -> None:
+    out = tmp_path / "out"
+    assert main(["export", str(run_folder), "--to", "peft", "--out", str(out), "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    assert "largest difference of logits, adapted_clean, read by PEFT: 0" in shown
+    assert shown.splitlines()[-1].startswith(f"In {out}/ (README.md): PeftModel.from_pretrained(model, ")
