@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from saelora.assemble import Assembled, autocast_dtype
 from saelora.core import lora
 from saelora.core.eval_mode import evaluating
-from saelora.core.replacement import CASCADING
+from saelora.core.replacement import CASCADING, Replacement
 from saelora.core.splice import SAE, Splice, TokenMask, splice
 from saelora.errors import InputError
 from saelora.evals.variant import Variant
@@ -108,6 +108,11 @@ class LoadedRun:
     @property
     def saes(self) -> dict[Hookpoint, SAE]:
         return {**self._given, **(self._tuned if self._state.variant.has_adapter else {})}
+
+    @property
+    def replacement(self) -> Replacement:
+        """How transcoders are put in."""
+        return self._replacement
 
     @property
     def saes_of_default(self) -> dict[Hookpoint, SAE]:
@@ -256,7 +261,7 @@ class LoadedRun:
         texts = [self._text(row[prompts.input_ids.shape[1] :]) for row in made]
         return texts[0] if prompts.alone and len(texts) == 1 else texts
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[str]:
+    def stream(self, prompt: Prompt, **options: Any) -> Generator[str]:
         """The same, of one prompt, piece by piece as it is made; closing the iterator ends the generation."""
         prompts = self._encoded(prompt)
         if not prompts.alone:

@@ -12,4 +12,4 @@ NAMES: dict[str, Variant] = dict(
         strict=True,
     )
 )
-SIDE_BY_SIDE = ("original", "spliced", "adapted")
+SIDE_BY_SIDE: tuple[Name, ...] = ("original", "spliced", "adapted")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -57,14 +58,17 @@ def _through_saes(
     """SAEs and script beside the model, where they can be; run on it in float32, into ``found``."""
     with loaded.adapted():
         ours = [loaded.logits(row) for row in rows]
-    why = policy.why_no_script(loaded)
-    if why is None:
-        names = {name: f"{SAES}/{name}" for name in write_saes(loaded, folder / SAES)}
-        found[f"adapted, by {policy.SCRIPT}"] = policy.write_script(loaded, folder, names, plain, rows, ours)
-        return [policy.note(loaded, rows, ours)]
-    with splice(plain, loaded.saes_of_default, loaded.token_mask):
+    with splice(plain, loaded.saes_of_default, loaded.token_mask, replacement=loaded.replacement):
         found["adapted, spliced by saelora"] = largest(ours, _logits(plain, rows))
-    return [f"There is no {policy.SCRIPT}: {why}; run it through its SAEs with saelora."]
+    why = policy.why_no_script(loaded)
+    if why is not None:
+        return [f"There is no {policy.SCRIPT}: {why}; run it through its SAEs with saelora."]
+    names = {name: f"{SAES}/{name}" for name in write_saes(loaded, folder / SAES)}
+    if find_spec("sae_lens") is None:
+        (folder / policy.SCRIPT).write_text(policy.script(loaded, names), encoding="utf-8")
+        return [f"{policy.SCRIPT} was not run: SAELens, which it needs, is not installed."]
+    found[f"adapted, by {policy.SCRIPT}"] = policy.write_script(loaded, folder, names, plain, rows, ours)
+    return [policy.note(loaded, rows, ours)]
 
 
 def _cost_of_rounding(
@@ -79,8 +83,18 @@ def _cost_of_rounding(
         return {}, f"What the rounding costs was not measured: {on_one_line(error)}"
     saes = loaded.saes_of_default
     with loaded.adapted_clean():
-        own = evaluate_loss(loaded.model, saes, loaded.token_mask, rows, arms=["sae", "adapted"], check=False)
-    after = evaluate_loss(read, saes, loaded.token_mask, rows, arms=["sae"], check=False)
+        own = evaluate_loss(
+            loaded.model,
+            saes,
+            loaded.token_mask,
+            rows,
+            arms=["sae", "adapted"],
+            check=False,
+            replacement=loaded.replacement,
+        )
+    after = evaluate_loss(
+        read, saes, loaded.token_mask, rows, arms=["sae"], check=False, replacement=loaded.replacement
+    )
     won, left = own["ce_sae"] - own["ce_adapted"], own["ce_sae"] - after["ce_sae"]
     figures = {
         "ce_base": own["ce_base"],

@@ -12,6 +12,7 @@ from saelora.core.merging import plain_copy
 from saelora.core.splice import splice
 from saelora.core.transcoding import transcoder_in
 from saelora.errors import InputError
+from saelora.saes.saelens import need_saelens
 from saelora.saes.saving import save_sae
 from saelora.use.exports import policy
 from saelora.use.exports.target import Export, check_equal, largest, rows_of
@@ -30,7 +31,8 @@ def write_saes(loaded: LoadedRun, folder: Path, dtype: torch.dtype = torch.float
             raise InputError(
                 f"a transcoder writes at {hookpoint}, --to saelens is for SAEs: its own files are the export"
             )
-        plain: Any = copy.deepcopy(getattr(sae, "sae", sae)).to("cpu", dtype)
+        inner: Any = getattr(sae, "sae", sae)
+        plain = copy.deepcopy(inner).to("cpu", dtype)
         plain.cfg.dtype = str(dtype).removeprefix("torch.")
         metadata = plain.cfg.metadata
         metadata.hook_name = hookpoint.tl_name
@@ -43,6 +45,7 @@ def write_saes(loaded: LoadedRun, folder: Path, dtype: torch.dtype = torch.float
 
 def export(loaded: LoadedRun, folder: Path, dtype: str) -> Export:
     """Write the SAEs, read them by SAELens, and run the model through them, by our splice and by the script's."""
+    need_saelens("--to saelens")
     names = write_saes(loaded, folder, getattr(torch, "float32" if dtype == "auto" else dtype))
     rows = rows_of(loaded)
     ours = [loaded.logits(row) for row in rows]
