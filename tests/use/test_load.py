@@ -294,3 +294,16 @@ def test_weights_that_the_run_was_not_made_with_are_refused(run_folder, workspac
     forced = saelora.load(run_folder, sae=[str(other)], other_weights=True)
     assert re.search("made with", " ".join(forced.about.other_weights))
     assert forced.hookpoints == (Hookpoint(1),)
+
+
+def test_a_run_of_train_sae_is_loaded_in_its_model_without_adapter(workspace, tmp_path: Path) -> None:
+    assert workspace.train_sae(tmp_path / "trained", "--quiet") == 0
+    loaded = saelora.load(tmp_path / "trained")
+    assert loaded.variants == ("original", "spliced")
+    assert (loaded.variant, loaded.hookpoints) == ("spliced", (Hookpoint(1),))
+    spliced = loaded.logits(PROMPT)
+    with loaded.original():
+        assert (loaded.logits(PROMPT) - spliced).abs().max() > 1e-3
+    with pytest.raises(InputError, match="has no variant 'adapted': expected one of original, spliced"):
+        loaded.adapted()
+    assert loaded.report().name == "README.md"
