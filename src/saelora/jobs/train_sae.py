@@ -161,10 +161,10 @@ def check(config: Config) -> None:
             f"--objective {config.objective} does not run on sharded layers, since each process runs the model for its "
             "own SAEs: leave out --shard"
         )
-    if config.start is not None and len(config.hookpoint) != 1:
-        raise InputError(f"start {config.start} is one SAE, got {len(config.hookpoint)} hookpoints: give one")
     if any(recipe.is_transcoder for recipe in recipes_of(config).values()):
         _check_transcoders(config)
+    if config.start is not None and len(config.hookpoint) != 1:
+        raise InputError(f"start {config.start} is one SAE, got {len(config.hookpoint)} hookpoints: give one")
     need_saelens("training SAEs")
 
 
