@@ -12,7 +12,10 @@ from saelora.saes import registry
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 TIMING = sorted(RECIPES.glob("*/timing*.yaml"))
-SWEEPS = sorted(p for p in RECIPES.glob("*/*.yaml") if not p.name.startswith("saes_") and p not in TIMING)
+TRANSCODERS = RECIPES / "smollm" / "transcoders.yaml"
+SWEEPS = sorted(
+    p for p in RECIPES.glob("*/*.yaml") if not p.name.startswith(("saes_", "transcoders")) and p not in TIMING
+)
 PAPER = [p for p in SWEEPS if p.parent.name == "paper"]
 # arXiv 2501.19406 and its published code
 PUBLISHED = {
@@ -94,6 +97,14 @@ def test_saes_that_sweeps_name_are_made_by_the_recipe_they_name(path: Path) -> N
     for user in users:
         for point in expand(read_recipe(user), str(user)):
             assert {ref.removeprefix("{saes}/") for ref in point.config.sae} <= made
+
+
+def test_transcoders_of_every_layer_of_the_default_model_are_trained_as_the_recipe_says() -> None:
+    config = build(train_sae.Config, read_yaml(TRANSCODERS), str(TRANSCODERS))
+    train_sae.check(config)
+    assert (config.model, config.data, config.transcoder_layers) == ("smollm2-135m-instruct", "sotu", "all")
+    assert {recipe.is_transcoder for recipe in train_sae.recipes_of(config).values()} == {True}
+    assert "saelora train-sae --config recipes/smollm/transcoders.yaml" in TRANSCODERS.read_text()
 
 
 @pytest.mark.parametrize("path", TIMING, ids=name)
