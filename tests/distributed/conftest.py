@@ -35,8 +35,6 @@ BOTH: dict[str, Any] = {**ADAPT, "tokens": 21 * ws.CONTEXT, "method": "lora+sae"
 BOTH |= {"history_points": 0}
 LINEAR: dict[str, Any] = {**BOTH, "method": "linear", "objective": "kl"}
 FINETUNE = {k: v for k, v in BOTH.items() if k not in ("method", "rank", "sae_lr")} | {"lr": 1e-3}
-TRANSCODERS: dict[str, Any] = {k: v for k, v in TRAIN_SAE.items() if k != "hookpoint"}
-TRANSCODERS |= {"architecture": "skip-transcoder", "transcoder_layers": "0,1,3"}
 END_TO_END: dict[str, Any] = {**TRAIN_SAE, "tokens": 20 * ws.CONTEXT, "objective": "e2e+downstream"}
 
 
@@ -55,7 +53,6 @@ class Runs:
             "linear": ("adapt", {**adapter, **LINEAR}),
             "finetune": ("finetune_sae", {**adapter, **FINETUNE}),
             "e2e": ("train_sae", {**common, **END_TO_END}),
-            "transcoders": ("train_sae", {**common, **TRANSCODERS}),
         }
         base = {k: v for k, v in ws.ADAPT.items() if k not in ("history_points", "history_tokens", "rank")}
         self.recipe = {
@@ -74,7 +71,7 @@ class Runs:
 
     def run_together(self) -> None:
         adapt, long, train = (self.jobs[name][1] for name in ("adapt", "long", "train"))
-        others = ("both", "linear", "finetune", "e2e", "transcoders")
+        others = ("both", "linear", "finetune", "e2e")
         given = {
             "adapt": ("adapt", {**adapt, "out": str(self.two("adapt"))}),
             "sharded": ("adapt", {**adapt, "track": None, "out": str(self.two("sharded")), "shard": True}),
@@ -86,7 +83,7 @@ class Runs:
         for name in others:
             job, options = self.jobs[name]
             given[name] = (job, {**options, "out": str(self.two(name)), "quiet": True})
-            if name not in ("e2e", "transcoders"):
+            if name != "e2e":
                 given[f"{name} sharded"] = (
                     job,
                     {**given[name][1], "out": str(self.two(f"{name}-sharded")), "shard": True},

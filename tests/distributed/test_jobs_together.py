@@ -108,21 +108,6 @@ def test_signal_to_one_process_stops_both_and_one_alone_goes_on(runs: Any) -> No
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_two_processes_train_transcoders_as_one_does(runs: Any) -> None:
-    for layer in (0, 1, 3):
-        parts = [
-            f / f"layers.{layer}.mlp_out" / "sae_weights.safetensors"
-            for f in (runs.two("transcoders"), runs.one("transcoders"))
-        ]
-        ours, theirs = map(load_file, parts)
-        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
-    both = [
-        json.loads((f / "training.json").read_text())["together"]
-        for f in (runs.two("transcoders"), runs.one("transcoders"))
-    ]
-    assert_close(*both, 2e-5)
-
-
 def test_main_process_alone_writes(runs: Any) -> None:
     main, other = (noticed["written"] for noticed in runs.noticed)
     assert other == []
