@@ -16,12 +16,14 @@ from saelora.evals.drift.measure import clean_latents, measure_drift
 from saelora.evals.faithfulness.ablation import Ablated
 from saelora.evals.faithfulness.interventions import faithfulness
 from saelora.evals.loss import evaluate_loss
+from saelora.evals.reading import doubts, fvu_by_site
 from saelora.evals.saebench.export import export_sae
 from saelora.evals.spliced import SplicedModel
 from saelora.evals.steering.latents import Reader
 from saelora.evals.steering.texts import Text
+from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint, ReadPoint
-from tiny_saes import SPARE_SPECIAL
+from tiny_saes import SPARE_SPECIAL, hooks_in
 from tiny_transcoders import TinyTranscoder
 from variants import replaced, rows_of, with_adapter
 
@@ -109,3 +111,33 @@ def test_faithfulness_is_measured_around_a_transcoder(fresh):
 def test_saebench_refuses_a_transcoder(tmp_path):
     with pytest.raises(InputError, match=r"a transcoder writes at layers\.1\.mlp_out"):
         export_sae(TinyTranscoder(D_MODEL), WHERE, tmp_path)
+
+
+@FAMILIES
+def test_a_transcoder_of_another_site_is_told_by_the_one_that_it_would_fit(fresh, family):
+    model, rows = fresh(family), rows_of(families.tiny(family))
+    anatomy, mask, before = anatomy_of(model), replaced(rows), hooks_in(model)
+    with torch.no_grad():
+        anatomy.layers[1].get_submodule(anatomy.layouts[1].mlp_reads).weight.add_(5)  # the gain tells the sites apart
+    found = activations(model, rows, None, [READ, WHERE])
+    read, x = found[READ][mask], found[WHERE][mask]
+    fitted = torch.linalg.lstsq(torch.cat([read, torch.ones_like(read[:, :1])], 1), x).solution
+    transcoder = TinyTranscoder(D_MODEL, READ.site, skips=True)
+    transcoder.W_dec.zero_()
+    transcoder.b_dec.copy_(fitted[-1])
+    transcoder.W_skip = fitted[:-1].T
+
+    right = fvu_by_site(model, {WHERE: transcoder}, SPARE_SPECIAL, rows)
+    residual = wide(x - read @ fitted[:-1] - fitted[-1]).square().sum()
+    assert right[WHERE] == {READ.site: pytest.approx(float(residual / wide(x - x.mean(0)).square().sum()), rel=1e-6)}
+    assert doubts(right) == []
+    transcoder.reads = "mlp_in"
+    wrong = fvu_by_site(model, {WHERE: transcoder}, SPARE_SPECIAL, rows)
+    assert set(wrong[WHERE]) == {"mlp_in", "mlp_normalized", "resid_mid", "resid_pre"}
+    assert wrong[WHERE][READ.site] == pytest.approx(right[WHERE][READ.site])
+    assert hooks_in(model) == before
+    (told,) = doubts(wrong)
+    assert f"at layers.1.mlp_out reads mlp_in and has FVU {wrong[WHERE]['mlp_in']:.2f}" in told
+    assert f"reading mlp_normalized it would have {right[WHERE][READ.site]:.2f}" in told
+    (told,) = doubts({WHERE: {"mlp_in": 3.0, "resid_pre": 2.9}})
+    assert told.endswith("likely it is for another model, or for other weights of this one")

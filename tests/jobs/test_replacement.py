@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import workspace as ws
@@ -146,3 +147,65 @@ def test_a_replacement_model_is_measured_without_an_adapter_too(
     capsys.readouterr()
     assert main([*bare, str(tmp_path / "bare.json"), "--sae", str(workspace.sae)]) == 2
     assert "there is no transcoder here: name some with --transcoders" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_killed_run_in_either_mode_goes_on_as_if_nothing_had_happened(
+    workspace: ws.Workspace, sets: Path, runs: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from saelora.objectives.distill import Distill
+
+    step = Distill.step
+    for mode, run in runs.items():
+        steps = []
+
+        def dies(self: Distill, *args: Any, steps: list[None] = steps) -> Any:
+            steps.append(None)
+            if len(steps) == 3:
+                raise KeyError("killed")
+            return step(self, *args)
+
+        out, more = tmp_path / mode, {"replacement_mode": mode, "placement": "all", "samples": 1}
+        monkeypatch.setattr(Distill, "step", dies)
+        with pytest.raises(KeyError):
+            workspace.adapt(out, sae=None, transcoders=sets, checkpoint_seconds=0, **more)
+        monkeypatch.setattr(Distill, "step", step)
+        assert list((out / "checkpoints").iterdir())
+        assert workspace.adapt(out, "--resume", sae=None, transcoders=sets, **more) == 0
+        ours, theirs = (load_file(folder / "adapter_model.safetensors") for folder in (out, run))
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+        assert results_of(out / "results.json")["ci95"] == results_of(run / "results.json")["ci95"]
+
+
+def test_a_sweep_over_modes_ends_each_point_as_its_own_run(
+    workspace: ws.Workspace, sets: Path, runs: dict[str, Path], tmp_path: Path
+) -> None:
+    base = {key: value for key, value in ws.ADAPT.items() if value is not None}
+    base |= {"model": str(workspace.model), "data": str(workspace.data), "transcoders": [str(sets)], "sae": []}
+    recipe = {"title": "modes", "base": {**base, "placement": "all"}}
+    recipe |= {"grid": {"replacement_mode": ["cascading", "parallel"]}}
+    (tmp_path / "modes.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["sweep", str(tmp_path / "modes.yaml"), "--out", str(tmp_path / "sweep"), "--quiet"]) == 0
+    points = [results_of(path) for path in sorted((tmp_path / "sweep" / "points").glob("*.json"))]
+    assert len(points) == 2
+    for point in points:
+        alone = results_of(runs[point["config"]["replacement_mode"]] / "results.json")
+        for key in ("ce_sae", "ce_adapted", "kl_adapted"):
+            assert point[key] == pytest.approx(alone[key], abs=1e-6)
+
+
+def test_a_comparison_goes_round_a_transcoder(workspace: ws.Workspace, sets: Path, tmp_path: Path) -> None:
+    recipe = ws.recipe_of(workspace)
+    one = str(sets / "layers.1.mlp")
+    lora = {"from": one, "rank": 4, "placement": "all", "tokens": 12 * ws.CONTEXT}
+    recipe |= {"saes": {}, "methods": {"lora": lora, "parallel": {**lora, "replacement_mode": "parallel"}}}
+    recipe.pop("tune")
+    (tmp_path / "race.yaml").write_text(yaml.safe_dump(recipe))
+    assert main(["compare", str(tmp_path / "race.yaml"), "--out", str(tmp_path / "race"), "--quiet"]) == 0
+    found = {}
+    for path in (tmp_path / "race" / "runs").glob("*.json"):
+        run = results_of(path)
+        found[run["config"]["replacement_mode"]] = run["final"]
+    assert set(found) == {"cascading", "parallel"}
+    assert found["cascading"]["ce_sae"] == pytest.approx(found["parallel"]["ce_sae"], abs=1e-6)  # one alone: the same
+    assert found["cascading"]["gap_closed"] > 0
+    assert found["cascading"]["ce"] != found["parallel"]["ce"]  # what it reads, the adapter has changed

@@ -12,8 +12,10 @@ from saelora.assemble import Assembled, assemble, autocast_dtype, read_rows, val
 from saelora.config import to_dict
 from saelora.console import Console
 from saelora.core.group import Group
+from saelora.core.transcoding import transcoder_in
 from saelora.evals.loss import evaluate_loss
 from saelora.evals.loss_result import RunResult
+from saelora.evals.reading import doubts, fvu_by_site
 from saelora.evals.samples import continuations, prompts_from
 from saelora.evals.spliced import SplicedModel
 from saelora.files import write_whole
@@ -70,6 +72,10 @@ def train_and_measure(
     heldout = group.on_main(lambda: validation_rows(config, assembled.loaded))
     if told := reach(config, assembled):
         console.say(told)
+    if any(map(transcoder_in, assembled.sae_modules.values())):
+        frozen = assembled.loaded.model, assembled.sae_modules, assembled.token_mask
+        for line in doubts(fvu_by_site(*frozen, heldout, autocast_dtype(assembled.loaded))):
+            console.say(line)
     model: Any = student_model(None, config, assembled, "default")
     if config.shard:
         shard_layers(model, device, group)

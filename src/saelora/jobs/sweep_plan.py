@@ -17,7 +17,8 @@ from saelora.reporting.sweep import AXES, SERIES
 
 SAES = "{saes}"  # in a recipe: the folder of the SAEs that its train_sae names
 # What may differ between students of one teacher on the same rows; points that differ in anything else run apart.
-BRANCH_KEYS = {"sae", "hookpoint", "rank", "alpha", "placement", "rslora", "dora", "init", "dropout"}
+BRANCH_KEYS = {"transcoders", "transcoder_layers", "replacement_mode"}
+BRANCH_KEYS |= {"sae", "hookpoint", "rank", "alpha", "placement", "rslora", "dora", "init", "dropout"}
 BRANCH_KEYS |= {"lr", "schedule", "warmup", "weight_decay", "betas", "clip", "loss"}
 
 
@@ -89,7 +90,8 @@ def expand(recipe: SweepSpec, source: str) -> list[Point]:
         for combination in itertools.product(*recipe.grid.values()):
             values = {**recipe.base, **point, **dict(zip(recipe.grid, combination, strict=True))}
             config = build(adapt.Config, values, source)
-            missing = next((name for name in ("model", "sae", "data") if not getattr(config, name)), None)
+            given = {"model": config.model, "sae": config.sae or config.transcoders, "data": config.data}
+            missing = next((name for name, value in given.items() if not value), None)
             if missing:
                 raise InputError(f"{source} names no {missing}: give it under base, points or grid")
             if recipe.train_sae is None and any(SAES in ref for ref in config.sae):
