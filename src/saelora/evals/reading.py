@@ -40,7 +40,8 @@ def fvu_by_site(
         stack.enter_context(lora.disabled(model))
         spliced = stack.enter_context(splice(model, saes, token_mask))
         stack.enter_context(spliced.disabled())
-        points = [point for where in spliced.reads for point in [where, *_sites(anatomy, where)]]
+        points: list[Hookpoint | ReadPoint] = [*spliced.reads]
+        points += [point for where in spliced.reads for point in _sites(anatomy, where)]
         seen, mask = activations(model, ids, None, points), token_mask(ids)
         found: dict[Hookpoint, FVUs] = {}
         for where, own in spliced.reads.items():
