@@ -6,6 +6,8 @@ from saelora.config import Configuration, option
 from saelora.limits import NOT_NEGATIVE, POSITIVE, SEED, device
 from saelora.use.variants import Name
 
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+
 
 class RunOptions(Configuration):
     """Run"""
@@ -31,9 +33,7 @@ class RunOptions(Configuration):
 class TalkOptions(Configuration):
     """Generation"""
 
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "of the frozen weights; auto is bfloat16 on a GPU, float32 on a CPU"
-    )
+    dtype: Dtype = option("auto", "of the frozen weights; auto is bfloat16 on a GPU, float32 on a CPU")
     variants: tuple[Name, ...] | None = option(
         None, "any of original spliced adapted adapted_clean; default: the first three, as far as the run has them"
     )

@@ -91,6 +91,22 @@ class LoadedRun:
         self._state = _State(self.default)
         self._open: Generator[str] | None = None  # a stream that somebody may still be reading
 
+    @property
+    def sizes(self) -> dict[Hookpoint, int]:
+        """Hookpoint -> number of latents."""
+        return dict(self._sizes)
+
+    def ids(self, prompt: Prompt) -> list[int]:
+        """The token ids that ``generate`` reads for a prompt.
+
+        Raises:
+            InputError: an empty prompt, or no chat template.
+        """
+        prompts = self._encoded(prompt)
+        if not prompts.alone:
+            raise InputError("ids are of one prompt: give one")
+        return list(map(int, prompts.input_ids[0]))
+
     # variants
 
     @property

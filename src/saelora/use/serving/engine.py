@@ -1,0 +1,203 @@
+"""The one thread that runs the model: it takes asks that wait, and generates those of one kind as one batch."""
+
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessor, StoppingCriteria
+
+from saelora.errors import InputError
+from saelora.use.run import LoadedRun
+from saelora.use.serving.rows import Ask, Ended, Failed, Row
+
+GATHER = 0.01  # seconds that a first ask waits for others to join it
+
+
+class Busy(Exception):
+    """As many asks wait as may."""
+
+
+class Engine:
+    """Runs asks on a loaded run, which is its own from then on.
+
+    Args:
+        most_rows: asks in one batch.
+        most_waiting: asks that may wait; ``submit`` raises ``Busy`` beyond.
+    """
+
+    def __init__(self, run: LoadedRun, *, most_rows: int = 8, most_waiting: int = 64):
+        self.run, self.most_rows, self.most_waiting = run, most_rows, most_waiting
+        self._waiting: deque[Ask] = deque()
+        self._changed = threading.Condition()
+        self._tokenizing = threading.Lock()  # tokenizers of transformers are no place for two threads
+        self._stopping = False
+        generation = getattr(run.model, "generation_config", None)
+        ends: Any = getattr(generation, "eos_token_id", None) or []
+        ends = [ends] if isinstance(ends, int) else list(ends)
+        self._ends = frozenset(end for end in (*ends, run.tokenizer.eos_token_id) if end is not None)
+        self._eos = sorted(self._ends) or None
+        self._thread = threading.Thread(target=self._work, name="saelora-engine", daemon=True)
+        self._thread.start()
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    def submit(self, asks: Sequence[Ask]) -> None:
+        """Let asks wait for their turn; all of them or none.
+
+        Raises:
+            Busy: too many wait.
+        """
+        with self._changed:
+            if self._stopping or len(self._waiting) + len(asks) > self.most_waiting:
+                raise Busy
+            self._waiting.extend(asks)
+            self._changed.notify()
+
+    def stop(self) -> None:
+        """End what runs at its next token; what waits is told that it was cancelled."""
+        with self._changed:
+            self._stopping = True
+            for ask in self._waiting:
+                ask.cancelled.set()
+            self._changed.notify()
+        self._thread.join()
+
+    def _work(self) -> None:
+        while (batch := self._next()) is not None:
+            try:
+                self._generate(batch)
+            except Exception as error:  # of this batch alone; the next may go well
+                for ask in batch:
+                    ask.tell(Failed(error))
+
+    def _next(self) -> list[Ask] | None:
+        """The first ask that waits and all of its kind, in order; None when stopping and nobody is left."""
+        with self._changed:
+            while not self._waiting:
+                if self._stopping:
+                    return None
+                self._changed.wait()
+            until = time.monotonic() + GATHER
+            while len(self._waiting) < self.most_rows and (left := until - time.monotonic()) > 0:
+                self._changed.wait(left)
+            kind = self._waiting[0].kind
+            batch = [ask for ask in self._waiting if ask.kind == kind][: self.most_rows]
+            taken = set(map(id, batch))
+            self._waiting = deque(ask for ask in self._waiting if id(ask) not in taken)
+            return batch
+
+    def _generate(self, batch: list[Ask]) -> None:
+        live = []
+        for ask in batch:
+            late = time.monotonic() > ask.deadline
+            if late or self._stopping or ask.cancelled.is_set():
+                ask.tell(Ended("timeout" if late else "cancelled", 0))
+            else:
+                live.append(ask)
+        if not live:
+            return
+        rows = [Row(ask, self.decode, self._ends) for ask in live]
+        with ExitStack() as stack:
+            stack.enter_context(self.run.as_variant(live[0].variant))
+            if live[0].steer:
+                stack.enter_context(self.run.steer(live[0].steer))
+            self.run.generate(
+                [list(ask.ids) for ask in live],
+                max_new_tokens=max(ask.longest for ask in live),
+                do_sample=False,
+                eos_token_id=self._eos,
+                logits_processor=[_Chosen(rows)],
+                stopping_criteria=[_Watched(rows, self)],
+            )
+            for row in rows:
+                found = self._latents(row) if row.ask.latents else None
+                assert row.reason is not None
+                row.ask.tell(Ended(row.reason, len(row.new), found))
+
+    def _latents(self, row: Row) -> list[dict[str, Any]]:
+        seen = self.run.latents([*row.ask.ids, *row.new])
+        return [
+            {
+                "hookpoint": str(hookpoint),
+                "tokens": [
+                    {
+                        "token": each.token,
+                        "replaced": each.replaced,
+                        "active": [[f.latent, f.activation] for f in each.active[: row.ask.latents]],
+                    }
+                    for each in seen.at(hookpoint)
+                ],
+            }
+            for hookpoint in seen.hookpoints
+        ]
+
+    def ids(self, prompt: Any) -> tuple[int, ...]:
+        """A prompt's token ids, from any thread.
+
+        Raises:
+            InputError: an empty prompt, or no chat template.
+        """
+        with self._tokenizing:
+            return tuple(self.run.ids(prompt))
+
+    def token(self, token_id: int) -> str:
+        """One token's own text, from any thread."""
+        with self._tokenizing:
+            return str(self.run.tokenizer.decode([token_id]))
+
+    def decode(self, ids: list[int]) -> str:
+        """Their text, special tokens left out, from any thread."""
+        with self._tokenizing:
+            return str(self.run.tokenizer.decode(ids, skip_special_tokens=True))
+
+    @property
+    def stopping(self) -> bool:
+        return self._stopping
+
+
+class _Chosen(LogitsProcessor):
+    """Every row's next token by its own rule: all others become impossible."""
+
+    def __init__(self, rows: Sequence[Row]):
+        self.rows = rows
+
+    def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
+        chosen = [0 if row.reason is not None else row.choose(scores[i]) for i, row in enumerate(self.rows)]
+        index = torch.tensor(chosen, device=scores.device)[:, None]
+        return torch.full_like(scores, -torch.inf).scatter(-1, index, 0.0)
+
+
+class _Watched(StoppingCriteria):
+    """Hands each row its new token; a row ends by itself, or because nobody waits for it any more."""
+
+    def __init__(self, rows: Sequence[Row], engine: Engine):
+        self.rows, self.engine = rows, engine
+
+    def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
+        if self.engine.stopping:
+            for row in self.rows:
+                row.ask.cancelled.set()
+        done = [row.take(token) for row, token in zip(self.rows, input_ids[:, -1].tolist(), strict=True)]
+        return torch.tensor(done, device=input_ids.device)
+
+
+def check_ask(run: LoadedRun, ask: Ask, most_tokens: int) -> None:
+    """Raise InputError where an ask could only fail later: no such variant or latent, or too long."""
+    from saelora.use.steering import resolve
+
+    if ask.variant not in run.variants:
+        raise InputError(f"model {ask.variant[:80]!r} is not served: expected one of {', '.join(run.variants)}")
+    if len(ask.ids) + ask.longest > most_tokens:
+        raise InputError(
+            f"{len(ask.ids)} tokens of prompt and {ask.longest} to generate are more than the {most_tokens} that this "
+            "server takes: ask for less, or start it with a higher --max-tokens"
+        )
+    if ask.steer:
+        resolve(ask.steer, run.sizes)
