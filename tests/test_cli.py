@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import saelora
-from saelora.cli import JOBS, main
+from saelora.cli import JOBS, USES, main
 from saelora.errors import InputError
 
 
@@ -76,7 +76,7 @@ def test_out_of_memory_is_answered_with_options_that_the_command_has(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = command.replace("-", "_")
-    module = import_module(f"saelora.jobs.{name}")
+    module = import_module(f"saelora.{'use' if command in USES else 'jobs'}.{name}")
 
     def fail(config: object) -> None:
         raise MemoryError
