@@ -16,6 +16,7 @@ from torch import Tensor
 from saelora.saes import inference
 from saelora.saes.build import migrated
 from saelora.saes.readers import saelens
+from saelora.saes.saelens import KEPT, saelens_version
 
 D_IN, D_SAE = 12, 40
 METADATA = {"model_name": "m", "hook_name": "blocks.1.hook_resid_post", "sae_lens_version": "6.40.0", "more": [1, 2]}
@@ -96,6 +97,8 @@ def test_files_are_saelens_own_bytes(cfg: dict[str, Any], tmp_path: Path) -> Non
 @pytest.mark.parametrize("cfg", [c for c in configurations() if c["normalize_activations"] == "none"], ids=name_of)
 def test_what_is_folded_in_is_folded_as_saelens_does(cfg: dict[str, Any]) -> None:
     ours, theirs = both(cfg)
+    if not hasattr(theirs, "fold_activation_whitening"):
+        pytest.skip(f"SAELens {saelens_version()} folds no whitening")
     torch.manual_seed(2)
     matrix = torch.eye(D_IN) + 0.1 * torch.randn(D_IN, D_IN)
     for sae in (ours, theirs):
@@ -168,7 +171,10 @@ def test_older_configurations_become_what_saelens_makes_of_them(old: dict[str, A
 
 
 def test_the_architectures_and_their_entries_are_those_of_saelens() -> None:
-    assert {*inference.CLASSES, *saelens._TRANSCODERS, *saelens._SAELENS_ALONE} == set(SAE_CLASS_REGISTRY)
+    known_here = {*inference.CLASSES, *saelens._TRANSCODERS, *saelens._SAELENS_ALONE}
+    assert known_here >= set(SAE_CLASS_REGISTRY)
+    if saelens_version() == KEPT:  # earlier ones had fewer
+        assert known_here == set(SAE_CLASS_REGISTRY)
     for architecture, (kind, config) in inference.CLASSES.items():
         theirs, their_config = SAE_CLASS_REGISTRY[architecture]
         assert kind.__name__ == theirs.__name__
