@@ -3,13 +3,12 @@
 import re
 import subprocess
 import sys
-from importlib import import_module
 from pathlib import Path
 
 import pytest
 
 import saelora
-from saelora.cli import JOBS, USES, main
+from saelora.cli import JOBS, main, module_of
 from saelora.errors import InputError
 
 
@@ -76,7 +75,7 @@ def test_out_of_memory_is_answered_with_options_that_the_command_has(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     name = command.replace("-", "_")
-    module = import_module(f"saelora.{'use' if command in USES else 'jobs'}.{name}")
+    module = module_of(command)
 
     def fail(config: object) -> None:
         raise MemoryError

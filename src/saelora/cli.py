@@ -168,6 +168,11 @@ class _Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
+def module_of(command: str) -> Any:
+    """Where a command, its ``Config`` and its ``render`` are."""
+    return importlib.import_module(f"saelora.{'use' if command in USES else 'jobs'}.{command.replace('-', '_')}")
+
+
 def _parser(argv: list[str]) -> tuple[argparse.ArgumentParser, Any, type[Configuration]]:
     """The parser with the options of the one command that is asked for: importing every job would take seconds."""
     parser = _Parser(
@@ -183,7 +188,7 @@ def _parser(argv: list[str]) -> tuple[argparse.ArgumentParser, Any, type[Configu
     for name, text in JOBS.items():
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".", allow_abbrev=False)
         if name == asked:
-            module = importlib.import_module(f"saelora.{'use' if name in USES else 'jobs'}.{name.replace('-', '_')}")
+            module = module_of(name)
             kind = module.Config
             add_options(sub, kind)
             sub.add_argument(

@@ -1,11 +1,11 @@
 """An option that would do nothing beside what else was chosen is refused by name, and where it acts it is not."""
 
 import typing
-from importlib import import_module
 from typing import Any
 
 import pytest
 
+from saelora.cli import module_of
 from saelora.config import build, coerce, hints_of, to_dict
 from saelora.errors import InputError
 from saelora.jobs.acting import RULES, Acts, check_acting
@@ -18,7 +18,7 @@ OTHER |= {"steering_latents": (1,), "d_sae": 64, "adapter": "run", "steering_rat
 
 
 def kind_of(command: str) -> Any:
-    return import_module(f"saelora.jobs.{command.replace('-', '_')}").Config
+    return module_of(command).Config
 
 
 def other_value(kind: Any, name: str) -> Any:

@@ -2,7 +2,6 @@
 
 import typing
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from types import NoneType
 from typing import Any, Literal
@@ -11,7 +10,7 @@ import pytest
 import yaml
 
 import saelora.assemble  # noqa: F401  # before its imports are put aside below, or they stay so
-from saelora.cli import JOBS, main
+from saelora.cli import JOBS, main, module_of
 from saelora.config import Count, hints_of, limits_of
 
 WORDS = {
@@ -26,7 +25,7 @@ HUB = {"model": "someone/model", "sae": "someone/sae", "data": "someone/data", "
 
 
 def kind_of(command: str) -> Any:
-    return import_module(f"saelora.jobs.{command.replace('-', '_')}").Config
+    return module_of(command).Config
 
 
 def plain(hint: Any) -> Any:
@@ -77,6 +76,11 @@ def words_for(command: str, name: str, value: str, out: Path) -> list[str]:
         given["out"] = str(out)
     if command == "report":
         given["dirs"] = str(out)
+    given |= {
+        key: text
+        for key, text in {"ref": "someone/run", "prompt": "text", "to": "peft"}.items()
+        if key in hints_of(kind)
+    }
     given[name] = value
     positional = [name for name, field in kind.model_fields.items() if field.json_schema_extra["positional"]]
     flags = [f"--{key.replace('_', '-')}={text}" for key, text in given.items() if key not in positional]

@@ -55,3 +55,18 @@ def test_what_saelens_alone_does_says_how_to_get_it() -> None:
 
     with pytest.raises(InputError, match=r"training SAEs needs SAELens: pip install \"saelora\[saelens\]\""):
         check(Config(model="m", hookpoint=["layers.0.resid_post"], data="d", out="o"))
+
+
+@WITHOUT
+def test_a_manifest_says_that_saelens_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from importlib import metadata
+
+    from saelora import manifest
+
+    def version(name: str) -> str:
+        if name == "sae-lens":
+            raise metadata.PackageNotFoundError(name)
+        return "1"
+
+    monkeypatch.setattr(manifest.metadata, "version", version)
+    assert manifest.environment().versions["sae-lens"] is None

@@ -307,3 +307,29 @@ def test_a_run_of_train_sae_is_loaded_in_its_model_without_adapter(workspace, tm
     with pytest.raises(InputError, match="has no variant 'adapted': expected one of original, spliced"):
         loaded.adapted()
     assert loaded.report().name == "README.md"
+
+
+def test_a_stream_that_nobody_reads_any_more_ends(run: LoadedRun) -> None:
+    before = hooks_in(run.model)
+    for _ in run.stream(PROMPT, max_new_tokens=30):
+        break
+    assert hooks_in(run.model) == before
+    assert run.generate(PROMPT, max_new_tokens=2)
+
+
+def test_prompts_of_several_lengths_have_the_logits_that_each_has_alone(run: LoadedRun) -> None:
+    """Of a model that learnt its positions, where padding that counts would show."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=run.model.config.vocab_size, n_positions=64, n_embd=16, n_layer=1, n_head=2)
+    other = copy.copy(run)
+    other.model = GPT2LMHeadModel(config).eval()
+    other._adapter = None
+    with other.original():
+        together = other.logits([PROMPT, OTHER])
+        for row, prompt in zip(together, (PROMPT, OTHER), strict=True):
+            alone = other.logits(prompt)[0]
+            torch.testing.assert_close(row[-len(alone) :], alone, atol=1e-5, rtol=1e-4)
+    with pytest.raises(InputError, match="attention_mask belongs to ids"):
+        run.logits(PROMPT, attention_mask=torch.ones(1, 2))

@@ -275,7 +275,7 @@ def wait_for(true: Any, seconds: float = 20) -> None:
 def slow(run_folder: Path) -> Iterator[Served]:
     """One request at a time, one more may wait, and each takes seconds."""
     run = saelora.load(run_folder)
-    handle = Slow(run, 0.1).handle
+    handle = Slow(run, 0.2).handle
     made = Served(run, Limits(most_tokens=600, timeout=5), token="secret", most_rows=1, most_waiting=1)
     yield made
     made.close()
@@ -290,7 +290,7 @@ def test_a_token_is_asked_for(slow: Served) -> None:
 
 def test_what_is_too_much_is_sent_away_what_takes_too_long_ends_who_leaves_is_forgotten(slow: Served) -> None:
     client = slow.client("secret")
-    ask: Any = {"model": "original", "prompt": "bada", "max_tokens": 500}
+    ask: Any = {"model": "original", "prompt": "bada", "max_tokens": 60}
     stream = client.completions.create(**ask, stream=True)
     next(iter(stream))
     with ThreadPoolExecutor(1) as pool:
@@ -318,3 +318,64 @@ def test_the_command_refuses_what_it_cannot_serve(
         serve(ref=str(run_folder), port=taken.getsockname()[1])
     with pytest.raises(InputError, match="is no run"):
         serve(ref=str(tmp_path), port=0)
+
+
+def test_parts_of_a_message_are_its_text_and_what_is_no_text_is_refused(client: OpenAI) -> None:
+    parts: Any = [{"type": "text", "text": "bada "}, {"type": "text", "text": "lume"}]
+    ask: Any = {"model": "spliced", "max_tokens": 5}
+    whole = client.chat.completions.create(messages=[{"role": "user", "content": "bada lume"}], **ask)
+    split = client.chat.completions.create(messages=[{"role": "user", "content": parts}], **ask)
+    assert split.choices[0].message.content == whole.choices[0].message.content
+    for content in (None, [{"type": "image_url", "image_url": {"url": "x"}}]):
+        with pytest.raises(BadRequestError):
+            client.chat.completions.create(messages=[{"role": "user", "content": content}], **ask)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"stop": ""},
+        {"stream_options": {"include_usage": True}},
+        {"extra_body": {"steer": {"3": True}}},
+        {"extra_body": {"steer": {"3": 1e300}}},
+        {"extra_body": {"steer": {"9" * 5000: 1}}},
+        {"prompt": ["bada"] * 65},
+        {"prompt": [True, False]},
+    ],
+)
+def test_what_would_be_passed_over_or_break_is_refused(client: OpenAI, change: dict[str, Any]) -> None:
+    with pytest.raises(BadRequestError):
+        client.completions.create(**{"model": "adapted", "prompt": "bada", "max_tokens": 4, **change})
+
+
+def test_a_temperature_near_nothing_is_greedy(client: OpenAI, reference: LoadedRun) -> None:
+    made = client.completions.create(model="adapted", prompt="bada", max_tokens=5, temperature=1e-40)
+    assert made.choices[0].text == reference.generate("bada", max_new_tokens=5)
+
+
+def test_logprobs_are_the_models_own_whatever_its_generation_config_does(run_folder: Path) -> None:
+    run = saelora.load(run_folder)
+    run.model.generation_config.repetition_penalty = 3.0
+    made = Served(run, Limits(most_tokens=64))
+    ids = run.ids("bada bada lume lume")
+    answer = made.client().completions.create(model="original", prompt=ids, max_tokens=3, logprobs=1)
+    told: Any = answer.choices[0].logprobs
+    made.close()
+    run.model.generation_config.repetition_penalty = None
+    with run.original():
+        for logprob, token in zip(told.token_logprobs, told.tokens, strict=True):
+            new = run.tokenizer.convert_tokens_to_ids(token)
+            logprobs = run.logits(torch.tensor([ids]))[0, -1].log_softmax(-1)
+            assert min(abs(float(logprobs[i]) - logprob) for i in range(len(logprobs))) < 1e-4, (token, new)
+            ids.append(int((logprobs - logprob).abs().argmin()))
+
+
+def test_a_stopping_server_says_so_to_those_who_wait(slow: Served) -> None:
+    client = slow.client("secret")
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(client.completions.create, model="original", prompt="bada", max_tokens=40)
+        time.sleep(0.5)
+        slow.engine.begin_stop()
+        with pytest.raises(APIStatusError) as caught:
+            asked.result()
+    assert caught.value.status_code == 503

@@ -271,7 +271,10 @@ class Splice:
         edited = edit(hookpoint, latents)
         if not self._keeps_error:
             return edited, self._whole(hookpoint, sae.decode(edited), given).to(x.dtype)
-        change = sae.decode(edited) - sae.decode(latents)
+        own = sae.decode(latents)
+        if _normalises(sae):
+            sae.encode(given)  # decoding has used up the scale of the input, which the second one needs as well
+        change = sae.decode(edited) - own
         kept = x if hookpoint in self.reads else self.seen(hookpoint, x)
         return edited, (kept + change).to(x.dtype)
 
@@ -413,6 +416,14 @@ def splice(
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _normalises(sae: SAE) -> bool:
+    """Whether an SAE scales its input as it runs, and keeps the scale from encoding to decoding."""
+    while not hasattr(sae, "cfg") and hasattr(sae, "sae"):
+        sae = sae.sae
+    kind = getattr(getattr(sae, "cfg", None), "normalize_activations", None)
+    return kind in ("layer_norm", "constant_norm_rescale")
 
 
 def _decoded(sae: SAE, given: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,5 +1,6 @@
 """A finished run as one object: the model with its SAEs and adapter, to be talked to, looked into and steered."""
 
+import weakref
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from saelora.use.latents import Latents, active_of
 from saelora.use.prompts import Prompt, Prompts, encode
 from saelora.use.reference import Run
 from saelora.use.steering import Steering, edit_of, resolve
-from saelora.use.streaming import Stopped, streamed
+from saelora.use.streaming import Stopped, Stream, streamed
 from saelora.use.variants import NAMES
 
 NEW_TOKENS = 64  # where neither a caller nor a generation config says more
@@ -89,7 +90,7 @@ class LoadedRun:
         self._adapter = lora.adapter_name(model)  # asked while it is on: inside a context it may be off
         self.default = Variant.ADAPTED if self._adapter or tuned else Variant.SPLICED
         self._state = _State(self.default)
-        self._open: Generator[str] | None = None  # a stream that somebody may still be reading
+        self._open: weakref.ref[Stream] | None = None  # a stream that somebody may still be reading
 
     @property
     def sizes(self) -> dict[Hookpoint, int]:
@@ -203,8 +204,8 @@ class LoadedRun:
             try:
                 yield self
             finally:
-                if self._open is not None:  # it would go on in another variant
-                    self._open.close()
+                if self._open is not None and (stream := self._open()) is not None:
+                    stream.close()  # it would go on in another variant
                 self._state = before
 
     @contextmanager
@@ -277,7 +278,7 @@ class LoadedRun:
         texts = [self._text(row[prompts.input_ids.shape[1] :]) for row in made]
         return texts[0] if prompts.alone and len(texts) == 1 else texts
 
-    def stream(self, prompt: Prompt, **options: Any) -> Generator[str]:
+    def stream(self, prompt: Prompt, **options: Any) -> Stream:
         """The same, of one prompt, piece by piece as it is made; closing the iterator ends the generation."""
         prompts = self._encoded(prompt)
         if not prompts.alone:
@@ -286,12 +287,13 @@ class LoadedRun:
             raise InputError("a stream is of one continuation: leave out num_beams and num_return_sequences")
         if self._open is not None:
             raise InputError("a stream of this model is still open: read it to its end, or close() it, first")
-        itself: list[Generator[str]] = []
-        itself.append(self._stream(prompts, options, self._state, itself))
-        return itself[0]
+        itself: list[weakref.ref[Stream]] = []
+        stream = Stream(self._stream(prompts, options, self._state, itself))
+        itself.append(weakref.ref(stream))
+        return stream
 
     def _stream(
-        self, prompts: Prompts, options: dict[str, Any], state: _State, itself: list[Generator[str]]
+        self, prompts: Prompts, options: dict[str, Any], state: _State, itself: "list[weakref.ref[Stream]]"
     ) -> Generator[str]:
         def run(streamer: Any, stopped: Stopped) -> None:
             with evaluating(self.model, self._autocast):
@@ -316,14 +318,21 @@ class LoadedRun:
             InputError: no ids, or some that the model does not have.
         """
         if isinstance(ids, Tensor) and ids.dim() == 2 and len(ids):
+            if attention_mask is not None and attention_mask.shape != ids.shape:
+                raise InputError(f"attention_mask is {tuple(attention_mask.shape)}, expected {tuple(ids.shape)} as ids")
             encode(self.tokenizer, list(ids), self._loaded.n_embedded, self._loaded.ref)
             given, mask = ids, torch.ones_like(ids) if attention_mask is None else attention_mask
         else:
+            if attention_mask is not None:
+                raise InputError("attention_mask belongs to ids [batch, seq]: prompts bring their own")
             prompts = self._encoded(ids)
             given, mask = prompts.input_ids, prompts.attention_mask
         device = device_of(self.model)
+        told = {"input_ids": given, "attention_mask": mask}
+        if not mask.all():  # generate tells them too: a model that learnt its positions counts padding else
+            told["position_ids"] = (mask.cumsum(-1) - 1).clamp(min=0)
         with self._running():
-            found: Tensor = self.model(input_ids=given.to(device), attention_mask=mask.to(device)).logits
+            found: Tensor = self.model(**{name: tensor.to(device) for name, tensor in told.items()}).logits
         return found.float()
 
     def latents(self, text: Prompt) -> Latents:

@@ -45,7 +45,7 @@ def serve(config: Config | None = None, **options: Any) -> dict[str, Any]:
     try:
         import uvicorn
 
-        from saelora.use.serving.app import Limits, application
+        from saelora.use.serving.app import Limits, application, stopping_first
         from saelora.use.serving.engine import Engine
     except ModuleNotFoundError as error:
         if error.name not in ("uvicorn", "fastapi", "starlette"):
@@ -56,12 +56,12 @@ def serve(config: Config | None = None, **options: Any) -> dict[str, Any]:
 
         loaded = load(config.ref, **config.loading())
         engine = Engine(loaded, most_rows=config.max_batch, most_waiting=config.max_waiting)
-        hosts = LOCAL if config.host in LOCAL else ("*",)
+        hosts = (*LOCAL, "[") if config.host in LOCAL else ("*",)  # what Starlette takes [::1] for
         app = application(engine, Limits(config.max_tokens, config.timeout), token=token, hosts=hosts)
         port = place.getsockname()[1]
         where = f"http://{'[::1]' if config.host == '::1' else config.host}:{port}"
         _say(console, where, loaded.variants, token)
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        server = stopping_first(engine)(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
         try:
             server.run(sockets=[place])
         finally:

@@ -9,7 +9,6 @@ a is a latent's activation, as ``LoadedRun.latents`` shows it, at one position:
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -62,6 +61,7 @@ class Clamp:
 
 
 Edit = Add | Scale | Clamp
+LARGEST = 1e30  # of an edit: float32 and bfloat16 have no more than 3e38
 Place = tuple[Hookpoint, int]
 Steering = dict[Place, Edit]
 _NUMBER = r"\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
@@ -86,7 +86,7 @@ def read_edit(given: Any, latent: object) -> Edit:
         edit = Clamp(float(given))
     else:
         edit = _from_text(str(given).strip())
-    if edit is None or not math.isfinite(next(iter(vars(edit).values()))):
+    if edit is None or not abs(next(iter(vars(edit).values()))) <= LARGEST:
         raise InputError(f"steering of latent {latent} is {str(given)[:80]!r}, {_EXPECTED}")
     return edit
 
@@ -141,7 +141,7 @@ def _place(key: Any, sizes: Mapping[Hookpoint, int]) -> Place:
     if isinstance(latent, str) and where is None and ":" in latent:
         where, _, latent = latent.rpartition(":")
     hookpoint = _hookpoint(where, sizes, key)
-    if isinstance(latent, bool) or not re.fullmatch(r"\d+", str(latent).strip()):
+    if isinstance(latent, bool) or not re.fullmatch(r"\d{1,12}", str(latent).strip()):
         raise InputError(f"latent {str(key)[:80]!r} is no number: expected 0 to {sizes[hookpoint] - 1:,}")
     if int(latent) >= sizes[hookpoint]:
         raise InputError(

@@ -1,7 +1,7 @@
 """Text as it is generated: the generation runs in a thread of its own, which ends when nobody reads any more."""
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
@@ -17,6 +17,22 @@ class Stopped(StoppingCriteria):
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Any:
         return torch.full((len(input_ids),), self.now.is_set(), device=input_ids.device, dtype=torch.bool)
+
+
+class Stream(Iterator[str]):
+    """Pieces of text as they are made. Closing it, or letting go of it, ends the generation."""
+
+    def __init__(self, pieces: Generator[str]):
+        self._pieces = pieces
+
+    def __next__(self) -> str:
+        return next(self._pieces)
+
+    def close(self) -> None:
+        self._pieces.close()
+
+    def __del__(self) -> None:
+        self._pieces.close()
 
 
 def streamed(tokenizer: Any, run: Callable[[Any, Stopped], None]) -> Generator[str]:

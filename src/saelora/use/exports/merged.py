@@ -30,6 +30,11 @@ def export(loaded: LoadedRun, folder: Path, dtype: str, config: Any) -> Export:
         config: options of the run's text (DataConfig), with ``eval_tokens`` to measure on; None: no text.
     """
     check_adapter(loaded, "merged")
+    if loaded.replacement.needs_clean:
+        raise InputError(
+            "this run's transcoders read the original's stream, or add its errors (--replacement-mode, --add-error), "
+            "and a merged model has no original any more: use --to peft"
+        )
     plain = plain_copy(loaded.model, merged=True)
     rows = rows_of(loaded)
     with loaded.adapted_clean():
@@ -60,6 +65,7 @@ def _through_saes(
         ours = [loaded.logits(row) for row in rows]
     with splice(plain, loaded.saes_of_default, loaded.token_mask, replacement=loaded.replacement):
         found["adapted, spliced by saelora"] = largest(ours, _logits(plain, rows))
+    check_equal(found["adapted, spliced by saelora"], ours, "the merged model through its SAEs")
     why = policy.why_no_script(loaded)
     if why is not None:
         return [f"There is no {policy.SCRIPT}: {why}; run it through its SAEs with saelora."]

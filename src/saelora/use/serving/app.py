@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -90,6 +91,17 @@ def application(
         return await _answer(request, engine, limits, ChatBody)
 
     return app
+
+
+def stopping_first(engine: Engine) -> type[uvicorn.Server]:
+    """A server that at a signal ends what is generated, tells its clients, and then itself."""
+
+    class Server(uvicorn.Server):
+        def handle_exit(self, sig: int, frame: Any) -> None:
+            engine.begin_stop()
+            super().handle_exit(sig, frame)
+
+    return Server
 
 
 def _model(name: str) -> dict[str, Any]:
@@ -186,8 +198,8 @@ def _choices(body: Any, engine: Engine, limits: Limits) -> list[_Choice]:
         )
         check_ask(engine.run, ask, limits.most_tokens)
         made.append(_Choice(ask, events))
-    if not made:
-        raise InputError("prompt: give at least one")
+    if not 0 < len(made) <= engine.most_waiting:
+        raise InputError(f"{len(made)} prompts: give 1 to {engine.most_waiting}")
     return made
 
 
@@ -322,10 +334,18 @@ class _Form:
         return {
             "tokens": [self.text_of(own.token_id) for own, _ in likely],
             "token_logprobs": [own.logprob for own, _ in likely],
-            "top_logprobs": [{self.text_of(o.token_id): o.logprob for o in others} for _, others in likely],
+            "top_logprobs": [self._by_name(others) for _, others in likely],
             "text_offset": None,
         }
 
+    def _by_name(self, others: Any) -> dict[str, float]:
+        """By their text; of several with one text, as halves of characters have, the likeliest."""
+        found: dict[str, float] = {}
+        for other in others:
+            found.setdefault(self.text_of(other.token_id), other.logprob)
+        return found
+
     def _token(self, likely: Any) -> dict[str, Any]:
         text = self.text_of(likely.token_id)
-        return {"token": text, "logprob": likely.logprob, "bytes": list(text.encode())}
+        whole = "\N{REPLACEMENT CHARACTER}" not in text  # else a part of a character, whose bytes are not told
+        return {"token": text, "logprob": likely.logprob, "bytes": list(text.encode()) if whole else None}

@@ -2,11 +2,22 @@
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictFloat,
+    StrictInt,
+    StrictStr,
+    ValidationError,
+    model_validator,
+)
 
 from saelora.errors import InputError
 
-Stop = str | Annotated[list[str], Field(max_length=4)] | None
+_Text = Annotated[str, Field(min_length=1)]
+Stop = _Text | Annotated[list[_Text], Field(max_length=4)] | None
 Off = Annotated[float, Field(ge=0, le=0)] | None
 No = Literal[False] | None
 
@@ -31,8 +42,8 @@ class Body(BaseModel):
     seed: int | None = Field(None, ge=0, lt=2**63)
     stop: Stop = None
     stream: bool | None = None
-    stream_options: dict[str, bool] | None = None
-    steer: dict[str, str | float] = Field(default_factory=dict, max_length=1000)
+    stream_options: dict[Literal["include_usage"], StrictBool] | None = None
+    steer: dict[str, StrictStr | StrictInt | StrictFloat] = Field(default_factory=dict, max_length=1000)
     latents: int = Field(0, ge=0, le=1000)
     # of a client's bookkeeping: they change no answer
     user: str | None = None
@@ -43,6 +54,12 @@ class Body(BaseModel):
     frequency_penalty: Off = None
     presence_penalty: Off = None
     logit_bias: Annotated[dict[str, float], Field(max_length=0)] | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> "Body":
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options without stream")
+        return self
 
     @property
     def stops(self) -> tuple[str, ...]:
@@ -56,7 +73,7 @@ class Body(BaseModel):
 class CompletionBody(Body):
     """POST /v1/completions; ``logprobs``: that many alternatives of each token."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: StrictStr | list[StrictStr] | list[StrictInt] | list[list[StrictInt]]
     max_tokens: int | None = Field(None, ge=1)
     logprobs: int | None = Field(None, ge=0, le=20)
     best_of: Literal[1] | None = None
@@ -80,10 +97,34 @@ class CompletionBody(Body):
         return list(given)
 
 
+class Part(BaseModel):
+    """A piece of a message; only text is read."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    type: Literal["text"]
+    text: str
+
+
+class Message(BaseModel):
+    """One message of a chat."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: str
+    content: str | list[Part]
+    name: None = None
+    refusal: None = None
+
+    @property
+    def text(self) -> str:
+        return self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
+
+
 class ChatBody(Body):
     """POST /v1/chat/completions; ``top_logprobs``: that many alternatives of each token."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    messages: list[Message] = Field(min_length=1)
     max_tokens: int | None = Field(None, ge=1)
     max_completion_tokens: int | None = Field(None, ge=1)
     logprobs: bool | None = None
@@ -99,9 +140,15 @@ class ChatBody(Body):
     def longest(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
+    @model_validator(mode="after")
+    def _check_logprobs(self) -> "ChatBody":
+        if self.top_logprobs and not self.logprobs:
+            raise ValueError("top_logprobs without logprobs")
+        return self
+
     @property
     def prompts(self) -> list[Any]:
-        return [self.messages]
+        return [[{"role": message.role, "content": message.text} for message in self.messages]]
 
 
 def read(kind: type[B], text: bytes) -> B:

@@ -3,8 +3,8 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -60,12 +60,16 @@ class Engine:
             self._waiting.extend(asks)
             self._changed.notify()
 
+    def begin_stop(self) -> None:
+        """Let what runs end at its next token, and what waits be told that it was cancelled; from any thread."""
+        self._stopping = True
+        for ask in list(self._waiting):
+            ask.cancelled.set()
+
     def stop(self) -> None:
-        """End what runs at its next token; what waits is told that it was cancelled."""
+        """The same, and wait for it."""
+        self.begin_stop()
         with self._changed:
-            self._stopping = True
-            for ask in self._waiting:
-                ask.cancelled.set()
             self._changed.notify()
         self._thread.join()
 
@@ -88,10 +92,21 @@ class Engine:
             while len(self._waiting) < self.most_rows and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
             kind = self._waiting[0].kind
-            batch = [ask for ask in self._waiting if ask.kind == kind][: self.most_rows]
+            batch = self._fitting([ask for ask in self._waiting if ask.kind == kind])
             taken = set(map(id, batch))
             self._waiting = deque(ask for ask in self._waiting if id(ask) not in taken)
             return batch
+
+    def _fitting(self, asks: list[Ask]) -> list[Ask]:
+        """The first, and those after it that fit into one batch: the longest prompt and answer within the positions."""
+        batch: list[Ask] = []
+        most = self.run.positions
+        for ask in asks:
+            longer = [*batch, ask]
+            long = max(len(each.ids) for each in longer) + max(each.longest for each in longer)
+            if len(batch) < self.most_rows and (not batch or most is None or long <= most):
+                batch = longer
+        return batch
 
     def _generate(self, batch: list[Ask]) -> None:
         live = []
@@ -104,7 +119,10 @@ class Engine:
         if not live:
             return
         rows = [Row(ask, self.decode, self._ends) for ask in live]
+        chosen = _Chosen(rows)
         with ExitStack() as stack:
+            if any(ask.alternatives is not None for ask in live):
+                stack.enter_context(self._watched(chosen))
             stack.enter_context(self.run.as_variant(live[0].variant))
             if live[0].steer:
                 stack.enter_context(self.run.steer(live[0].steer))
@@ -113,13 +131,28 @@ class Engine:
                 max_new_tokens=max(ask.longest for ask in live),
                 do_sample=False,
                 eos_token_id=self._eos,
-                logits_processor=[_Chosen(rows)],
+                logits_processor=[chosen],
                 stopping_criteria=[_Watched(rows, self)],
             )
             for row in rows:
                 found = self._latents(row) if row.ask.latents else None
                 assert row.reason is not None
                 row.ask.tell(Ended(row.reason, len(row.new), found))
+
+    @contextmanager
+    def _watched(self, chosen: "_Chosen") -> Iterator[None]:
+        """The model's own logits, told before transformers' processors act on them."""
+
+        def tell(_model: Any, _args: Any, output: Any) -> None:
+            chosen.own = output.logits[:, -1]
+
+        model: Any = self.run.model
+        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+        handle = inner.register_forward_hook(tell)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def _latents(self, row: Row) -> list[dict[str, Any]]:
         seen = self.run.latents([*row.ask.ids, *row.new])
@@ -167,9 +200,11 @@ class _Chosen(LogitsProcessor):
 
     def __init__(self, rows: Sequence[Row]):
         self.rows = rows
+        self.own: Tensor | None = None  # logits of this pass, where somebody asks for their probabilities
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
-        chosen = [0 if row.reason is not None else row.choose(scores[i]) for i, row in enumerate(self.rows)]
+        own = [None] * len(self.rows) if self.own is None else list(self.own)
+        chosen = [0 if row.reason else row.choose(scores[i], own[i]) for i, row in enumerate(self.rows)]
         index = torch.tensor(chosen, device=scores.device)[:, None]
         return torch.full_like(scores, -torch.inf).scatter(-1, index, 0.0)
 
@@ -194,10 +229,16 @@ def check_ask(run: LoadedRun, ask: Ask, most_tokens: int) -> None:
 
     if ask.variant not in run.variants:
         raise InputError(f"model {ask.variant[:80]!r} is not served: expected one of {', '.join(run.variants)}")
+    positions = run.positions
     if len(ask.ids) + ask.longest > most_tokens:
         raise InputError(
             f"{len(ask.ids)} tokens of prompt and {ask.longest} to generate are more than the {most_tokens} that this "
             "server takes: ask for less, or start it with a higher --max-tokens"
+        )
+    if positions is not None and len(ask.ids) + ask.longest > positions:
+        raise InputError(
+            f"{len(ask.ids)} tokens of prompt and {ask.longest} to generate are more than the model's {positions}: "
+            "ask for less"
         )
     if ask.steer:
         resolve(ask.steer, run.sizes)

@@ -94,19 +94,24 @@ class Row:
         else:
             self._draws.manual_seed(ask.seed)
 
-    def choose(self, logits: Float[Tensor, " vocab"]) -> int:
-        """The next token, by this row's own temperature, top_p and seed."""
+    def choose(self, logits: Float[Tensor, " vocab"], own: Float[Tensor, " vocab"] | None) -> int:
+        """The next token, by this row's own temperature, top_p and seed.
+
+        Args:
+            own: the model's own logits, before what its generation configuration does to them.
+        """
         logits = logits.float()
         chosen = int(self._sampled(logits) if self.ask.temperature else logits.argmax())
         if self.ask.alternatives is not None:
-            logprobs = logits.log_softmax(-1)
+            assert own is not None
+            logprobs = own.float().log_softmax(-1)
             best = logprobs.topk(self.ask.alternatives) if self.ask.alternatives else None
             others = () if best is None else zip(best.indices.tolist(), best.values.tolist(), strict=True)
             self._likely = Likely(chosen, float(logprobs[chosen])), tuple(Likely(i, value) for i, value in others)
         return chosen
 
     def _sampled(self, logits: Tensor) -> Tensor:
-        probs = (logits / self.ask.temperature).softmax(-1).cpu()
+        probs = ((logits - logits.max()) / self.ask.temperature).softmax(-1).cpu()
         if self.ask.top_p < 1:
             ordered, index = probs.sort(descending=True)
             ordered[ordered.cumsum(-1) - ordered >= self.ask.top_p] = 0  # the first always stays
