@@ -333,3 +333,20 @@ def test_prompts_of_several_lengths_have_the_logits_that_each_has_alone(run: Loa
             torch.testing.assert_close(row[-len(alone) :], alone, atol=1e-5, rtol=1e-4)
     with pytest.raises(InputError, match="attention_mask belongs to ids"):
         run.logits(PROMPT, attention_mask=torch.ones(1, 2))
+
+
+@pytest.mark.parametrize("kind", ["layer_norm", "constant_norm_rescale"])
+def test_saes_that_scale_their_input_are_steered_where_they_are_not_spliced_in(run: LoadedRun, kind: str) -> None:
+    """Two reconstructions of one input, of SAEs whose scale a decoding uses up."""
+    sae: Any = copy.deepcopy(run.saes[WHERE])
+    sae = getattr(sae, "sae", sae)
+    sae.cfg.normalize_activations = kind
+    other = copy.copy(run)
+    other._given, other._tuned = {WHERE: sae}, {}
+    with other.original():
+        plain = other.logits(PROMPT)
+        with other.steer({3: "+0"}):
+            torch.testing.assert_close(other.logits(PROMPT), plain)
+        with other.steer({3: "+9"}):
+            assert not torch.allclose(other.logits(PROMPT), plain)
+        assert other.latents(PROMPT).at()
