@@ -143,8 +143,8 @@ def describe_model(loaded: "LoadedModel") -> ModelId:
     )
 
 
-def _version(name: str) -> str | None:
-    """Of an installed package; None where it is not, as sae-lens need not be."""
+def version_of(name: str) -> str | None:
+    """The version of an installed package; None where it is not installed, as sae-lens need not be."""
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -155,7 +155,7 @@ def environment() -> Environment:
     """Versions and hardware."""
     import torch  # here, because a report reads manifests and must not wait seconds for it
 
-    versions: dict[str, str | None] = {name: _version(name) for name in _VERSIONED}
+    versions: dict[str, str | None] = {name: version_of(name) for name in _VERSIONED}
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     return Environment(
         python=platform.python_version(),

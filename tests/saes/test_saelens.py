@@ -1,5 +1,7 @@
 """SAELens where it is installed, where it is another version, and where it is not."""
 
+from importlib import metadata
+
 import pytest
 
 from saelora.errors import InputError
@@ -13,9 +15,9 @@ def without_saelens(monkeypatch: pytest.MonkeyPatch):
     """As where it is not installed: what looks for it finds nothing."""
 
     def missing(name: str) -> str:
-        raise saelens.importlib.metadata.PackageNotFoundError(name)
+        raise metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(saelens.importlib.metadata, "version", missing)
+    monkeypatch.setattr(metadata, "version", missing)
     saelens.releases.cache_clear()
     yield
     saelens.releases.cache_clear()
@@ -59,8 +61,6 @@ def test_what_saelens_alone_does_says_how_to_get_it() -> None:
 
 @WITHOUT
 def test_a_manifest_says_that_saelens_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    from importlib import metadata
-
     from saelora import manifest
 
     def version(name: str) -> str:

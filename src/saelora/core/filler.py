@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-_SAELENS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm", "covariance_whitening")
+from saelora.saes.saelens import NORMALISATIONS, unwrapped
 
 
 def filler(sae: Any, width: int) -> float:
@@ -18,11 +18,9 @@ def filler(sae: Any, width: int) -> float:
     0.0; and 1.0 for an SAE that is not finite there, in value or gradient, such as one that divides by its input's
     norm (SAELens's ``constant_norm_rescale``).
     """
-    inner = sae
-    while not hasattr(inner, "cfg") and hasattr(inner, "sae"):
-        inner = inner.sae  # what wraps an SAE may be in the middle of something: it is not asked
+    inner = unwrapped(sae)
     normalisation = getattr(getattr(inner, "cfg", None), "normalize_activations", None)
-    if normalisation in _SAELENS:
+    if normalisation in NORMALISATIONS:
         return 1.0 if normalisation == "constant_norm_rescale" else 0.0
     return 1.0 if not _finite_at(inner, 0.0, width) and _finite_at(inner, 1.0, width) else 0.0
 

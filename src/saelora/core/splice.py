@@ -35,6 +35,7 @@ from saelora.models.anatomy import Anatomy, anatomy_of
 from saelora.models.compiling import hooks_obeyed, is_compiled
 from saelora.models.hookpoints import Hookpoint, ReadPoint
 from saelora.saes.processing import check_centring, is_centred
+from saelora.saes.saelens import AT_RUN_TIME, configuration_of
 
 __all__ = [
     "EXEMPT_NAMES",
@@ -420,10 +421,7 @@ def splice(
 
 def _normalises(sae: SAE) -> bool:
     """Whether an SAE scales its input as it runs, and keeps the scale from encoding to decoding."""
-    while not hasattr(sae, "cfg") and hasattr(sae, "sae"):
-        sae = sae.sae
-    kind = getattr(getattr(sae, "cfg", None), "normalize_activations", None)
-    return kind in ("layer_norm", "constant_norm_rescale")
+    return getattr(configuration_of(sae), "normalize_activations", None) in AT_RUN_TIME
 
 
 def _decoded(sae: SAE, given: Tensor) -> tuple[Tensor, Tensor]:

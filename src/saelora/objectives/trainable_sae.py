@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from saelora.errors import InputError
 from saelora.saes.inference import architecture_of
+from saelora.saes.saelens import AT_RUN_TIME
 from saelora.saes.sparse import SparseSAE, sparse
 
 Part = Literal["sae", "decoder", "linear"]
@@ -124,7 +125,7 @@ def _check_kind(sae: Any, part: Part) -> None:
             f"a {part} trained on a {sae.cfg.architecture()} SAE cannot be folded into it, expected topk, jumprelu or "
             f"standard: {remedy}"
         )
-    if sae.cfg.normalize_activations in ("layer_norm", "constant_norm_rescale"):
+    if sae.cfg.normalize_activations in AT_RUN_TIME:
         raise InputError(
             f"this SAE normalises its input at run time ({sae.cfg.normalize_activations}), so that a {part} cannot be "
             f"folded into it: {remedy}"

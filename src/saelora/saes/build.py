@@ -16,7 +16,7 @@ from saelora.errors import InputError, on_one_line
 from saelora.records import JsonObject
 from saelora.saes.inference import CLASSES, inference_sae
 from saelora.saes.readers.common import Parts
-from saelora.saes.saelens import need_saelens
+from saelora.saes.saelens import FIRST_WITH_METADATA, need_saelens
 
 # what reading values of the wrong kind raises
 _UNUSABLE = (AttributeError, KeyError, RuntimeError, ValueError, TypeError)
@@ -32,7 +32,6 @@ _ORIGIN = frozenset(
     for word in line.split()
 )
 _RENAMED = {"hook_point": "hook_name", "hook_point_head_index": "hook_head_index", "activation_fn_str": "activation_fn"}
-_FIRST_WITH_METADATA = Version("6.0.0-rc.0")
 
 
 def build_sae(parts: Parts, folder: Path, name: str, dtype: torch.dtype, scale: float | None = None) -> nn.Module:
@@ -59,7 +58,7 @@ def build_sae(parts: Parts, folder: Path, name: str, dtype: torch.dtype, scale: 
 def migrated(cfg: JsonObject) -> JsonObject:
     """A configuration as SAELens 6 writes it, of one that 6 or an earlier version wrote; done as SAELens does."""
     version = cfg.get("sae_lens_version") or cfg.get("metadata", {}).get("sae_lens_version")
-    if version and Version(version) >= _FIRST_WITH_METADATA:
+    if version and Version(version) >= FIRST_WITH_METADATA:
         return cfg
     old = {_RENAMED.get(key, key): value for key, value in cfg.items()}
     default: JsonObject = {"prepend_bos": True, "apply_b_dec_to_input": True, "sae_lens_training_version": None}

@@ -19,9 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from saelora.records import JsonObject
-from saelora.saes.saelens import saelens_version
+from saelora.saes.saelens import AT_RUN_TIME, NORMALISATIONS, saelens_version
 
-NORMALISATIONS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm", "covariance_whitening")
 _TOLERANCE = 1e-5  # SAELens' in layer_norm
 
 
@@ -171,7 +170,7 @@ class InferenceSAE(nn.Module):
 
     def _denormalised(self, recon: Tensor) -> Tensor:
         kind = self.cfg.normalize_activations
-        if kind not in ("constant_norm_rescale", "layer_norm"):
+        if kind not in AT_RUN_TIME:
             return recon
         if self._scales is None:
             raise RuntimeError(f"decode was called without encode, whose input's scale it needs ({kind})")

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint
 from saelora.records import JsonObject
+from saelora.saes.saelens import configuration_of
 
 if TYPE_CHECKING:
     from saelora.models.anatomy import Anatomy
@@ -58,9 +59,7 @@ def check_processing(metadata: JsonObject, hookpoint: Hookpoint, ref: str) -> No
 
 def is_centred(sae: Any, hookpoint: Hookpoint) -> bool:
     """Whether an SAE, or one in a wrapper, is to see the activations at a hookpoint without their mean."""
-    while not hasattr(sae, "cfg") and hasattr(sae, "sae"):
-        sae = sae.sae
-    options = getattr(getattr(getattr(sae, "cfg", None), "metadata", None), _KEY, None)
+    options = getattr(getattr(configuration_of(sae), "metadata", None), _KEY, None)
     return isinstance(options, dict) and bool(options.get("center_writing_weights")) and hookpoint.site != "attn_z"
 
 

@@ -1,6 +1,5 @@
 """SAELens itself, where it is installed: its version, and its registry of released SAEs, which is kept here too."""
 
-import importlib.metadata
 import json
 import lzma
 from functools import cache
@@ -10,29 +9,46 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from packaging.version import Version
 
 from saelora.errors import InputError
+from saelora.manifest import version_of
 
 KEPT = "6.54.12"  # the version whose registry package_data has, and whose configurations are written
+FIRST_WITH_METADATA = Version(
+    "6.0.0-rc.0"
+)  # whose configurations keep where an SAE comes from in an entry of their own
+AT_RUN_TIME = ("constant_norm_rescale", "layer_norm")  # normalisations whose scale goes from encoding to decoding
+NORMALISATIONS = ("none", "expected_average_only_in", *AT_RUN_TIME, "covariance_whitening")
 _RELEASE = ("repo_id", "conversion_func", "config_overrides")
 _ENTRY = ("id", "path", "norm_scaling_factor")
 
 
+def unwrapped(sae: Any) -> Any:
+    """The SAE in its wrappers, which are not asked themselves: they may be in the middle of something."""
+    while not hasattr(sae, "cfg") and hasattr(sae, "sae"):
+        sae = sae.sae
+    return sae
+
+
+def configuration_of(sae: Any) -> Any:
+    """An SAE's own ``cfg``, also of one in wrappers; None where it has none."""
+    return getattr(unwrapped(sae), "cfg", None)
+
+
 def saelens_version() -> str:
     """The version of SAELens that is installed, or the one whose files are written here."""
-    return _installed_version() or KEPT
+    return version_of("sae-lens") or KEPT
 
 
-def _installed_version() -> str | None:
-    try:
-        return importlib.metadata.version("sae-lens")
-    except importlib.metadata.PackageNotFoundError:
-        return None
+def is_installed() -> bool:
+    """Whether SAELens is."""
+    return version_of("sae-lens") is not None
 
 
 def need_saelens(what: str) -> None:
     """Raise InputError where SAELens is not installed; ``what`` needs it."""
-    if _installed_version() is None:
+    if not is_installed():
         raise InputError(f'{what} needs SAELens: pip install "saelora[saelens]"')
 
 

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from saelora.saes.inference import architecture_of
+from saelora.saes.saelens import AT_RUN_TIME
 from saelora.saes.transcoder import Transcoder
 
 CHUNK_BYTES = {"cpu": 16 * 2**20, "cuda": 512 * 2**20}  # of one [C, S] tensor of pre-activations
@@ -160,7 +161,7 @@ def _kind(sae: Any) -> str | None:
     if kind not in ("topk", "jumprelu"):
         return None
     # SAELens folds both expected_average_only_in and covariance_whitening into the weights
-    at_run_time = sae.cfg.normalize_activations in ("constant_norm_rescale", "layer_norm")
+    at_run_time = sae.cfg.normalize_activations in AT_RUN_TIME
     if at_run_time or sae.hook_z_reshaping_mode:
         return None
     return kind

@@ -29,10 +29,9 @@ from saelora.saes.readers.common import (
     whole,
 )
 from saelora.saes.readers.keys import SAELENS_NEUTRAL, SAELENS_READ
-from saelora.saes.saelens import need_saelens
+from saelora.saes.saelens import FIRST_WITH_METADATA, need_saelens
 from saelora.saes.transcoder import TranscoderParts
 
-_FIRST_WITH_METADATA = Version("6.0.0-rc.0")
 _HOOKS = ("hook_name", "hook_point")
 _KWARGS = "model_from_pretrained_kwargs"
 _ORIGIN = ("model_name", "context_size", "prepend_bos", "dataset_path", "sae_lens_version", "neuronpedia_id")
@@ -157,7 +156,7 @@ def _check_version(cfg: JsonObject, metadata: JsonObject, path: Path) -> None:
     """Raise InputError where the version that wrote the file, on which its meaning depends, cannot be read."""
     version = cfg.get("sae_lens_version") or metadata.get("sae_lens_version")
     try:
-        new = version is not None and Version(str(version)) >= _FIRST_WITH_METADATA
+        new = version is not None and Version(str(version)) >= FIRST_WITH_METADATA
     except InvalidVersion as error:
         raise InputError(f"{path} has sae_lens_version {version!r}, expected a version such as 6.0.0") from error
     if metadata and not new:

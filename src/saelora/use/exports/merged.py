@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from saelora.core.splice import splice
 from saelora.errors import InputError, on_one_line
 from saelora.evals.loss import evaluate_loss
 from saelora.models.loading import quiet_transformers
+from saelora.saes.saelens import is_installed
 from saelora.use.exports import policy
 from saelora.use.exports.saelens import write_saes
 from saelora.use.exports.target import Export, check_adapter, check_equal, largest, rows_of
@@ -70,7 +70,7 @@ def _through_saes(
     if why is not None:
         return [f"There is no {policy.SCRIPT}: {why}; run it through its SAEs with saelora."]
     names = {name: f"{SAES}/{name}" for name in write_saes(loaded, folder / SAES)}
-    if find_spec("sae_lens") is None:
+    if not is_installed():
         (folder / policy.SCRIPT).write_text(policy.script(loaded, names), encoding="utf-8")
         return [f"{policy.SCRIPT} was not run: SAELens, which it needs, is not installed."]
     found[f"adapted, by {policy.SCRIPT}"] = policy.write_script(loaded, folder, names, plain, rows, ours)
