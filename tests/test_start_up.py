@@ -126,6 +126,10 @@ BAD = {
     "no prompt": "generate used",
     "no run to use": "generate used hello",
     "no such run to talk with": "chat nowhere",
+    "pushed to no repository": "push used",
+    "pushed to no owner": "push used name --dry-run",
+    "no such run to push": "push nowhere me/name",
+    "no finished run to push": "push used me/name --dry-run",
     "steered by nothing": "generate used hello --steer 3740",
     "steered in no way": "chat used --steer 3740=loud",
 }

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from saelora.jobs.evaluate import Config, EvaluateConfig
     from saelora.models.hookpoints import Hookpoint
 
+BESIDE = "./saes/"  # how the manifest of a run that was pushed names SAEs that lie in its repository
 # what says how a model, an SAE or a text is read goes with it: one that is given is not read as the run's own was
 _COMPANIONS = {
     "model": ("revision",),
@@ -53,7 +54,16 @@ def recorded_run(folder: Path) -> Manifest | None:
     found = read_json(path)
     if not isinstance(found, dict) or not {"config", "model", "saes"} <= found.keys():
         raise InputError(f"{path} is no manifest of an adapter: is {folder} the output folder of saelora adapt?")
-    return Manifest.read(found, path, "bring it back as its run left it, or run adapt anew")
+    return _with_saes_beside(Manifest.read(found, path, "bring it back as its run left it, or run adapt anew"), folder)
+
+
+def _with_saes_beside(manifest: Manifest, folder: Path) -> Manifest:
+    """SAEs that lie in the run's own folder, as ``saelora push`` puts them there, are those that are read."""
+    named = manifest.config.get("sae") or []
+    found = [str(folder / ref) if ref.startswith(BESIDE) and (folder / ref).is_dir() else ref for ref in named]
+    if found == named:
+        return manifest
+    return manifest.model_copy(update={"config": {**manifest.config, "sae": found}})
 
 
 def check_parts(parts: list[str], recorded: Manifest, adapter: str) -> None:

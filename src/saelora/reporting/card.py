@@ -27,14 +27,14 @@ library_name: peft
 base_model: {json.dumps(one_line(model.ref), ensure_ascii=False)}
 tags: [lora, saelora, sparse-autoencoder]
 ---
-# {_code(model.ref)} adapted around its SAE
+# {code(model.ref)} adapted around its SAE
 
-A LoRA adapter (rank {config["rank"]}, placement {_code(config["placement"])}) that makes the model work through these
+A LoRA adapter (rank {config["rank"]}, placement {code(config["placement"])}) that makes the model work through these
 sparse autoencoders. It means little without them:
 
-{_sae_lines(manifest)}
+{sae_lines(manifest)}
 
-{_measured(manifest, results)}
+{measured(manifest, results)}
 
 ## Load it
 
@@ -44,7 +44,7 @@ from transformers import AutoModelForCausalLM
 
 model = AutoModelForCausalLM.from_pretrained("BASE MODEL")  # {one_line(model.ref)}
 model = PeftModel.from_pretrained(model, "THIS FOLDER")     # the adapter alone; splice the SAE in with saelora.splice
-{_loading(tuned)}```
+{loading_lines(tuned)}```
 
 `saelora evaluate --adapter THIS_FOLDER` measures it again.{also} Method: Chen, Engels, Tegmark, arXiv 2501.19406.
 """
@@ -62,33 +62,35 @@ library_name: saelens
 base_model: {json.dumps(one_line(model.ref), ensure_ascii=False)}
 tags: [saelora, sparse-autoencoder]
 ---
-# SAE of {_code(model.ref)}, trained inside it
+# SAE of {code(model.ref)}, trained inside it
 
 {what}
 
-{_sae_lines(manifest)}
+{sae_lines(manifest)}
 
 The model itself is as it was. In the table, "adapted" is the model with the SAE that lies here.
 
-{_measured(manifest, results)}
+{measured(manifest, results)}
 
 ## Load it
 
 ```python
-{_loading(manifest.tuned_saes)}```
+{loading_lines(manifest.tuned_saes)}```
 
 Its folder after `--sae` names it to any command of saelora; `saelora evaluate --adapter THIS_FOLDER` measures it again.
 """
 
 
-def _sae_lines(manifest: Manifest) -> str:
+def sae_lines(manifest: Manifest) -> str:
+    """The SAEs of a run, one a line."""
     return "\n".join(
-        f"- {_code(str(sae.ref))} at {_code(sae.hookpoint)}: {sae.architecture}, {sae.d_sae} latents, {sae.fingerprint}"
+        f"- {code(str(sae.ref))} at {code(sae.hookpoint)}: {sae.architecture}, {sae.d_sae} latents, {sae.fingerprint}"
         for sae in manifest.saes
     )
 
 
-def _measured(manifest: Manifest, results: LossResult) -> str:
+def measured(manifest: Manifest, results: LossResult) -> str:
+    """What was found, with what a reader must know before; and the token policy."""
     policy = manifest.token_policy or PolicyRecord()
     careful = "".join(f"**Careful:** {told}\n\n" for told in warnings(results))
     return f"""{careful}{headline(results)} {cost(results)}
@@ -112,18 +114,18 @@ def _massive(policy: PolicyRecord) -> str:
     return f", massive ones (norm above {massive.multiple:g} times the median; {limits})"
 
 
-def _loading(tuned: Sequence[TrainedSAE]) -> str:
-    """Lines of Python that load a run's own SAEs."""
+def loading_lines(tuned: Sequence[TrainedSAE], root: str = "THIS FOLDER") -> str:
+    """Lines of Python that load a run's own SAEs; ``root`` is what the run's folder is called."""
     if not tuned:
         return ""
     lines = []
     for entry in tuned:
-        folder = "THIS FOLDER" if entry.folder == "." else f"THIS FOLDER/{one_line(entry.folder)}"
+        folder = root if entry.folder == "." else f"{root}/{one_line(entry.folder)}"
         lines.append(f'sae = SAE.load_from_disk("{folder}")  # {one_line(entry.hookpoint)}')
     return "\n".join(["from sae_lens import SAE", "", *lines, ""])
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Text as inline code: a name cannot end it, break the line or be read as Markdown."""
     text = one_line(text)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=0))

@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from urllib.parse import unquote
 
 from saelora.errors import InputError, on_one_line
 from saelora.saes.formats import SET_CONFIGS, Found, choose, folder_of, layer_file
 
 _REF = re.compile(r"^[\w.-]+/[\w.-]+(/.+)?$")
+_AT = re.compile(r"^([\w.-]+/[\w.-]+)@([^/@]+)(/.+)?$")
 # matches no file, so a cached snapshot is found without asking whether it is complete
 _NO_FILES = [".none"]
 
@@ -31,6 +33,15 @@ def is_hub_ref(ref: str) -> bool:
     return bool(_REF.match(ref)) and not ref.startswith(".")
 
 
+def at_revision(ref: str) -> tuple[str, str | None]:
+    """owner/name@revision[/folder/inside] -> the same without the revision, and it; None where there is none.
+
+    A branch whose name has a slash is written with %2F.
+    """
+    match = _AT.match(ref)
+    return (ref, None) if match is None else (match[1] + (match[3] or ""), unquote(match[2]))
+
+
 def fetch(ref: str, revision: str | None = None) -> Fetched:
     """Download the one SAE that `ref` means; from the cache alone when the hub cannot be reached.
 
@@ -43,7 +54,7 @@ def fetch(ref: str, revision: str | None = None) -> Fetched:
     if inner in paths and layer_file(inner.rpartition("/")[2]) is not None:
         beside = [f"{inner.rpartition('/')[0]}/{config}".lstrip("/") for config in SET_CONFIGS]
         files = [inner, *(path for path in beside if path in paths)]
-        folder = _download(repo, commit, files) if online else _cached(repo, commit, None)
+        folder = _download(repo, revision, commit, files) if online else _cached(repo, commit, None)
         return Fetched((folder / inner).parent, "circuit_tracer", f"{repo}/{inner}", commit)
     if inner in paths:
         inner = (folder_of(inner) or inner).removeprefix(".")
@@ -55,12 +66,12 @@ def fetch(ref: str, revision: str | None = None) -> Fetched:
     found = choose(below, ref)
     files = [f"{inner}/{file}" if inner else file for file in found.files]
     files += [path for path in _run_configs(found, inner) if path in paths]
-    folder = _download(repo, commit, files) if online else _cached(repo, commit, None)
+    folder = _download(repo, revision, commit, files) if online else _cached(repo, commit, None)
     within = "/".join(part for part in (inner, found.folder) if part not in ("", "."))
     return Fetched(folder / within, found.format, f"{repo}/{within}".rstrip("/"), commit)
 
 
-def fetch_folder(ref: str, patterns: Sequence[str]) -> Path:
+def fetch_folder(ref: str, patterns: Sequence[str], revision: str | None = None) -> Path:
     """Download what matches shell patterns of a repository, or of a folder in it; from the cache without the hub.
 
     Raises:
@@ -68,13 +79,13 @@ def fetch_folder(ref: str, patterns: Sequence[str]) -> Path:
     """
     owner, name, *inside = ref.strip("/").split("/", 2)
     repo, inner = f"{owner}/{name}", inside[0] if inside else ""
-    commit, paths, online = _list(repo, None)
+    commit, paths, online = _list(repo, revision)
     below = [path for path in paths if not inner or path.startswith(f"{inner}/")]
     files = [path for path in below if any(fnmatch(path, pattern) for pattern in patterns)]
     if not files:
         where = f"{repo} has no folder {inner!r} with" if inner and not below else f"{ref} holds none of"
         raise InputError(f"{where} {', '.join(patterns)}: check the name on https://huggingface.co/{repo}")
-    folder = _download(repo, commit, files) if online else _cached(repo, commit, None)
+    folder = _download(repo, revision, commit, files) if online else _cached(repo, commit, None)
     return folder / inner
 
 
@@ -111,11 +122,14 @@ def _list(repo: str, revision: str | None) -> tuple[str, list[str], bool]:
     )
 
 
-def _download(repo: str, commit: str, files: list[str]) -> Path:
+def _download(repo: str, revision: str | None, commit: str, files: list[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(snapshot_download(repo, revision=commit, allow_patterns=files))
+    try:  # by the branch's name, so that the cache remembers where it pointed and finds it without the hub
+        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=files))
+        if folder.name == commit:
+            return folder
+        return Path(snapshot_download(repo, revision=commit, allow_patterns=files))  # it has moved since it was listed
     except Exception as error:
         raise explain(error, repo, commit) from error
 

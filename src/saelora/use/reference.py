@@ -31,7 +31,7 @@ class Run:
 
 
 def find_run(ref: str | Path) -> Run:
-    """The run that REF names: a folder, or a hub repository owner/name[/folder/inside].
+    """The run that REF names: a folder, or a hub repository owner/name[@revision][/folder/inside].
 
     Raises:
         InputError: there is none, or it holds something else.
@@ -66,9 +66,10 @@ def _folder(ref: str) -> Path:
         return folder
     from saelora.saes import hub
 
-    if not hub.is_hub_ref(ref):
+    name, revision = hub.at_revision(ref)
+    if not hub.is_hub_ref(name):
         raise InputError(f"{ref[:200]} does not exist: expected the folder of a run, or a hub repository owner/name")
-    return hub.fetch_folder(ref, _WANTED)
+    return hub.fetch_folder(name, _WANTED, revision)
 
 
 def _trained(ref: str, folder: Path) -> Run | None:

@@ -1,0 +1,284 @@
+"""A run pushed by the real hub client to a hub on loopback, and taken back from it."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard, constants
+
+import saelora
+import workspace as ws
+from hub_server import Hub, running
+from saelora.cli import main
+from saelora.errors import InputError
+from saelora.use.push import push
+
+PROMPT = "bada lume"
+REPO = "me/run"
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub that knows this process as one that may write; its cache is empty."""
+    with running() as server:
+        url = server.url
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # of Xet's servers there are none but the hub's own
+        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        monkeypatch.setenv("HF_TOKEN", "hf_writer")
+        yield server
+
+
+@pytest.fixture
+def own_run(run_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the run, with what is no result beside it."""
+    folder = tmp_path / "my-run"
+    shutil.copytree(run_folder, folder)
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "last.pt").write_bytes(b"state")
+    (folder / "notes.txt").write_text("not for others")
+    return folder
+
+
+def refused(**options: object) -> str:
+    with pytest.raises(InputError) as caught:
+        push(quiet=True, **options)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_pushed_run_is_loaded_by_name_and_gives_the_same_bits(hub: Hub, own_run: Path, workspace) -> None:
+    here = saelora.load(own_run)
+    done = push(ref=str(own_run), repo=REPO, quiet=True)
+    assert done["private"]
+    assert [*hub.commits(REPO)[0]] == []
+    assert sorted(hub.commits(REPO)[-1]) == sorted(done["files"])
+    there = saelora.load(REPO, model=str(workspace.model))  # the SAE comes from the repository
+    for name in here.variants:
+        with here.as_variant(name), there.as_variant(name):
+            assert torch.equal(here.logits(PROMPT), there.logits(PROMPT))
+    assert there.about.adapter == here.about.adapter
+    assert there.report().read_bytes()
+
+
+def test_only_results_go_and_none_of_them_names_a_place_on_this_machine(hub: Hub, own_run: Path, workspace) -> None:
+    done = push(ref=str(own_run), repo=REPO, quiet=True)
+    assert set(done["left"]) == {"checkpoints/last.pt", "notes.txt"}
+    held = hub.commits(REPO)[-1]
+    assert {"saelora.json", "results.json", "README.md", "adapter_model.safetensors"} <= held.keys()
+    assert {f"saes/{ws.HOOKPOINT}/cfg.json", f"saes/{ws.HOOKPOINT}/sae_weights.safetensors"} <= held.keys()
+    for path, content in held.items():
+        for place in (workspace.root, own_run.parent, Path.home() / "x"):
+            assert str(place).removesuffix("x").encode() not in content, path
+    manifest = json.loads(held["saelora.json"])
+    assert (manifest["model"]["ref"], manifest["config"]["sae"]) == ("./model", [f"./saes/{ws.HOOKPOINT}"])
+    before = json.loads((own_run / "saelora.json").read_text())
+    assert manifest["metrics"] == before["metrics"]
+    assert json.loads((own_run / "saelora.json").read_text())["model"]["ref"] == str(workspace.model)  # left as it was
+    named = push(ref=str(own_run), repo=REPO, quiet=True, model="owner/base")
+    assert json.loads(hub.commits(REPO)[-1]["saelora.json"])["config"]["model"] == "owner/base"
+    assert "lies on this machine: say --model" in done["notes"][0]
+    assert not any("--model" in note for note in named["notes"])
+
+
+def test_card_has_what_the_hub_reads_and_code_that_names_the_repository(hub: Hub, own_run: Path) -> None:
+    push(ref=str(own_run), repo=REPO, quiet=True, license="mit", model="owner/base")
+    text = hub.commits(REPO)[-1]["README.md"].decode()
+    card = ModelCard(text)
+    results = json.loads((own_run / "results.json").read_text())
+    found = {each.metric_type: each for each in card.data.eval_results}
+    for name in ("ce_sae", "kl_adapted", "top1_adapted", "gap_closed"):
+        assert found[name].metric_value == results[name]
+        assert [found[name].metric_args["ci95_low"], found[name].metric_args["ci95_high"]] == results["ci95"][name]
+    assert (card.data.license, card.data.base_model) == ("mit", "owner/base")
+    assert "Positions left alone by the SAE: token ids" in text
+    assert "arXiv:2501.19406" in text
+    assert f"saelora.load('{REPO}')" in text
+    assert "BASE MODEL" not in text
+    assert "THIS FOLDER" not in text
+
+
+def test_second_push_sends_only_what_has_changed_and_an_equal_one_makes_no_commit(hub: Hub, own_run: Path) -> None:
+    first = push(ref=str(own_run), repo=REPO, quiet=True)
+    assert sorted(first["changed"]) == sorted(first["files"])
+    n, sent = len(hub.commits(REPO)), len(hub.sent("PUT /objects"))
+    assert sent > 0
+    again = push(ref=str(own_run), repo=REPO, quiet=True)
+    assert (again["changed"], again["commit"], len(hub.commits(REPO))) == ([], first["commit"], n)
+    (own_run / "evals").mkdir(exist_ok=True)
+    (own_run / "evals" / "drift.json").write_text("{}")
+    more = push(ref=str(own_run), repo=REPO, quiet=True)
+    assert (more["changed"], len(hub.commits(REPO))) == (["evals/drift.json"], n + 1)
+    assert len(hub.sent("PUT /objects")) == sent
+    (own_run / "evals" / "drift.json").unlink()
+    less = push(ref=str(own_run), repo=REPO, quiet=True)
+    assert less["removed"] == ["evals/drift.json"]
+    assert hub.commits(REPO)[-1] == hub.commits(REPO)[n - 1]
+
+
+def test_interrupted_push_leaves_the_repository_as_it_was_and_the_next_sends_the_rest(hub: Hub, own_run: Path) -> None:
+    hub.failing["PUT /objects"] = (200, 1)  # the first is lost on its way
+    hub.failing["POST .*/commit/"] = (403, 1)
+    assert "not yours to write to" in refused(ref=str(own_run), repo=REPO)
+    assert hub.commits(REPO) == [{}]
+    held = set(hub.objects)
+    n = len(hub.sent("PUT /objects"))
+    done = push(ref=str(own_run), repo=REPO, quiet=True)
+    assert len(hub.sent("PUT /objects")) == n + 1  # the lost one alone
+    assert set(hub.objects) > held
+    assert sorted(hub.commits(REPO)[-1]) == sorted(done["files"])
+    assert len(hub.commits(REPO)) == 2
+
+
+def test_killed_while_it_sends_leaves_the_repository_as_it_was(hub: Hub, own_run: Path, tmp_path: Path) -> None:
+    code = f"""
+import os, threading, time
+from saelora.use.sharing import upload
+import huggingface_hub._commit_api as api
+kept = api.lfs_upload
+def last(**given):
+    kept(**given)
+    os._exit(9)
+api.lfs_upload = last
+from saelora.cli import main
+main(["push", {str(own_run)!r}, {REPO!r}, "--quiet"])
+"""
+    env = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1"}
+    done = subprocess.run([sys.executable, "-c", code], env={**env, "HF_HUB_OFFLINE": "0"}, capture_output=True)
+    assert done.returncode == 9, done.stderr
+    assert hub.commits(REPO) == [{}]
+    assert hub.objects
+    sent = len(hub.objects)
+    n = len(hub.sent("PUT /objects"))
+    push(ref=str(own_run), repo=REPO, quiet=True)
+    assert len(hub.sent("PUT /objects")) - n == len(hub.objects) - sent
+    assert len(hub.commits(REPO)) == 2
+
+
+def test_dry_run_shows_files_sizes_and_card_and_asks_the_hub_for_nothing(
+    hub: Hub, own_run: Path, monkeypatch, capsys
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    assert main(["push", str(own_run), REPO, "--dry-run", "--quiet"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(r"kB  adapter_model\.safetensors", said)
+    assert "stays here: checkpoints/last.pt" in said
+    assert "model-index:" in said
+    assert "Nothing was sent" in said
+    assert hub.asked == []
+
+
+def test_a_branch_is_made_pushed_to_and_loaded_from(hub: Hub, own_run: Path, workspace) -> None:
+    done = push(ref=str(own_run), repo=REPO, quiet=True, revision="try/2")
+    assert hub.commits(REPO) == [{}]
+    assert sorted(hub.commits(REPO, "try/2")[-1]) == sorted(done["files"])
+    loaded = saelora.load(f"{REPO}@try%2F2", model=str(workspace.model))
+    assert torch.equal(loaded.logits(PROMPT), saelora.load(own_run).logits(PROMPT))
+    with pytest.raises(InputError, match="has no revision nowhere"):
+        saelora.load(f"{REPO}@nowhere")
+
+
+def test_what_was_fetched_is_loaded_again_without_the_hub(hub: Hub, own_run: Path, workspace, monkeypatch) -> None:
+    push(ref=str(own_run), repo=REPO, quiet=True)
+    expected = saelora.load(REPO, model=str(workspace.model)).logits(PROMPT)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert torch.equal(saelora.load(REPO, model=str(workspace.model)).logits(PROMPT), expected)
+
+
+def test_a_public_repository_takes_nothing_that_is_to_be_private(hub: Hub, own_run: Path) -> None:
+    assert push(ref=str(own_run), repo=REPO, quiet=True, public=True)["private"] is False
+    n = len(hub.commits(REPO))
+    assert "me/run is public: say --public" in refused(ref=str(own_run), repo=REPO)
+    assert len(hub.commits(REPO)) == n
+    push(ref=str(own_run), repo="me/other", quiet=True)
+    kept = push(ref=str(own_run), repo="me/other", quiet=True, public=True)
+    assert kept["private"]
+    assert "was private before and stays so" in kept["notes"][-1]
+
+
+def test_bad_cases_are_one_line_each(hub: Hub, own_run: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    ref = str(own_run)
+    for repo in ("run", "a/b/c", "me/", "/me", "me/ru n"):
+        assert "is no name of a repository: expected owner/name" in refused(ref=ref, repo=repo)
+    assert "does not exist" in refused(ref=str(own_run / "nowhere"), repo=REPO)
+    assert "not yours to write to" in refused(ref=ref, repo="you/run")
+    monkeypatch.setenv("HF_TOKEN", "hf_reader")
+    assert "not yours to write to" in refused(ref=ref, repo=REPO)
+    monkeypatch.setenv("HF_TOKEN", "hf_unknown")
+    assert "the hub does not know you" in refused(ref=ref, repo=REPO)
+    monkeypatch.setenv("HF_TOKEN", "")
+    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(own_run / "no-token"))
+    assert "you are not logged in to the hub: log in with `hf auth login`" in refused(ref=ref, repo=REPO)
+    assert hub.repos == {}
+    monkeypatch.setenv("HF_TOKEN", "hf_writer")
+    assert main(["push", ref, "run", "--quiet"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_a_run_that_is_not_finished_or_has_changed_is_refused(hub: Hub, own_run: Path) -> None:
+    results = own_run / "results.json"
+    results.rename(own_run / "away.json")
+    assert "is not finished: it has no results.json" in refused(ref=str(own_run), repo=REPO)
+    (own_run / "away.json").rename(results)
+    weights = own_run / "adapter_model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(bytes(content))
+    assert "has changed since its run ended" in refused(ref=str(own_run), repo=REPO)
+    for name in ("saelora.json", "results.json"):
+        (own_run / name).unlink()
+    assert "is not finished: go on with --resume" in refused(ref=str(own_run), repo=REPO)
+    assert hub.repos == {}
+
+
+def test_no_network_is_one_line(own_run: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    assert "the hub cannot be reached" in refused(ref=str(own_run), repo=REPO)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
+def test_generate_and_adapt_take_runs_and_trained_saes_from_the_hub(
+    hub: Hub, own_run: Path, workspace, tmp_path: Path, capsys
+) -> None:
+    push(ref=str(own_run), repo=REPO, quiet=True)
+    asked = ["--max-new-tokens", "4", "--quiet"]
+    assert main(["generate", REPO, PROMPT, "--model", str(workspace.model), *asked]) == 0
+    said = capsys.readouterr().out
+    assert main(["generate", str(own_run), PROMPT, *asked]) == 0
+    assert capsys.readouterr().out == said
+    assert workspace.train_sae(tmp_path / "trained", "--quiet") == 0
+    push(ref=str(tmp_path / "trained"), repo="me/sae", quiet=True)
+    held = hub.commits("me/sae")[-1]
+    assert not any(str(workspace.root).encode() in content for content in held.values())
+    assert ModelCard(held["README.md"].decode()).data.library_name == "saelens"
+    assert workspace.adapt(tmp_path / "on-it", "--quiet", sae="me/sae", tokens=4 * ws.CONTEXT) == 0
+    made = json.loads((tmp_path / "on-it" / "saelora.json").read_text())
+    assert made["saes"][0]["ref"] == "me/sae"
+    assert (
+        made["saes"][0]["revision"]
+        == json.loads(json.dumps(push(ref=str(tmp_path / "trained"), repo="me/sae")))["commit"]
+    )
+    there = saelora.load("me/sae", model=str(workspace.model))
+    assert torch.equal(there.logits(PROMPT), saelora.load(tmp_path / "trained").logits(PROMPT))
+
+
+def test_a_run_that_trained_its_sae_goes_with_it(hub: Hub, workspace, tmp_path: Path) -> None:
+    out = tmp_path / "both"
+    assert workspace.adapt(out, "--quiet", "--method", "lora+sae", tokens=8 * ws.CONTEXT) == 0
+    done = push(ref=str(out), repo="me/both", quiet=True)
+    assert "sae/sae_weights.safetensors" in done["files"]
+    here, there = saelora.load(out), saelora.load("me/both", model=str(workspace.model))
+    for name in here.variants:
+        with here.as_variant(name), there.as_variant(name):
+            assert torch.equal(here.logits(PROMPT), there.logits(PROMPT))
