@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import runpy
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,59 @@ def test_saelens_reads_the_saes(run, run_folder, tmp_path) -> None:
     assert read.cfg.metadata.hook_name == "blocks.1.hook_resid_post"
     assert max(found["difference"].values()) < 1e-3
     assert (out / "spliced.py").is_file()
+
+
+@pytest.mark.parametrize("name", ["run_folder", "several_folder"])
+def test_transformer_lens_runs_through_the_saes_by_the_script(name, tmp_path, request) -> None:
+    folder = request.getfixturevalue(name)
+    out = tmp_path / "lens"
+    found = export(ref=str(folder), to="transformer-lens", out=str(out), quiet=True)
+    run = saelora.load(folder)
+    script = runpy.run_path(str(out / "bridged.py"))
+    model, ids = script["load"](), ids_of(run)
+    with run.adapted_clean():
+        torch.testing.assert_close(model(ids).detach(), run.logits(ids), rtol=1e-4, atol=1e-4)
+    with script["spliced"](model):
+        torch.testing.assert_close(model(ids), run.logits(ids), rtol=1e-4, atol=1e-4)
+        _, cache = model.run_with_cache(ids)
+        made = model.generate(ids, max_new_tokens=6, do_sample=False, verbose=False, return_type="tokens")
+    assert f"blocks.{run.hookpoints[0].layer}.hook_resid_post" in cache
+    text = run.tokenizer.decode(made[0, ids.shape[1] :], skip_special_tokens=True)
+    assert text == run.generate(TEXT, max_new_tokens=6)
+    assert torch.equal(model(ids), script["logits"](model, ids, False))  # nothing is left of the hooks
+    assert max(found["difference"].values()) < 1e-3
+    assert re.search(r"Hooks that replace every position.* up to [1-9]", " ".join(found["notes"]))
+
+
+@pytest.mark.parametrize("name", ["run_folder", "several_folder"])
+def test_nnsight_traces_through_the_saes_by_the_script(name, tmp_path, request) -> None:
+    pytest.importorskip("nnsight", reason="nnsight is not installed: pip install nnsight")
+    folder = request.getfixturevalue(name)
+    out = tmp_path / "sight"
+    found = export(ref=str(folder), to="nnsight", out=str(out), quiet=True)
+    run = saelora.load(folder)
+    script = runpy.run_path(str(out / "traced.py"))
+    model, ids = script["load"](), ids_of(run)
+    with run.adapted_clean():
+        torch.testing.assert_close(script["logits"](model, ids, False), run.logits(ids), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(script["logits"](model, ids), run.logits(ids), rtol=1e-4, atol=1e-4)
+    first = min(run.hookpoints)
+    with torch.no_grad(), model.trace(ids):
+        latents = script["splice"](model)[str(first)].save()
+    ours = run.latents(TEXT)
+    for token in list(ours.at(first))[1:]:
+        assert {each.latent for each in token.active} == set(latents[0, token.index].nonzero().flatten().tolist())
+    assert max(found["difference"].values()) < 1e-3
+
+
+def test_where_the_other_library_is_not_installed_the_script_is_written_and_said_not_to_be_run(
+    run_folder, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr("saelora.use.exports.scripted.version_of", lambda name: None)
+    found = export(ref=str(run_folder), to="nnsight", out=str(tmp_path / "out"), quiet=True)
+    assert (found["difference"], found["not_run"]) == ({}, "nnsight is not installed beside saelora")
+    assert "was not run" in (tmp_path / "out" / "README.md").read_text()
+    compile((tmp_path / "out" / "traced.py").read_text(), "traced.py", "exec")
 
 
 def test_peft_reads_the_adapter_and_the_notes_name_rank_and_layers(run, run_folder, workspace, tmp_path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,10 +19,13 @@ if TYPE_CHECKING:
     from saelora.use.exports.target import Export
     from saelora.use.run import LoadedRun
 
+Format = Literal["merged", "peft", "saelens", "transformer-lens", "nnsight", "gguf"]
 NEXT = {
     "merged": "AutoModelForCausalLM.from_pretrained({folder!r}) loads it",
     "peft": "PeftModel.from_pretrained(model, {folder!r}) loads it",
     "saelens": "SAE.load_from_disk reads each folder in it; --sae {folder}/HOOKPOINT names it",
+    "transformer-lens": "python {folder}/bridged.py runs it; its load() and spliced() are for your own code",
+    "nnsight": "python {folder}/traced.py runs it; its load() and splice() are for your own code",
     "gguf": "llama-cli -m BASE.gguf --lora {folder}/adapter.gguf runs it",
 }
 
@@ -29,8 +33,9 @@ NEXT = {
 class Config(RunOptions):
     """Options of export"""
 
-    to: Literal["merged", "peft", "saelens", "gguf"] | None = option(
-        None, "merged (transformers), peft (adapter), saelens (SAEs), gguf (adapter for llama.cpp)"
+    to: Format | None = option(
+        None,
+        "merged (transformers), peft (adapter), saelens (SAEs), transformer-lens, nnsight, gguf (for llama.cpp)",
     )
     out: str | None = option(None, "folder to write; default: REF-TO, beside where you are; never overwritten")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -59,7 +64,7 @@ def export(config: Config | None = None, **options: Any) -> dict[str, Any]:
     if not config.ref:
         raise InputError("no run given: saelora export REF --to merged, as in saelora export saelora-demo --to merged")
     if config.to is None:
-        raise InputError("no format given: --to merged, peft, saelens or gguf")
+        raise InputError(f"no format given: --to {', '.join(NEXT)}")
     folder = Path(config.out or f"{Path(config.ref).name or 'run'}-{config.to}")
     if in_use(folder):
         raise InputError(f"{folder} exists and is not empty, so it is left alone: choose another --out")
@@ -85,9 +90,7 @@ def _exported(config: Config, loaded: LoadedRun, part: Path) -> Export:
         from saelora.use.exports import merged
 
         return merged.export(loaded, part, config.dtype, _text_of(config, loaded))
-    from saelora.use.exports import gguf, peft, saelens
-
-    module: Any = {"peft": peft, "saelens": saelens, "gguf": gguf}[str(config.to)]
+    module: Any = import_module(f"saelora.use.exports.{str(config.to).replace('-', '_')}")
     made: Export = module.export(loaded, part, config.dtype)
     return made
 

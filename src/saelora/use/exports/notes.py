@@ -12,6 +12,8 @@ _TITLES = {
     "merged": "{base} with its adapter merged",
     "peft": "Adapter of {base}",
     "saelens": "SAEs of {base}",
+    "transformer-lens": "{base} with its adapter merged, for TransformerLens",
+    "nnsight": "{base} with its adapter merged, for nnsight",
     "gguf": "Adapter of {base} for llama.cpp",
 }
 

@@ -15,6 +15,7 @@ from saelora.use.exports.target import largest
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from saelora.models.hookpoints import Hookpoint
     from saelora.use.run import LoadedRun
 
 SCRIPT = "spliced.py"
@@ -40,13 +41,18 @@ def note(loaded: LoadedRun, rows: list[Tensor], ours: list[Tensor]) -> str:
     Args:
         ours: logits of the rows in the current variant.
     """
-    with loaded.as_variant(without_saes(loaded)), splice(loaded.model, loaded.saes_of_default, TokenMask((), 0, False)):
-        off = largest(ours, [loaded.logits(row) for row in rows])
+    off = off_by(loaded, rows, ours)
     return (
         f"`{SCRIPT}` runs the model through its SAEs with this policy. SAELens's `run_with_saes` replaces every "
         f"position, BOS too: its logits differ by up to {off:.2f} on the same texts, and the run's figures do not hold "
         "for it."
     )
+
+
+def off_by(loaded: LoadedRun, rows: list[Tensor], ours: list[Tensor]) -> float:
+    """By how much logits differ where every position is replaced."""
+    with loaded.as_variant(without_saes(loaded)), splice(loaded.model, loaded.saes_of_default, TokenMask((), 0, False)):
+        return largest(ours, [loaded.logits(row) for row in rows])
 
 
 def without_saes(loaded: LoadedRun) -> str:
@@ -69,12 +75,10 @@ def script(loaded: LoadedRun, saes: dict[str, str]) -> str:
     Args:
         saes: hookpoint -> folder of the SAE, beside the script or not.
     """
-    mask, anatomy = loaded.token_mask, anatomy_of(loaded.model)
-    names: dict[int, str] = {id(module): name for name, module in _plain(loaded.model).named_modules()}
+    mask = loaded.token_mask
     lines = []
     for hookpoint in loaded.hookpoints:
-        module, side = anatomy.site(hookpoint)
-        name = names[id(module)].replace(".base_layer", "")
+        name, side = site_of(loaded, hookpoint)
         lines.append(f"    ({name!r}, {side!r}, {saes[str(hookpoint)]!r}),  # {hookpoint}")
     sites = "\n".join(lines)
     return f'''"""Run a model through its SAEs with the token policy of its run, by transformers and SAELens alone.
@@ -147,6 +151,18 @@ def spliced(model):
         for handle in handles:
             handle.remove()
 '''
+
+
+def site_of(loaded: LoadedRun, hookpoint: Hookpoint) -> tuple[str, str]:
+    """The transformers module at a hookpoint, by its name in the model, and whether its input or output is meant."""
+    module, side = anatomy_of(loaded.model).site(hookpoint)
+    return name_of(loaded, module), side
+
+
+def name_of(loaded: LoadedRun, module: Any) -> str:
+    """A module's name in the plain transformers model."""
+    names: dict[int, str] = {id(each): name for name, each in _plain(loaded.model).named_modules()}
+    return names[id(module)].replace(".base_layer", "")
 
 
 def write_script(
