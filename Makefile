@@ -12,7 +12,7 @@ ifeq ($(shell command -v nvidia-smi),)
 TORCH_INDEX ?= --retries 0 --extra-index-url https://download.pytorch.org/whl/cpu
 endif
 
-.PHONY: demo test reliability test-newest test-oldest golden lint types lock clean
+.PHONY: demo test reliability test-newest test-oldest golden lint types docs lock clean
 
 demo: $(VENV)/.ready
 	$(BIN)/saelora demo $(ARGS)
@@ -44,6 +44,10 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	$(BIN)/mypy src
+
+# the site, in site/; to read it with its search: ARGS=serve
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs $(or $(ARGS),build --strict --quiet)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "setting up $(VENV) (a few minutes, once)"
