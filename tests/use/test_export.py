@@ -1,9 +1,11 @@
 """Exports, each read by the library that it is for."""
 
+import http.server
 import json
 import math
 import re
 import runpy
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,12 @@ from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 import saelora
 import workspace as ws
+from saelora.assemble import validation_rows
 from saelora.cli import main
+from saelora.config import build
 from saelora.core.splice import TokenMask, splice
 from saelora.errors import InputError
+from saelora.options import DataConfig
 from saelora.use.export import export
 from saelora.use.exports.gguf import alpha_of
 from saelora.use.run import LoadedRun
@@ -147,6 +152,82 @@ def test_nnsight_traces_through_the_saes_by_the_script(name, tmp_path, request) 
     for token in list(ours.at(first))[1:]:
         assert {each.latent for each in token.active} == set(latents[0, token.index].nonzero().flatten().tolist())
     assert max(found["difference"].values()) < 1e-3
+
+
+@pytest.fixture(scope="module")
+def neuronpedia_folder(run_folder, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("neuronpedia") / "out"
+    export(ref=str(run_folder), to="neuronpedia", out=str(out), eval_tokens=12 * ws.CONTEXT, quiet=True)
+    return out
+
+
+def test_neuronpedia_gets_each_latents_density_strongest_texts_and_logits(run, neuronpedia_folder, workspace) -> None:
+    body = json.loads((neuronpedia_folder / "1-saelora-res-64" / "batch-0.json").read_text())
+    assert (body["modelId"], body["source"]) == ("model", "1-saelora-res-64")
+    assert [each["index"] for each in body["features"]] == list(range(ws.D_SAE))
+    then = {name: value for name, value in run.run.manifest.config.items() if name in DataConfig.model_fields}
+    rows = validation_rows(build(DataConfig, {**then, "eval_tokens": 12 * ws.CONTEXT}), run.loaded)
+    special = torch.tensor([run.tokenizer.bos_token_id, run.tokenizer.eos_token_id, run.tokenizer.pad_token_id])
+    counted = ~torch.isin(rows, special)
+    counted[:, 0] = False
+    sae = next(iter(run.saes.values()))
+    with run.original(), torch.no_grad():  # below the adapter, so that the SAE sees the same
+        x = run.model(input_ids=rows, output_hidden_states=True).hidden_states[2]
+    dense = sae.encode(x) * counted.unsqueeze(-1)
+    base = AutoModelForCausalLM.from_pretrained(workspace.model)
+    weights = ((sae.W_dec * base.model.norm.weight) @ base.lm_head.weight.T).detach()
+    for each in body["features"]:
+        own = dense[..., each["index"]]
+        assert each["density"] == pytest.approx(float((own != 0).sum() / counted.sum()))
+        peaks = sorted((float(row.max()) for row in own if row.any()), reverse=True)[:10]
+        assert [max(a["values"]) for a in each["activations"]] == pytest.approx(peaks, rel=1e-3)
+        assert all(len(a["tokens"]) == len(a["values"]) for a in each["activations"])
+        top = weights[each["index"]].topk(10)
+        assert [one["value"] for one in each["topLogits"]] == pytest.approx(top.values.tolist(), rel=1e-3)
+        assert each["topLogits"][0]["token"] == run.tokenizer.decode([int(top.indices[0])])
+        assert each["bottomLogits"][0]["value"] == pytest.approx(float(weights[each["index"]].min()), rel=1e-3)
+    assert any(each["activations"] for each in body["features"])
+
+
+def test_neuronpedias_package_sends_what_the_files_hold(neuronpedia_folder, monkeypatch) -> None:
+    base = pytest.importorskip(
+        "neuronpedia.requests.base_request", reason="neuronpedia is not installed: pip install neuronpedia"
+    )
+    received: list[tuple[str, Any]] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            received.append((self.path, body))
+            made = {"name": "n", "modelId": "m", "description": None, "urls": [], "sources": [], "layers": 4}
+            answer = json.dumps({**made, "id": "m", "displayName": None, "website": None}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(base.NPRequest, "BASE_URL", f"http://127.0.0.1:{server.server_address[1]}/api")
+        monkeypatch.setenv("NEURONPEDIA_API_KEY", "key")
+        runpy.run_path(str(neuronpedia_folder / "upload.py"))["main"](["--new-model"])
+        server.shutdown()
+    assert [path for path, _ in received] == ["/api/model/new", "/api/source-set/new", "/api/feature/upload-batch"]
+    assert received[0][1]["layers"] == ws.N_LAYERS
+    assert received[1][1]["name"] == "saelora-res-64"
+    assert received[2][1] == json.loads((neuronpedia_folder / "1-saelora-res-64" / "batch-0.json").read_text())
+
+
+def test_neuronpedia_gets_no_logits_of_latents_that_a_projection_stands_behind(several_folder, tmp_path) -> None:
+    export(ref=str(several_folder), to="neuronpedia", out=str(tmp_path / "out"), eval_tokens=64, quiet=True)
+    has = {}
+    for path in (tmp_path / "out").glob("*/batch-0.json"):
+        has[path.parent.name] = json.loads(path.read_text())["features"][0]["topLogits"] is not None
+    one = {"1-saelora-res-pre-64": True, "1-saelora-mlp-64": True, "1-saelora-att-z-64": False}
+    assert has == {"2-saelora-res-64": True, **one}
 
 
 def test_where_the_other_library_is_not_installed_the_script_is_written_and_said_not_to_be_run(

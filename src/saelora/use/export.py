@@ -19,13 +19,14 @@ if TYPE_CHECKING:
     from saelora.use.exports.target import Export
     from saelora.use.run import LoadedRun
 
-Format = Literal["merged", "peft", "saelens", "transformer-lens", "nnsight", "gguf"]
+Format = Literal["merged", "peft", "saelens", "transformer-lens", "nnsight", "neuronpedia", "gguf"]
 NEXT = {
     "merged": "AutoModelForCausalLM.from_pretrained({folder!r}) loads it",
     "peft": "PeftModel.from_pretrained(model, {folder!r}) loads it",
     "saelens": "SAE.load_from_disk reads each folder in it; --sae {folder}/HOOKPOINT names it",
     "transformer-lens": "python {folder}/bridged.py runs it; its load() and spliced() are for your own code",
     "nnsight": "python {folder}/traced.py runs it; its load() and splice() are for your own code",
+    "neuronpedia": "python {folder}/upload.py sends it, with NEURONPEDIA_API_KEY set",
     "gguf": "llama-cli -m BASE.gguf --lora {folder}/adapter.gguf runs it",
 }
 
@@ -35,14 +36,17 @@ class Config(RunOptions):
 
     to: Format | None = option(
         None,
-        "merged (transformers), peft (adapter), saelens (SAEs), transformer-lens, nnsight, gguf (for llama.cpp)",
+        "merged (transformers), peft (adapter), saelens (SAEs), transformer-lens, nnsight, neuronpedia (latents), "
+        "gguf (adapter for llama.cpp)",
     )
     out: str | None = option(None, "folder to write; default: REF-TO, beside where you are; never overwritten")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "of what is written; auto is the base model's own for merged, else as it is"
     )
     eval_tokens: Count = option(
-        4096, "tokens of held-out text on which merged says what the rounding costs; 0: do not", limit=NOT_NEGATIVE
+        4096,
+        "tokens of held-out text, on which merged says what the rounding costs (0: do not), neuronpedia what fires",
+        limit=NOT_NEGATIVE,
     )
 
     def loading(self) -> dict[str, Any]:
@@ -86,12 +90,9 @@ def export(config: Config | None = None, **options: Any) -> dict[str, Any]:
 
 
 def _exported(config: Config, loaded: LoadedRun, part: Path) -> Export:
-    if config.to == "merged":
-        from saelora.use.exports import merged
-
-        return merged.export(loaded, part, config.dtype, _text_of(config, loaded))
     module: Any = import_module(f"saelora.use.exports.{str(config.to).replace('-', '_')}")
-    made: Export = module.export(loaded, part, config.dtype)
+    text = [_text_of(config, loaded)] if config.to in ("merged", "neuronpedia") else []
+    made: Export = module.export(loaded, part, config.dtype, *text)
     return made
 
 
@@ -109,7 +110,10 @@ def _text_of(config: Config, loaded: LoadedRun) -> Any:
 
 def render(results: dict[str, Any]) -> str:
     """What was found, where it is, and how to go on."""
-    lines = [f"largest difference of logits, {what}: {value:.2g}" for what, value in results["difference"].items()]
+    lines = [
+        f"largest difference {what if what.startswith('of ') else f'of logits, {what}'}: {value:.2g}"
+        for what, value in results["difference"].items()
+    ]
     if results["not_run"]:
         lines = [line.replace("of logits, ", "of ") for line in lines]
     go_on = NEXT[results["to"]].format(folder=results["folder"])

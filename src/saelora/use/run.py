@@ -16,7 +16,7 @@ from saelora.assemble import Assembled, autocast_dtype
 from saelora.core import lora
 from saelora.core.eval_mode import evaluating
 from saelora.core.replacement import CASCADING, Replacement
-from saelora.core.splice import SAE, Splice, TokenMask, splice
+from saelora.core.splice import SAE, Observer, Splice, TokenMask, splice
 from saelora.errors import InputError
 from saelora.evals.variant import Variant
 from saelora.identity import About
@@ -348,13 +348,9 @@ class LoadedRun:
         def watch(hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
             found[hookpoint] = latents[0], mask[0]
 
-        device, state = device_of(self.model), self._state
-        # without SAEs an edit that changes nothing, its error kept, lets them look on
-        steering = state.steering if state.variant.has_saes or state.steering else ({},)
-        with self._as(state.variant, steering), evaluating(self.model, self._autocast):
-            assert self._state.spliced is not None
-            with self._state.spliced.observed_by(watch):
-                self.model(input_ids=prompts.input_ids.to(device), attention_mask=prompts.attention_mask.to(device))
+        device = device_of(self.model)
+        with self.watched(watch):
+            self.model(input_ids=prompts.input_ids.to(device), attention_mask=prompts.attention_mask.to(device))
         ids = prompts.input_ids[0]
         active = {hookpoint: active_of(*seen) for hookpoint, seen in found.items()}
         return Latents(
@@ -365,6 +361,17 @@ class LoadedRun:
             {hookpoint: each[1] for hookpoint, each in active.items()},
             {hookpoint: mask.cpu() for hookpoint, (_, mask) in found.items()},
         )
+
+    @contextmanager
+    def watched(self, observer: Observer) -> Iterator[nn.Module]:
+        """The model as it is in the current variant, without gradient, with an observer of what its SAEs see."""
+        state = self._state
+        # without SAEs an edit that changes nothing, its error kept, lets them look on
+        steering = state.steering if state.variant.has_saes or state.steering else ({},)
+        with self._as(state.variant, steering), evaluating(self.model, self._autocast):
+            assert self._state.spliced is not None
+            with self._state.spliced.observed_by(observer):
+                yield self.model
 
     def report(self, *, open_it: bool = False) -> Path:
         """The run's page, which is made where it is not there yet; of train-sae its card.

@@ -14,6 +14,7 @@ _TITLES = {
     "saelens": "SAEs of {base}",
     "transformer-lens": "{base} with its adapter merged, for TransformerLens",
     "nnsight": "{base} with its adapter merged, for nnsight",
+    "neuronpedia": "Latents of {base} for Neuronpedia",
     "gguf": "Adapter of {base} for llama.cpp",
 }
 
