@@ -32,10 +32,11 @@ JOBS = {
     "generate": "continue a prompt by a run's original, spliced and adapted model side by side; steer latents",
     "export": "a run for other tools: merged model, PEFT adapter, SAELens SAE, GGUF; tried on both sides",
     "chat": "talk with a run's original, spliced and adapted model; steer latents",
+    "open": "a page to play with a run in the browser: compare variants, look at latents, steer them",
     "push": "a run to the Hugging Face Hub: what was trained, results, card; private unless told otherwise",
     "serve": "answer OpenAI's API with a run's variants, on this machine",
 }
-USES = ("generate", "chat", "export", "push", "serve")  # with a finished run: in saelora.use; the rest in saelora.jobs
+USES = ("generate", "chat", "export", "open", "push", "serve")  # with a finished run: in saelora.use; the rest in saelora.jobs
 
 DIVERGED_CODE = 3
 _FULL, _CLOSED, _NO_PATH = "free some disk space", "choose a place that you may write to", "check the path"

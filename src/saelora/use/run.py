@@ -26,7 +26,7 @@ from saelora.models.loading import LoadedModel, quiet_transformers
 from saelora.use.latents import Latents, active_of
 from saelora.use.prompts import Prompt, Prompts, encode
 from saelora.use.reference import Run
-from saelora.use.steering import Steering, edit_of, resolve
+from saelora.use.steering import Change, Steering, edit_of, resolve
 from saelora.use.streaming import Stopped, Stream, streamed
 from saelora.use.variants import NAMES
 
@@ -40,7 +40,7 @@ class _State:
     """What the model is at the moment; outside all contexts it is nothing but itself."""
 
     variant: Variant
-    steering: tuple[Steering, ...] = ()
+    steering: tuple[Steering | Change, ...] = ()
     spliced: Splice | None = None
     inside: bool = False
 
@@ -120,7 +120,12 @@ class LoadedRun:
     @property
     def variant(self) -> str:
         """The current one."""
-        return next(name for name, variant in NAMES.items() if variant is self._state.variant)
+        return _name_of(self._state.variant)
+
+    @property
+    def default_name(self) -> str:
+        """That which holds outside all contexts."""
+        return _name_of(self.default)
 
     @property
     def saes(self) -> dict[Hookpoint, SAE]:
@@ -184,8 +189,12 @@ class LoadedRun:
         """
         return self._as(self._state.variant, (*self._state.steering, resolve(latents, self._sizes)))
 
+    def changing(self, change: Change) -> AbstractContextManager["LoadedRun"]:
+        """Like ``steer``, by a function: ``change(hookpoint, latents [batch, seq, d_sae])`` gives those to decode."""
+        return self._as(self._state.variant, (*self._state.steering, change))
+
     @contextmanager
-    def _as(self, variant: Variant, steering: tuple[Steering, ...]) -> Iterator["LoadedRun"]:
+    def _as(self, variant: Variant, steering: tuple[Steering | Change, ...]) -> Iterator["LoadedRun"]:
         if self._open is not None:
             raise InputError("a stream of this model is still open: read it to its end, or close() it, first")
         before = self._state
@@ -429,7 +438,10 @@ class LoadedRun:
     def _facts(self) -> dict[str, str]:
         saes = ", ".join(f"{hookpoint} ({size:,} latents)" for hookpoint, size in self._sizes.items())
         steered = "; ".join(
-            f"{where}:{latent}={how}" for s in self._state.steering for (where, latent), how in s.items()
+            f"{where}:{latent}={how}"
+            for s in self._state.steering
+            if isinstance(s, dict)
+            for (where, latent), how in s.items()
         )
         return {
             "run": self.run.ref,
@@ -448,3 +460,7 @@ class LoadedRun:
             for name, value in self._facts().items()
         )
         return f"<table>{rows}</table>"
+
+
+def _name_of(variant: Variant) -> str:
+    return next(name for name, each in NAMES.items() if each is variant)

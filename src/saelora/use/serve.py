@@ -2,6 +2,7 @@
 
 import os
 import socket
+from collections.abc import Callable
 from typing import Any
 
 from saelora.config import configured, option
@@ -12,6 +13,7 @@ from saelora.use.options import Dtype, RunOptions
 
 TOKEN = "SAELORA_TOKEN"
 LOCAL = ("127.0.0.1", "localhost", "::1")
+PORT = Within(least=0, most=65535)
 
 
 class Config(RunOptions):
@@ -19,7 +21,7 @@ class Config(RunOptions):
 
     dtype: Dtype = option("auto", "of the frozen weights; auto is bfloat16 on a GPU, float32 on a CPU")
     host: str = option("127.0.0.1", "address to listen at; another than this machine's own needs a token")
-    port: int = option(8000, "0 takes a free one", limit=Within(least=0, most=65535))
+    port: int = option(8000, "0 takes a free one", limit=PORT)
     token: str | None = option(None, f"what clients send as API key; better in the environment, as {TOKEN}")
     max_batch: int = option(8, "requests to answer at once, in one batch", limit=POSITIVE)
     max_waiting: int = option(64, "requests that may wait; more are told to come again", limit=POSITIVE)
@@ -34,10 +36,19 @@ def serve(config: Config | None = None, **options: Any) -> dict[str, Any]:
         InputError: no such run, an address that cannot be had, or one that others reach without a token.
     """
     config = configured(Config, config, options)
-    console = Console(quiet=config.quiet)
-    token = config.token or os.environ.get(TOKEN) or None
     if not config.ref:
         raise InputError("no run given: saelora serve REF, as in saelora serve saelora-demo")
+    return run_server(config, lambda: listening(config.host, config.port), _say)
+
+
+def run_server(
+    config: Config,
+    listen: Callable[[], socket.socket],
+    say: Callable[[Console, str, tuple[str, ...], str | None], None],
+) -> dict[str, Any]:
+    """Load the run, listen, ``say`` where (console, address, variants, token), and answer until stopped."""
+    console = Console(quiet=config.quiet)
+    token = config.token or os.environ.get(TOKEN) or None
     if config.host not in LOCAL and token is None:
         raise InputError(
             f"--host {config.host} lets other machines in: set a token (--token, or {TOKEN}), or leave --host out"
@@ -51,16 +62,16 @@ def serve(config: Config | None = None, **options: Any) -> dict[str, Any]:
         if error.name not in ("uvicorn", "fastapi", "starlette"):
             raise
         raise InputError('serving needs FastAPI and uvicorn: pip install "saelora[serve]"') from error
-    with _listening(config.host, config.port) as place:
+    with listen() as place:
         from saelora.use.loading import load
 
-        loaded = load(config.ref, **config.loading())
+        loaded = load(str(config.ref), **config.loading())
         engine = Engine(loaded, most_rows=config.max_batch, most_waiting=config.max_waiting)
         hosts = (*LOCAL, "[") if config.host in LOCAL else ("*",)  # what Starlette takes [::1] for
         app = application(engine, Limits(config.max_tokens, config.timeout), token=token, hosts=hosts)
         port = place.getsockname()[1]
         where = f"http://{'[::1]' if config.host == '::1' else config.host}:{port}"
-        _say(console, where, loaded.variants, token)
+        say(console, where, loaded.variants, token)
         server = stopping_first(engine)(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
         try:
             server.run(sockets=[place])
@@ -69,7 +80,7 @@ def serve(config: Config | None = None, **options: Any) -> dict[str, Any]:
     return {"ref": config.ref, "address": where}
 
 
-def _listening(host: str, port: int) -> socket.socket:
+def listening(host: str, port: int) -> socket.socket:
     """A socket that listens there.
 
     Raises:
@@ -90,6 +101,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _say(console: Console, where: str, variants: tuple[str, ...], token: str | None) -> None:
+    console.say(f"the page to play with: {where}/")
     key = ' -H "Authorization: Bearer $SAELORA_TOKEN"' if token else ""
     console.say(f"serving {', '.join(variants)} at {where}/v1 (OpenAI's API); Ctrl-C stops")
     console.say(

@@ -64,6 +64,7 @@ Edit = Add | Scale | Clamp
 LARGEST = 1e30  # of an edit: float32 and bfloat16 have no more than 3e38
 Place = tuple[Hookpoint, int]
 Steering = dict[Place, Edit]
+Change = Callable[[Hookpoint, "Tensor"], "Tensor"]  # latents [batch, seq, d_sae] of a hookpoint, changed
 _NUMBER = r"\d+\.?\d*(?:[eE][+-]?\d+)?|\.\d+(?:[eE][+-]?\d+)?"
 _EXPECTED = "expected +4 or -4 (add), x2 (scale) or 0 (set to that)"
 
@@ -163,12 +164,15 @@ def _hookpoint(where: Any, sizes: Mapping[Hookpoint, int], key: Any) -> Hookpoin
     return hookpoint
 
 
-def edit_of(stack: Sequence[Steering]) -> Callable[[Hookpoint, Tensor], Tensor]:
+def edit_of(stack: Sequence[Steering | Change]) -> Change:
     """What a splice does to its latents [batch, seq, d_sae]; the steerings act one after the other."""
 
     def edit(hookpoint: Hookpoint, latents: Tensor) -> Tensor:
         changed = latents.clone()
         for steering in stack:
+            if not isinstance(steering, dict):
+                changed = steering(hookpoint, changed)
+                continue
             for (where, latent), how in steering.items():
                 if where == hookpoint:
                     changed[..., latent] = how(changed[..., latent])

@@ -22,7 +22,7 @@ Off = Annotated[float, Field(ge=0, le=0)] | None
 No = Literal[False] | None
 
 
-B = TypeVar("B", bound="Body")
+B = TypeVar("B", bound=BaseModel)
 
 
 class Body(BaseModel):

@@ -3,8 +3,9 @@
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from transformers import LogitsProcessor, StoppingCriteria
 
 from saelora.errors import InputError
 from saelora.use.run import LoadedRun
+from saelora.use.serving.calls import Call
 from saelora.use.serving.rows import Ask, Ended, Failed, Row
 
 GATHER = 0.01  # seconds that a first ask waits for others to join it
@@ -32,7 +34,8 @@ class Engine:
 
     def __init__(self, run: LoadedRun, *, most_rows: int = 8, most_waiting: int = 64):
         self.run, self.most_rows, self.most_waiting = run, most_rows, most_waiting
-        self._waiting: deque[Ask] = deque()
+        self._waiting: deque[Ask | Call] = deque()
+        self._idle: deque[Iterator[None]] = deque()
         self._changed = threading.Condition()
         self._tokenizing = threading.Lock()  # tokenizers of transformers are no place for two threads
         self._stopping = False
@@ -48,7 +51,7 @@ class Engine:
     def n_waiting(self) -> int:
         return len(self._waiting)
 
-    def submit(self, asks: Sequence[Ask]) -> None:
+    def submit(self, asks: Sequence[Ask] | Sequence[Call]) -> None:
         """Let asks wait for their turn; all of them or none.
 
         Raises:
@@ -60,11 +63,17 @@ class Engine:
             self._waiting.extend(asks)
             self._changed.notify()
 
+    def when_idle(self, steps: Iterator[None]) -> None:
+        """Take these steps, one at a time, whenever nothing else waits; each leaves the run as it found it."""
+        with self._changed:
+            self._idle.append(steps)
+            self._changed.notify()
+
     def begin_stop(self) -> None:
         """Let what runs end at its next token, and what waits be told that it was cancelled; from any thread."""
         self._stopping = True
         for ask in list(self._waiting):
-            ask.cancelled.set()
+            ask.cancel()
 
     def stop(self) -> None:
         """The same, and wait for it."""
@@ -74,28 +83,43 @@ class Engine:
         self._thread.join()
 
     def _work(self) -> None:
-        while (batch := self._next()) is not None:
-            try:
-                self._generate(batch)
-            except Exception as error:  # of this batch alone; the next may go well
-                for ask in batch:
-                    ask.tell(Failed(error))
+        while (turn := self._next()) is not None:
+            turn()
 
-    def _next(self) -> list[Ask] | None:
-        """The first ask that waits and all of its kind, in order; None when stopping and nobody is left."""
+    def _answer(self, batch: list[Ask]) -> None:
+        try:
+            self._generate(batch)
+        except Exception as error:  # of this batch alone; the next may go well
+            for ask in batch:
+                ask.tell(Failed(error))
+
+    def _step(self) -> None:
+        try:
+            next(self._idle[0])
+        except StopIteration:
+            self._idle.popleft()
+
+    def _next(self) -> Callable[[], None] | None:
+        """What is to be done now: a call, or the first ask that waits and all of its kind, in order, or a step of what
+        may wait; None when stopping and nobody is left."""
         with self._changed:
             while not self._waiting:
                 if self._stopping:
                     return None
+                if self._idle:
+                    return self._step
                 self._changed.wait()
+            if isinstance(first := self._waiting[0], Call):
+                self._waiting.popleft()
+                return partial(first.run, self.run, time.monotonic())
             until = time.monotonic() + GATHER
             while len(self._waiting) < self.most_rows and (left := until - time.monotonic()) > 0:
                 self._changed.wait(left)
-            kind = self._waiting[0].kind
-            batch = self._fitting([ask for ask in self._waiting if ask.kind == kind])
+            kind = first.kind
+            batch = self._fitting([ask for ask in self._waiting if isinstance(ask, Ask) and ask.kind == kind])
             taken = set(map(id, batch))
             self._waiting = deque(ask for ask in self._waiting if id(ask) not in taken)
-            return batch
+            return partial(self._answer, batch)
 
     def _fitting(self, asks: list[Ask]) -> list[Ask]:
         """The first, and those after it that fit into one batch: the longest prompt and answer within the positions."""

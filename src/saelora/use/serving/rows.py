@@ -76,6 +76,10 @@ class Ask:
         """Asks of one kind can be one batch."""
         return self.variant, tuple(sorted((str(k), str(v)) for k, v in self.steer.items()))
 
+    def cancel(self) -> None:
+        """End it at its next token."""
+        self.cancelled.set()
+
 
 class Row:
     """An ask's row of a batch."""
