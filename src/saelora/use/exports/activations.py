@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,12 @@ class Activations:
         dense[fired[:, 1]] = values
         ids = self.rows[row, start:stop].tolist()
         rounded = [float(f"{value:.5g}") for value in dense[start:stop]]
-        return Example(row, start, [self.loaded.tokenizer.decode([i]) for i in ids], rounded)
+        return Example(row, start, [self._decoded(i) for i in ids], rounded)
+
+    @cached_property
+    def _decoded(self) -> Callable[[int], str]:
+        tokenizer = self.loaded.tokenizer
+        return cache(lambda i: str(tokenizer.decode([i])))
 
 
 def collect(loaded: LoadedRun, rows: Tensor) -> dict[Hookpoint, Activations]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import runpy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ LOGITS = 10
 _IN_STREAM = ("resid_pre", "resid_post", "mlp_out", "attn_out")  # where a decoder's rows are added to the stream
 _SHORT = {"resid_post": "res", "resid_pre": "res-pre", "mlp_out": "mlp", "attn_out": "att", "attn_z": "att-z"}
 _NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
-_CHECKED = 20  # latents whose activations are computed again
+_CHECKED = 3  # rows that are computed again
 
 
 def export(loaded: LoadedRun, folder: Path, dtype: str, text: Any) -> Export:
@@ -102,15 +103,12 @@ def _activation(example: Example) -> dict[str, Any]:
 
 def _top(weights: torch.Tensor, tokenizer: Any) -> tuple[list[Any], list[Any]]:
     """The tokens that each latent [n, vocabulary] raises and lowers most."""
-    sides = []
+    sides, decoded = [], cache(lambda i: str(tokenizer.decode([i])))
     for sign in (1, -1):
         values, ids = (sign * weights).topk(min(LOGITS, weights.shape[1]), dim=-1)
         rows = zip((sign * values).tolist(), ids.tolist(), strict=True)
         sides.append(
-            [
-                [{"token": tokenizer.decode([i]), "value": float(f"{v:.5g}")} for v, i in zip(*row, strict=True)]
-                for row in rows
-            ]
+            [[{"token": decoded(i), "value": float(f"{v:.5g}")} for v, i in zip(*row, strict=True)] for row in rows]
         )
     return sides[0], sides[1]
 
@@ -143,16 +141,21 @@ def _logits(loaded: LoadedRun, hookpoint: Hookpoint) -> Any:
 
 
 def _checked(loaded: LoadedRun, found: dict[Hookpoint, Activations]) -> float:
-    """The largest difference between what was written and the latents of the same rows, computed one row at a time."""
+    """The largest difference between what was written of a row and the latents of that row alone, of a few rows."""
     worst = 0.0
     for hookpoint, seen in found.items():
-        for latent in seen.firing()[:_CHECKED]:
+        rows: dict[int, Any] = {}
+        for latent in seen.firing():
             for example in seen.examples(latent)[:1]:
-                own = loaded.latents(seen.rows[example.row].tolist()).at(hookpoint)
-                values = [{f.latent: f.activation for f in token.active}.get(latent, 0.0) for token in own]
-                there = values[example.start : example.start + len(example.values)]
-                off = max(abs(a - b) for a, b in zip(there, example.values, strict=True))
-                worst = max(worst, off / max(1.0, *map(abs, there)))
+                if example.row not in rows:
+                    if len(rows) == _CHECKED:
+                        continue
+                    own = loaded.latents(seen.rows[example.row].tolist()).at(hookpoint)
+                    rows[example.row] = [{each.latent: each.activation for each in token.active} for token in own]
+                there = rows[example.row][example.start : example.start + len(example.values)]
+                pairs = [(token.get(latent, 0.0), value) for token, value in zip(there, example.values, strict=True)]
+                scale = max(1.0, *(abs(a) for a, _ in pairs))
+                worst = max(worst, *(abs(a - b) / scale for a, b in pairs))
     if worst > 1e-3:
         raise InputError(f"activations of held-out rows differ by {worst:.3g} from those of saelora.load: report this")
     return worst
