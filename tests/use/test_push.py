@@ -273,12 +273,55 @@ def test_generate_and_adapt_take_runs_and_trained_saes_from_the_hub(
     assert torch.equal(there.logits(PROMPT), saelora.load(tmp_path / "trained").logits(PROMPT))
 
 
-def test_a_run_that_trained_its_sae_goes_with_it(hub: Hub, workspace, tmp_path: Path) -> None:
+@pytest.mark.parametrize("method", ["lora+sae", "linear", "sae"])
+def test_a_run_that_trained_its_sae_goes_with_it(hub: Hub, workspace, tmp_path: Path, method: str) -> None:
     out = tmp_path / "both"
-    assert workspace.adapt(out, "--quiet", "--method", "lora+sae", tokens=8 * ws.CONTEXT) == 0
+    small = {"tokens": 8 * ws.CONTEXT}
+    if method == "sae":
+        given = {"sae": workspace.sae, "data": workspace.data, "out": out, **ws.COMMON, **small, "lr": 1e-3}
+        assert main(["finetune-sae", str(workspace.model), *ws.as_flags(given), "--quiet"]) == 0
+    else:
+        assert workspace.adapt(out, "--quiet", "--method", method, **small) == 0
     done = push(ref=str(out), repo="me/both", quiet=True)
-    assert "sae/sae_weights.safetensors" in done["files"]
+    own = "sae_weights.safetensors" if method == "sae" else "sae/sae_weights.safetensors"
+    assert own in done["files"]
+    assert ("adapter_model.safetensors" in done["files"]) == (method == "lora+sae")
     here, there = saelora.load(out), saelora.load("me/both", model=str(workspace.model))
     for name in here.variants:
         with here.as_variant(name), there.as_variant(name):
             assert torch.equal(here.logits(PROMPT), there.logits(PROMPT))
+    ref = f"me/both/{own}"
+    assert saelora.load_sae(ref).fingerprint == saelora.load_sae(str(out / own)).fingerprint
+
+
+def test_names_that_are_folders_here_are_no_names_of_the_hub(hub: Hub, own_run: Path, monkeypatch) -> None:
+    """data/text would be taken for a data set of someone called data."""
+    (own_run.parent / "data" / "text").mkdir(parents=True)
+    monkeypatch.chdir(own_run.parent)
+    manifest = json.loads((own_run / "saelora.json").read_text())
+    manifest["config"]["data"] = "data/text"
+    (own_run / "saelora.json").write_text(json.dumps(manifest))
+    card = push(ref=str(own_run), repo=REPO, quiet=True, dry_run=True)["card"]
+    assert "datasets" not in ModelCard(card).data.to_dict()
+    manifest["model"]["ref"] = manifest["config"]["model"] = "owner/base"
+    (own_run / "saelora.json").write_text(json.dumps(manifest))
+    assert "leave out --model owner/other" in refused(ref=str(own_run), repo=REPO, model="owner/other")
+
+
+def test_an_sae_that_lies_here_and_has_changed_is_refused(hub: Hub, own_run: Path, tmp_path: Path) -> None:
+    manifest = json.loads((own_run / "saelora.json").read_text())
+    other = ws.write_sae(tmp_path / "other-sae", layer=1, seed=5)
+    manifest["config"]["sae"] = [str(other)]
+    manifest["saes"][0]["ref"] = str(other)
+    (own_run / "saelora.json").write_text(json.dumps(manifest))
+    assert "has changed since the run was made with it" in refused(ref=str(own_run), repo=REPO)
+
+
+def test_a_repository_that_holds_something_else_is_left_alone(hub: Hub, own_run: Path) -> None:
+    from huggingface_hub import HfApi
+
+    HfApi().create_repo(REPO, private=True)
+    HfApi().upload_file(path_or_fileobj=b"{}", path_in_repo="config.json", repo_id=REPO)
+    held = hub.commits(REPO)
+    assert "me/run holds something else (config.json, ...)" in refused(ref=str(own_run), repo=REPO)
+    assert hub.commits(REPO) == held

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from saelora.errors import InputError
 from saelora.identity import SAEId
 from saelora.jobs.recorded import BESIDE
 from saelora.manifest import MANIFEST, RESULTS, Manifest, read_json
+from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
 from saelora.named import exists
 from saelora.saes.formats import LAYOUTS, find_saes
 from saelora.use.reference import SAE_CONFIG, TRAINING, Run
@@ -23,6 +24,9 @@ _ROOT = (RESULTS, "config.yaml", "metrics.jsonl", "learning_curve.png", "report.
 OWNED = (MANIFEST, TRAINING, *_ROOT, *_ADAPTER, "evals/", "saes/", "sae/", "layers.", "cfg.json", "sae_weights.")
 _TEXT = (".json", ".jsonl", ".yaml", ".md", ".html")
 _SAELENS = next((*each.required, *each.optional) for each in LAYOUTS if each.format == "saelens")
+_ABOUT = ("config", "options", "about", "model", "saes", "base_model_name_or_path")  # entries that may hold paths
+_LONG = 1000  # characters: what is longer is no path
+_KEPT = (DEFAULT_MODEL, DEFAULT_DATA, DEFAULT_SAE)
 _REFS = ("model", "data", "start")  # options that may be paths; sae is a list
 
 
@@ -88,13 +92,14 @@ def _of_run(run: Run, manifest: Manifest, model: str | None) -> Parcel:
         inside = [name for name in _SAELENS if (folder / tuned.folder / name).is_file()]
         wanted += [(Path(tuned.folder) / name).as_posix() for name in inside or _SAELENS[:2]]
     beside, told = _saes_beside(manifest)
-    names = Names({**_model_told(manifest.model.ref, model), **told}, _paths_in(folder, wanted), folder)
+    paths = [*_paths_in(folder, wanted), *_local_refs(manifest.config)]
+    paths += [path for file in beside for path in _paths_of(Path(str(file.content)))]
+    names = Names({**_model_told(manifest.model.ref, model), **told}, paths, folder)
+    beside = [File(file.path, _content(Path(str(file.content)), names)) for file in beside]
     shown = _shown(manifest, names, told)
     notes = _notes(manifest, shown, beside)
     files = [*_read(run, wanted, names), *beside, File(MANIFEST, _as_file(shown.to_json(), names))]
-    return Parcel(
-        sorted(files, key=lambda each: each.path), _left(folder, [*wanted, MANIFEST, CARD]), notes, names, shown
-    )
+    return Parcel(_sorted(files), _left(folder, [*wanted, MANIFEST, CARD]), notes, names, shown)
 
 
 def _of_training(run: Run, model: str | None) -> Parcel:
@@ -109,7 +114,8 @@ def _of_training(run: Run, model: str | None) -> Parcel:
         wanted += [(inside / name).as_posix() for name in names_there]
     wanted = [name for name in dict.fromkeys(wanted) if name != CARD]
     then = dict(run.training or {})
-    names = Names(_model_told(str(then.get("model")), model), _paths_in(folder, wanted), folder)
+    paths = [*_paths_in(folder, wanted), *_local_refs(then)]
+    names = Names(_model_told(str(then.get("model")), model), paths, folder)
     own = read_json(folder / TRAINING)
     own["config"] = training = {
         key: names.of(value) if key in _REFS and value else value for key, value in then.items()
@@ -117,13 +123,21 @@ def _of_training(run: Run, model: str | None) -> Parcel:
     files = [each for each in _read(run, wanted, names) if each.path != TRAINING]
     files.append(File(TRAINING, _as_file(own, names)))
     told = _model_note(str(then.get("model")), str(training.get("model")))
-    return Parcel(
-        sorted(files, key=lambda each: each.path), _left(folder, [*wanted, CARD]), told, names, training=training
-    )
+    return Parcel(_sorted(files), _left(folder, [*wanted, CARD]), told, names, training=training)
 
 
 def _model_told(ref: str, model: str | None) -> dict[str, str]:
+    """What stands for the model, where one was given; only for a path, since a hub's name says which model it is."""
+    if model is not None and not is_path(ref) and ref not in _local_refs({"model": ref}):
+        raise InputError(f"the run's model is {ref}, which others find by that name: leave out --model {model}")
     return {} if model is None else {ref: model}
+
+
+def _local_refs(config: Mapping[str, Any]) -> list[str]:
+    """Options that name something on this machine, though they might be a hub's names too."""
+    given = [config.get("model"), config.get("data"), config.get("start")]
+    given += [*(config.get("sae") or []), *(config.get("transcoders") or [])]
+    return [ref for ref in given if isinstance(ref, str) and ref not in _KEPT and exists(ref)]
 
 
 def _model_note(ref: str, shown: str) -> list[str]:
@@ -149,10 +163,23 @@ def _saes_beside(manifest: Manifest) -> tuple[list[File], dict[str, str]]:
         unsafe = "/snapshots/" in root.absolute().as_posix()
         if unsafe or not found or any(".." in file or file.endswith(".pt") for file in found[0].files):
             continue
+        _check_same(ref, sae)
         told[ref] = f"{BESIDE}{sae.hookpoint}"
         name = told[ref].removeprefix("./")
         files += [File(f"{name}/{file}", root / file) for file in found[0].files]
     return files, told
+
+
+def _check_same(ref: str, then: SAEId) -> None:
+    """Raise InputError where an SAE is not what the run was made with."""
+    from saelora.saes.loading import load_sae
+
+    now = load_sae(ref, hookpoint=then.hookpoint).fingerprint
+    if now != then.fingerprint:
+        raise InputError(
+            f"SAE {ref} has changed since the run was made with it (fingerprint {then.fingerprint}, now {now}): bring "
+            "that one back"
+        )
 
 
 def _below(root: Path) -> Iterator[str]:
@@ -197,20 +224,17 @@ def _notes(before: Manifest, after: Manifest, beside: list[File]) -> list[str]:
 
 def _paths_in(folder: Path, wanted: list[str]) -> list[str]:
     """Absolute paths in what the run's files say of options, model and SAEs."""
-    found: list[str] = []
-    for name in [MANIFEST, *wanted]:
-        path = folder / name
-        if path.suffix != ".json" or not path.is_file():
-            continue
-        content = read_json(path)
-        if not isinstance(content, dict):
-            continue
-        said = content if Path(name).name == SAE_CONFIG else [content.get(key) for key in _ABOUT]
-        found += [text for text in strings_in(said) if is_path(text) and len(text) < 1000]
-    return found
+    return [path for name in [MANIFEST, *wanted] for path in _paths_of(folder / name)]
 
 
-_ABOUT = ("config", "options", "about", "model", "saes", "base_model_name_or_path")
+def _paths_of(path: Path) -> list[str]:
+    if path.suffix != ".json" or not path.is_file():
+        return []
+    content = read_json(path)
+    if not isinstance(content, dict):
+        return []
+    said = content if path.name == SAE_CONFIG else [content.get(key) for key in _ABOUT]
+    return [text for text in strings_in(said) if is_path(text) and len(text) < _LONG]
 
 
 def _read(run: Run, wanted: list[str], names: Names) -> Iterator[File]:
@@ -218,7 +242,11 @@ def _read(run: Run, wanted: list[str], names: Names) -> Iterator[File]:
         path = run.folder / name
         if not path.is_file():
             raise InputError(f"{run.ref} lacks {name}: bring it back as its run left it, or run it anew")
-        yield File(name, names.in_text(path.read_bytes()) if path.suffix in _TEXT else path)
+        yield File(name, _content(path, names))
+
+
+def _content(path: Path, names: Names) -> bytes | Path:
+    return names.in_text(path.read_bytes()) if path.suffix in _TEXT else path
 
 
 def _sorted(files: list[File]) -> list[File]:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from saelora.errors import InputError, on_one_line
 from saelora.manifest import MANIFEST
 from saelora.use.reference import TRAINING
-from saelora.use.sharing.parcel import OWNED, File
+from saelora.use.sharing.parcel import CARD, OWNED, File
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -77,6 +77,9 @@ def upload(files: Sequence[File], repo: str, *, public: bool, revision: str | No
             api.create_branch(repo, branch=revision, exist_ok=True)
         before = _tree(api, repo, revision)
         ours = {MANIFEST, TRAINING} & before.keys()
+        others = [path for path in before if path not in (CARD, ".gitattributes")]
+        if others and not ours:
+            raise InputError(f"{repo} holds something else ({others[0]}, ...): name another repository, or a new one")
         there = {file.path for file in files}
         gone = [path for path in before if ours and path.startswith(OWNED) and path not in there]
         additions: list[Any] = [CommitOperationAdd(file.path, file.content) for file in files]
