@@ -22,6 +22,7 @@ from saelora.locks import scratch_folder
 DEFAULT_MODEL = "smollm2-135m-instruct"
 DEFAULT_DATA = "sotu"
 DEFAULT_SAE = "smollm2-135m-instruct.layers.12.resid_post"
+DEFAULT_TRANSCODERS = "smollm2-135m-instruct.transcoders"
 _TIMEOUT_SECONDS = 30
 _CHUNK_BYTES = 1 << 20
 
@@ -87,10 +88,27 @@ def default_sae() -> Path:
     return Path(str(importlib.resources.files("saelora"))) / "package_data" / DEFAULT_SAE
 
 
+def default_transcoders_file() -> Path:
+    """The file with transcoders of all MLPs of the default model that ships inside this package."""
+    return default_sae().with_name(f"{DEFAULT_TRANSCODERS}.gguf")
+
+
+def default_transcoders() -> Path:
+    """The folder of transcoders of all MLPs of the default model, unpacked into the cache if needed."""
+    from saelora.models.packed import unpacked
+
+    return unpacked(default_transcoders_file())
+
+
 def resolve_asset(ref: str) -> str:
     """The path behind the short name of a default asset; any other reference passes through unchanged."""
     defaults = {DEFAULT_MODEL: default_model, DEFAULT_DATA: default_text, DEFAULT_SAE: default_sae}
-    return str(defaults[ref]()) if ref in defaults else ref
+    if ref in defaults:
+        return str(defaults[ref]())
+    name, _, inside = ref.partition("/")
+    if name == DEFAULT_TRANSCODERS and not Path(ref).exists():
+        return str(default_transcoders() / inside)
+    return ref
 
 
 def fetch(asset: Asset) -> Path:

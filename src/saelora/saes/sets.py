@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from saelora.errors import InputError
+from saelora.models.assets import resolve_asset
 from saelora.saes import hub, registry
 from saelora.saes.formats import find_saes, layer_file
 
@@ -75,7 +76,7 @@ def transcoders_of(ref: str, layers: str, n_layers: int) -> list[str]:
 def _members(ref: str) -> list[str]:
     """Names of all SAEs and transcoders below a reference, as ``load_sae`` takes them."""
     base, pattern = _divided(ref)
-    path = Path(base).expanduser()
+    path = Path(resolve_asset(base)).expanduser()
     if path.is_dir():
         names = [f"{base.rstrip('/')}/{name}" for name in _inside(_files(path))]
     elif (ids := registry.ids_of(base.partition("/")[0])) is not None:
