@@ -61,3 +61,21 @@ def test_splice_leaves_the_real_model_bit_for_bit_as_it_was() -> None:
     assert torch.equal(before, after)
     assert not torch.allclose(before, inside)
     assert torch.equal(before[:, 0], inside[:, 0])  # BOS keeps its own activation and attends to itself alone
+
+
+def test_replacement_demo_wins_back_much_of_what_all_transcoders_cost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from saelora.jobs import demo
+
+    monkeypatch.setattr(demo, "REPLACEMENT_TOKENS", 512)
+    out = tmp_path / "replaced"
+    assert main(["demo", "--replacement", "--tokens", "2048", "--eval-tokens", "512", "--out", str(out)]) == 0
+    results = json.loads((out / "results.json").read_text())
+    assert len(results["saes"]) == 30
+    assert results["ce_base"] < results["ce_adapted"] < results["ce_sae"]
+    assert results["kl_adapted"] < 0.9 * results["kl_sae"]
+    said = capsys.readouterr().out
+    assert "Cascading (each transcoder reads the replaced stream), 30 MLPs replaced" in said
+    assert f"saelora generate {out}" in said
+    assert (out / "report.html").is_file()
