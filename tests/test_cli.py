@@ -18,7 +18,7 @@ def test_help_explains_every_option_with_its_default(command: str, capsys: pytes
         main([command, "--help"])
     assert caught.value.code == 0
     text = capsys.readouterr().out
-    recipes = ("sweep", "compare", "report", "push")  # where a file names the device, or none is needed
+    recipes = ("sweep", "compare", "report", "push", "figure")  # where a file names the device, or none is needed
     own = () if command in recipes else ("--device", "(default: auto)")
     for shown in ("--config FILE", "--json", "(default: ", "--quiet", *own):
         assert shown in text

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from saelora.jobs.compare import compare
     from saelora.jobs.demo import demo
     from saelora.jobs.evaluate import evaluate
+    from saelora.jobs.figure import figure
     from saelora.jobs.finetune_sae import finetune_sae
     from saelora.jobs.report import report
     from saelora.jobs.sweep import sweep
@@ -36,6 +37,7 @@ _HOMES = {
     "demo": "jobs.demo",
     "evaluate": "jobs.evaluate",
     "evaluate_loss": "evals.loss",
+    "figure": "jobs.figure",
     "finetune_sae": "jobs.finetune_sae",
     "kl_head": "core.kl_head",
     "load": "use.loading",
@@ -61,6 +63,7 @@ __all__ = [
     "demo",
     "evaluate",
     "evaluate_loss",
+    "figure",
     "finetune_sae",
     "kl_head",
     "load",

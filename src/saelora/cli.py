@@ -29,6 +29,7 @@ JOBS = {
     "sweep": "adapters over a grid of ranks, SAEs, layers, models; what can share a pass does",
     "compare": "every way to make a model work through its SAE, at matched cost: one table, figures, words",
     "report": "one HTML page of a run, or of several side by side: figures, text token by token, provenance",
+    "figure": "a figure for a paper: PDF, SVG or PNG at a column's width, and its numbers as CSV",
     "generate": "continue a prompt by a run's original, spliced and adapted model side by side; steer latents",
     "export": "a run for other tools: merged model, PEFT adapter, SAELens SAE, GGUF; tried on both sides",
     "chat": "talk with a run's original, spliced and adapted model; steer latents",

@@ -51,12 +51,7 @@ def _race(runs: Sequence[ComparisonRun], style: Style) -> Any:
     """Cross entropy against all training time, the SAE's own counted."""
     import matplotlib.pyplot as plt
 
-    groups: dict[tuple[str, str | None], list[Curve]] = {}
-    for run in _largest_budgets(runs):
-        points = [(point.share, point.total_seconds or 0, point.ce) for point in curve_of(run)]
-        curve = [point for point in points if point[1] > 0]
-        if curve:
-            groups.setdefault((run.name, label_of_start(run)), []).append(curve)
+    groups = _curves_by_start(runs)
     if not groups:
         return None
     figure, axes = plt.subplots(figsize=(_WIDTH, 4.6), layout="constrained")
@@ -68,7 +63,7 @@ def _race(runs: Sequence[ComparisonRun], style: Style) -> Any:
         label = None if name in seen else name
         axes.plot(*_xy(_median_curve(curves)), marker + line, color=colour, linewidth=1.8, markersize=4, label=label)
         seen.add(name)
-    base = _base(runs)
+    base = base_of(runs)
     if base is not None:
         axes.axhline(base, color=GREY, linestyle=":", label="original model")
         axes.set_ylim(_range_of_interest(groups, base))
@@ -80,7 +75,22 @@ def _race(runs: Sequence[ComparisonRun], style: Style) -> Any:
     return figure
 
 
-def _base(runs: Sequence[ComparisonRun]) -> float | None:
+def race_curves(runs: Sequence[ComparisonRun]) -> dict[tuple[str, str | None], Curve]:
+    """By name and start, the median over seeds of each way's curve; those whose training time is known."""
+    return {key: _median_curve(curves) for key, curves in _curves_by_start(runs).items()}
+
+
+def _curves_by_start(runs: Sequence[ComparisonRun]) -> dict[tuple[str, str | None], list[Curve]]:
+    groups: dict[tuple[str, str | None], list[Curve]] = {}
+    for run in _largest_budgets(runs):
+        points = [(point.share, point.total_seconds or 0, point.ce) for point in curve_of(run)]
+        curve = [point for point in points if point[1] > 0]
+        if curve:
+            groups.setdefault((run.name, label_of_start(run)), []).append(curve)
+    return groups
+
+
+def base_of(runs: Sequence[ComparisonRun]) -> float | None:
     """Cross entropy of the original model."""
     bases = [run.final.ce_base for run in runs if finite(run.final.ce_base)]
     return statistics.median(bases) if bases else None
@@ -135,7 +145,7 @@ def _speedups(runs: Sequence[ComparisonRun], style: Style) -> Any:
     """Speed-up of each rival against the loss reached; bars from the least to the most over seeds."""
     import matplotlib.pyplot as plt
 
-    best, base = speedup_to_e2e(runs).get("seconds"), _base(runs)
+    best, base = speedup_to_e2e(runs).get("seconds"), base_of(runs)
     if best is None or base is None:
         return None
     rows = [
