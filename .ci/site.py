@@ -31,6 +31,7 @@ def on_files(files: Files, config: Any) -> Files:
     made["reference/api.md"] = api()
     for path in sorted((ROOT / "notebooks").glob("*.ipynb")):
         made[f"notebooks/{path.stem}.md"] = notebook(path)
+        files.append(File.generated(config, f"files/notebooks/{path.name}", abs_src_path=str(path)))
     for place, text in made.items():
         files.append(File.generated(config, place, content=text))
     pages = {file.src_uri: file.content_string for file in files.documentation_pages()}
