@@ -73,6 +73,11 @@ def exempt(value: str) -> str | None:
     return "one of bos, eos, pad, first, massive, none, or a token id"
 
 
+def temperature(value: float) -> str | None:
+    """Of sampling: a smaller one than this makes infinities of logits."""
+    return None if value == 0 or 1e-5 <= value < float("inf") else "0 (the likeliest token), or 0.00001 or more"
+
+
 def not_zero(value: float) -> str | None:
     """A strength that does something."""
     return None if value else "a number other than 0"

@@ -350,3 +350,164 @@ def test_saes_that_scale_their_input_are_steered_where_they_are_not_spliced_in(r
         with other.steer({3: "+9"}):
             assert not torch.allclose(other.logits(PROMPT), plain)
         assert other.latents(PROMPT).at()
+
+
+def test_a_model_that_learnt_its_positions_is_asked_for_no_more(run: LoadedRun) -> None:
+    """There is nothing to look up beyond them: on a GPU that would be the end of the process."""
+    from transformers import GenerationConfig, GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    special = {"bos_token_id": 0, "eos_token_id": 1}
+    config = GPT2Config(
+        vocab_size=run.model.config.vocab_size, n_positions=16, n_embd=16, n_layer=1, n_head=2, **special
+    )
+    other = copy.copy(run)
+    other.model = GPT2LMHeadModel(config).eval()
+    other._adapter = None
+    ids = list(range(5, 15))
+    never = {"suppress_tokens": [1]}  # no end before the last token
+    with other.original():
+        whole = other.generate(ids, max_new_tokens=7, return_dict_in_generate=True, **never)
+        assert whole.sequences.shape[1] == 17  # the last one is not read
+        assert other.generate(ids, return_dict_in_generate=True, **never).sequences.shape[1] == 17
+        for asked in ({"max_new_tokens": 8}, {"max_length": 18}):
+            for given in (asked, {"generation_config": GenerationConfig(**asked)}):
+                with pytest.raises(InputError, match=r"10 tokens of prompt and 8 to generate are more .* 16 posit"):
+                    other.generate(ids, **given)
+        for call in (other.logits, other.latents, other.generate):
+            with pytest.raises(InputError, match="17 tokens are more than the model's 16 positions"):
+                call([5] * 17)
+    assert run.logits([5] * 100).shape[1] == 100  # rotary positions are computed
+
+
+def test_temperatures_and_texts_that_nothing_can_be_made_of_are_refused(run: LoadedRun) -> None:
+    for call in (run.generate, lambda *given, **options: list(run.stream(*given, **options))):
+        with pytest.raises(InputError, match="temperature is 1e-40, expected 1e-05 or more"):
+            call(PROMPT, temperature=1e-40)
+    assert run.generate(PROMPT, temperature=1e-5, max_new_tokens=3) == run.generate(PROMPT, max_new_tokens=3)
+    for call in (run.generate, run.logits, run.latents, run.stream):
+        with pytest.raises(InputError, match=r"the prompt has half a character at 2 \('\\ud800'\)"):
+            call("ba\ud800")
+
+
+def test_several_hookpoints_are_steered_each_by_its_own_name(several: LoadedRun) -> None:
+    """Against hooks by hand: three SAEs of one layer and one of the next, at its input, attention, MLP and output."""
+    ids = torch.tensor([ids_of(several, PROMPT)])
+    edits = {("layers.1.attn_z", 3): "+1", ("layers.1.mlp_out", 9): "+2", ("layers.2.resid_post", 5): "-1"}
+    layer = anatomy_of(several.model).layers
+    sites = {
+        "layers.1.resid_pre": (layer[1], "input"),
+        "layers.1.attn_z": (layer[1].self_attn.o_proj, "input"),
+        "layers.1.mlp_out": (layer[1].mlp, "output"),
+        "layers.2.resid_post": (layer[2], "output"),
+    }
+    mask = (ids != several.tokenizer.bos_token_id).unsqueeze(-1)
+
+    def changed(name: str, x: Tensor) -> Tensor:
+        sae: Any = several.saes[parse_hookpoint(name)]
+        latents = sae.encode(x)
+        for (where, latent), edit in edits.items():
+            if where == name:
+                latents[..., latent] += float(edit)
+        return torch.where(mask, sae.decode(latents), x)
+
+    handles = []
+    for name, (module, side) in sites.items():
+        if side == "input":
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda _module, args, kwargs, name=name: (
+                        ((changed(name, args[0]), *args[1:]), kwargs)
+                        if args
+                        else (args, {**kwargs, "hidden_states": changed(name, kwargs["hidden_states"])})
+                    ),
+                    with_kwargs=True,
+                )
+            )
+        else:
+            handles.append(module.register_forward_hook(lambda _module, _args, out, name=name: changed(name, out)))
+    with torch.no_grad():
+        expected = several.model(input_ids=ids).logits
+    for handle in handles:
+        handle.remove()
+    plain = several.logits(ids)
+    with several.steer(edits):
+        torch.testing.assert_close(several.logits(ids), expected, rtol=1e-4, atol=1e-4)
+    assert (plain - expected).abs().max() > 1e-2
+    assert set(map(str, several.latents(PROMPT).hookpoints)) == sites.keys()
+    with pytest.raises(InputError, match="latent 3"):
+        several.steer({3: "+1"})  # of which SAE?
+
+
+def test_transcoders_are_loaded_watched_and_steered(workspace: ws.Workspace, tmp_path: Path) -> None:
+    """Against a hook by hand in the MLP's place."""
+    saes = [ws.write_transcoder(tmp_path / f"layer-{i}", layer=i) for i in (1, 2)]
+    out = tmp_path / "run"
+    assert workspace.adapt(out, "--quiet", sae=saes, tokens=4 * ws.CONTEXT) == 0
+    run = saelora.load(out)
+    ids = torch.tensor([ids_of(run, PROMPT)])
+    mask = (ids != run.tokenizer.bos_token_id).unsqueeze(-1)
+    where = parse_hookpoint("layers.1.mlp_out")
+
+    def in_its_place(hookpoint: Hookpoint, edit: float) -> Any:
+        transcoder: Any = run.saes[hookpoint]
+
+        def hook(_module: Any, args: Any, output: Tensor) -> Tensor:
+            latents = transcoder.encode(args[0])
+            latents[..., 7] += edit
+            made = transcoder.decode(latents) + transcoder.skip(args[0])
+            return torch.where(mask, made, output)
+
+        return hook
+
+    layers = anatomy_of(run.model).layers
+    handles = [layers[h.layer].mlp.register_forward_hook(in_its_place(h, 3.0 * (h == where))) for h in run.hookpoints]
+    with torch.no_grad():
+        expected = run.model(input_ids=ids).logits
+    for handle in handles:
+        handle.remove()
+    plain = run.logits(ids)
+    with run.steer({(where, 7): "+3"}):
+        torch.testing.assert_close(run.logits(ids), expected, rtol=1e-4, atol=1e-4)
+        made = run.generate(PROMPT, max_new_tokens=6)
+        assert made == run.generate(PROMPT, max_new_tokens=6, use_cache=False)
+        assert all(7 in [each.latent for each in token.active] for token in run.latents(PROMPT).at(where)[1:])
+    assert (plain - expected).abs().max() > 1e-2
+
+
+def test_centred_saes_are_steered_on_activations_without_their_mean(run: LoadedRun) -> None:
+    """In a model whose norms take the mean off, so that what becomes of it is nothing to its logits."""
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    torch.manual_seed(0)
+    special = {"bos_token_id": 0, "eos_token_id": 1}
+    small = {"n_positions": 64, "n_embd": ws.D_MODEL, "n_layer": 3, "n_head": 2}
+    model = GPT2LMHeadModel(GPT2Config(vocab_size=run.model.config.vocab_size, **small, **special)).eval()
+    with torch.no_grad():
+        model.transformer.wte.weight.add_(0.3)  # a mean that an SAE would see
+    sae: Any = copy.deepcopy(run.saes[WHERE])
+    sae = getattr(sae, "sae", sae)
+    sae.cfg.metadata.model_from_pretrained_kwargs = {"center_writing_weights": True}
+    other = copy.copy(run)
+    other.model, other._adapter, other._given, other._tuned = model, None, {WHERE: sae}, {}
+    ids = torch.tensor([ids_of(run, PROMPT)])
+    mask = (ids != run.tokenizer.bos_token_id).unsqueeze(-1)
+
+    def expected(centred: bool) -> Tensor:
+        def hook(_module: Any, _args: Any, output: Any) -> Any:
+            x = output if isinstance(output, Tensor) else output[0]
+            latents = sae.encode(x - x.mean(-1, keepdim=True) if centred else x)
+            latents[..., 5] += 2
+            made = torch.where(mask, sae.decode(latents), x)
+            return made if isinstance(output, Tensor) else (made, *output[1:])
+
+        handle = model.transformer.h[WHERE.layer].register_forward_hook(hook)
+        with torch.no_grad():
+            found = model(input_ids=ids).logits
+        handle.remove()
+        return found
+
+    right, wrong = expected(True), expected(False)
+    with other.spliced(), other.steer({5: "+2"}):
+        torch.testing.assert_close(other.logits(ids), right, rtol=1e-4, atol=1e-4)
+        assert (other.logits(ids) - wrong).abs().max() > 1e-2

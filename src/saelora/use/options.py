@@ -3,7 +3,8 @@
 from typing import Any, Literal
 
 from saelora.config import Configuration, option
-from saelora.limits import NOT_NEGATIVE, POSITIVE, SEED, device
+from saelora.limits import POSITIVE, SEED, device
+from saelora.limits import temperature as sampling
 from saelora.use.variants import Name
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
@@ -43,7 +44,7 @@ class TalkOptions(Configuration):
         "HOOKPOINT:LATENT=EDIT; repeatable",
     )
     max_new_tokens: int = option(64, "tokens to generate at most, for each variant", limit=POSITIVE)
-    temperature: float = option(0.0, "of sampling; 0 takes the likeliest token", limit=NOT_NEGATIVE)
+    temperature: float = option(0.0, "of sampling; 0 takes the likeliest token", limit=sampling)
     seed: int = option(0, "of sampling, the same for each variant", limit=SEED)
 
     def generation(self) -> dict[str, Any]:

@@ -84,7 +84,7 @@ def _ids(tokenizer: Any, prompt: Any, model: str) -> list[int]:
 def _of_text(tokenizer: Any, text: str) -> list[int]:
     if not text:
         return []
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids = _tokens(tokenizer, text)
     bos = tokenizer.bos_token_id
     return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
@@ -95,5 +95,16 @@ def _of_chat(tokenizer: Any, messages: list[dict[str, Any]], model: str) -> list
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     except Exception as error:  # templates are programs, and raise what they like
         raise InputError(f"the chat template of {model} refuses these messages: {on_one_line(error)}") from error
+    return _tokens(tokenizer, text)
+
+
+def _tokens(tokenizer: Any, text: str) -> list[int]:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"the prompt has half a character at {error.start} ({text[error.start]!r}), which is no text: leave it "
+            "out, or read it as UTF-8"
+        ) from None
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids

@@ -26,13 +26,13 @@ from saelora.models.loading import LoadedModel, quiet_transformers
 from saelora.use.latents import Latents, active_of
 from saelora.use.prompts import Prompt, Prompts, encode
 from saelora.use.reference import Run
+from saelora.use.room import check_length, checked
 from saelora.use.steering import Change, Steering, edit_of, resolve
 from saelora.use.streaming import Stopped, Stream, streamed
 from saelora.use.variants import NAMES
 
 NEW_TOKENS = 64  # where neither a caller nor a generation config says more
 _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p")
-_LENGTHS = ("max_new_tokens", "max_length", "generation_config")
 
 
 @dataclass(frozen=True)
@@ -336,6 +336,7 @@ class LoadedRun:
                 raise InputError("attention_mask belongs to ids [batch, seq]: prompts bring their own")
             prompts = self._encoded(ids)
             given, mask = prompts.input_ids, prompts.attention_mask
+        check_length(self.model, given.shape[1])
         device = device_of(self.model)
         told = {"input_ids": given, "attention_mask": mask}
         if not mask.all():  # generate tells them too: a model that learnt its positions counts padding else
@@ -352,6 +353,7 @@ class LoadedRun:
         prompts = self._encoded(text)
         if not prompts.alone:
             raise InputError("latents are of one text: give one")
+        check_length(self.model, prompts.input_ids.shape[1])
         found: dict[Hookpoint, tuple[Tensor, Tensor]] = {}
 
         def watch(hookpoint: Hookpoint, x: Tensor, latents: Tensor, recon: Tensor, mask: Tensor) -> None:
@@ -406,9 +408,7 @@ class LoadedRun:
 
     def _generated(self, prompts: Prompts, options: dict[str, Any], stopped: Stopped | None = None) -> Any:
         """Token ids [batch, seq], the prompts among them; or what ``return_dict_in_generate`` asks for."""
-        options = dict(options)
-        if not any(options.get(name) is not None for name in _LENGTHS):
-            options["max_new_tokens"] = NEW_TOKENS
+        options = checked(self.model, prompts.input_ids.shape[1], dict(options), NEW_TOKENS)
         if "do_sample" not in options and "generation_config" not in options:
             options["do_sample"] = any(options.get(name) is not None for name in _SAMPLING)
         if stopped is not None:
