@@ -37,14 +37,8 @@ JOBS = {
     "push": "a run to the Hugging Face Hub: what was trained, results, card; private unless told otherwise",
     "serve": "answer OpenAI's API with a run's variants, on this machine",
 }
-USES = (
-    "generate",
-    "chat",
-    "export",
-    "open",
-    "push",
-    "serve",
-)  # with a finished run: in saelora.use; others: saelora.jobs
+# what is done with a finished run is in saelora.use, the rest in saelora.jobs
+USES = ("generate", "chat", "export", "open", "push", "serve")
 
 DIVERGED_CODE = 3
 _FULL, _CLOSED, _NO_PATH = "free some disk space", "choose a place that you may write to", "check the path"

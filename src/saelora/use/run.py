@@ -141,6 +141,11 @@ class LoadedRun:
         """Those of the variant that holds outside all contexts."""
         return {**self._given, **self._tuned}
 
+    @property
+    def saes_before(self) -> dict[Hookpoint, SAE]:
+        """The SAEs as they came, before the run trained any."""
+        return dict(self._given)
+
     def original(self) -> AbstractContextManager["LoadedRun"]:
         """The model as it was, while the context is open."""
         return self.as_variant("original")

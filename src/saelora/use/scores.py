@@ -41,7 +41,7 @@ def scores(run: LoadedRun, ids: Sequence[int], variant: str, steer: Mapping[Any,
             theirs = run.logits(given)[0, :-1]
     targets = given[0, 1:].to(ours.device)
     parts = [
-        _compared(ours[i : i + _AT_ONCE], theirs[i : i + _AT_ONCE], targets[i : i + _AT_ONCE])
+        compared(ours[i : i + _AT_ONCE], theirs[i : i + _AT_ONCE], targets[i : i + _AT_ONCE])
         for i in range(0, len(targets), _AT_ONCE)
     ]
     if not parts:
@@ -49,7 +49,8 @@ def scores(run: LoadedRun, ids: Sequence[int], variant: str, steer: Mapping[Any,
     return Scores(*(torch.cat(each).cpu() for each in zip(*parts, strict=True)))
 
 
-def _compared(ours: Tensor, theirs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def compared(ours: Tensor, theirs: Tensor, targets: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Losses of both on the targets, and KL(theirs || ours), position by position, of logits [seq, vocab]."""
     q, p = ours.log_softmax(-1), theirs.log_softmax(-1)
     at = targets[:, None]
     kl = (p.exp() * (p - q)).sum(-1).clamp(min=0)  # rounding leaves some a little below 0

@@ -27,6 +27,9 @@ class Config(RunOptions):
     max_waiting: int = option(64, "requests that may wait; more are told to come again", limit=POSITIVE)
     max_tokens: int = option(1024, "tokens of a prompt and its answer together", limit=POSITIVE)
     timeout: float = option(120.0, "seconds for a request, its waiting included", limit=Within(above=0))
+    latent_tokens: int = option(
+        4096, "tokens of held-out text to count the page's latents on, in the background", limit=POSITIVE
+    )
 
 
 def serve(config: Config | None = None, **options: Any) -> dict[str, Any]:
@@ -68,7 +71,13 @@ def run_server(
         loaded = load(str(config.ref), **config.loading())
         engine = Engine(loaded, most_rows=config.max_batch, most_waiting=config.max_waiting)
         hosts = (*LOCAL, "[") if config.host in LOCAL else ("*",)  # what Starlette takes [::1] for
-        app = application(engine, Limits(config.max_tokens, config.timeout), token=token, hosts=hosts)
+        app = application(
+            engine,
+            Limits(config.max_tokens, config.timeout),
+            token=token,
+            hosts=hosts,
+            latent_tokens=config.latent_tokens,
+        )
         port = place.getsockname()[1]
         where = f"http://{'[::1]' if config.host == '::1' else config.host}:{port}"
         say(console, where, loaded.variants, token)

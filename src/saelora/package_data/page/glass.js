@@ -87,7 +87,7 @@ class Table {
       const more = make("button", { type: "button", className: "quiet", "aria-label": `Steer latent ${latent}` }, "steer");
       more.addEventListener("click", () => steer(this.hookpoint, latent, Math.abs(activation)));
       this.body.append(make("tr", {},
-        make("th", { scope: "row" }, make("a", { className: "latent", "data-to": `#latent/${this.hookpoint}/${latent}` }, `#${latent}`)),
+        make("th", { scope: "row" }, make("a", { className: "latent", href: `#latent/${this.hookpoint}/${latent}` }, `#${latent}`)),
         make("td", {}, make("span", { className: "with-bar" }, bar(Math.abs(activation) / most), figure(activation))),
         change, kl, make("td", { className: "number" }, more)));
     }

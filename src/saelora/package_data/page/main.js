@@ -1,7 +1,10 @@
 // Starts the page: the run's name, the views, the theme.
 
 import { $, ask, trouble } from "./dom.js";
+import { showLatents, startLatents } from "./latents.js";
 import { startPlay } from "./play.js";
+
+let started = false;
 
 function view() {
   const name = location.hash.startsWith("#latent") ? "latents" : "play";
@@ -10,6 +13,7 @@ function view() {
     if (each === name) $(`to-${each}`).setAttribute("aria-current", "page");
     else $(`to-${each}`).removeAttribute("aria-current");
   }
+  if (started && name === "latents") showLatents();
 }
 
 function theme() {
@@ -34,6 +38,9 @@ async function start() {
   $("about").textContent = `${state.model} through ${saes}`;
   document.title = `${$("run").textContent} · saelora`;
   startPlay(state);
+  startLatents(state);
+  started = true;
+  view();
 }
 
 start().catch(trouble);

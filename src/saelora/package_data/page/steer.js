@@ -74,7 +74,7 @@ class Row {
     this.slider = make("input", { type: "range", "aria-label": `How much, ${name}` });
     this.number = make("input", { type: "number", step: "any", "aria-label": `How much in figures, ${name}` });
     const gone = make("button", { type: "button", className: "quiet", "aria-label": `Remove ${name}` }, "×");
-    this.node = make("li", {}, make("a", { className: "latent", "data-to": `#latent/${hookpoint}/${latent}` }, many ? key : `#${latent}`),
+    this.node = make("li", {}, make("a", { className: "latent", href: `#latent/${hookpoint}/${latent}` }, many ? key : `#${latent}`),
       this.kind, this.slider, this.number, gone);
     this.kind.addEventListener("change", () => { this.range(); soon(); });
     this.slider.addEventListener("input", () => { this.number.value = this.slider.value; soon(); });

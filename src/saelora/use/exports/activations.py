@@ -53,12 +53,21 @@ class Activations:
         return np.searchsorted(self.fired[:, 2], np.arange(self.d_sae + 1))
 
     def _of(self, latent: int) -> slice:
-        return slice(int(self._bounds[latent]), int(self._bounds[latent + 1]))
+        bounds = self._bounds
+        return slice(int(bounds[latent]), int(bounds[latent + 1]))
 
     def density(self, latent: int) -> float:
         """The share of replaced positions at which it fires."""
         part = self._of(latent)
         return float(part.stop - part.start) / max(self.n_tokens, 1)
+
+    def of(self, latent: int) -> Any:
+        """Its activations that are not zero, the strongest first."""
+        return self.values[self._of(latent)]
+
+    def strongest(self, latent: int, n: int) -> list[tuple[int, int]]:
+        """Row and position of its n strongest activations."""
+        return [(int(row), int(at)) for row, at, _ in self.fired[self._of(latent)][:n]]
 
     def firing(self) -> list[int]:
         """The latents that fire somewhere."""

@@ -10,12 +10,11 @@ from typing import Any
 
 import torch
 
-from saelora.core.head import head_of
 from saelora.errors import InputError
 from saelora.manifest import version_of
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint
-from saelora.models.norms import without_gain
+from saelora.use.directions import logit_weights
 from saelora.use.exports import policy
 from saelora.use.exports.activations import Activations, Example, collect
 from saelora.use.exports.target import Export
@@ -24,9 +23,7 @@ from saelora.use.run import LoadedRun
 SCRIPT, PACKAGE = "upload.py", "neuronpedia"
 BATCH = 128  # features, the most that its package takes at once
 LOGITS = 10
-_IN_STREAM = ("resid_pre", "resid_post", "mlp_out", "attn_out")  # where a decoder's rows are added to the stream
 _SHORT = {"resid_post": "res", "resid_pre": "res-pre", "mlp_out": "mlp", "attn_out": "att", "attn_z": "att-z"}
-_NORMS = ("norm", "ln_f", "final_layer_norm", "final_layernorm")
 _CHECKED = 3  # rows that are computed again
 
 
@@ -39,7 +36,7 @@ def export(loaded: LoadedRun, folder: Path, dtype: str, text: Any) -> Export:
     found = collect(loaded, validation_rows(text, loaded.loaded))
     model = _model_id(loaded)
     for hookpoint, seen in found.items():
-        _write(folder, model, hookpoint, seen, _logits(loaded, hookpoint))
+        _write(folder, model, hookpoint, seen, logit_weights(loaded, hookpoint))
     (folder / SCRIPT).write_text(_script(loaded, model), encoding="utf-8")
     n = next(iter(found.values())).n_tokens
     difference = {"of activations, beside saelora.load's latents": _checked(loaded, found)}
@@ -111,33 +108,6 @@ def _top(weights: torch.Tensor, tokenizer: Any) -> tuple[list[Any], list[Any]]:
             [[{"token": decoded(i), "value": float(f"{v:.5g}")} for v, i in zip(*row, strict=True)] for row in rows]
         )
     return sides[0], sides[1]
-
-
-@torch.no_grad()
-def _logits(loaded: LoadedRun, hookpoint: Hookpoint) -> Any:
-    """Latents (a range) -> what each adds to the logits [n, vocabulary] by its decoder's row; None where no such is."""
-    from saelora.saes.saelens import unwrapped
-
-    decoder = getattr(unwrapped(loaded.saes_of_default[hookpoint]), "W_dec", None)
-    anatomy = anatomy_of(loaded.model)
-    norm = next((getattr(anatomy.stack, name) for name in _NORMS if hasattr(anatomy.stack, name)), None)
-    if decoder is None or norm is None or hookpoint.site not in _IN_STREAM:
-        return None
-    try:
-        rule = without_gain(norm, anatomy.d_model, "the final norm")
-    except InputError:
-        return None
-    head = head_of(loaded.model)
-    x = torch.randn(64, anatomy.d_model, generator=torch.Generator().manual_seed(0)).to(head.weight)
-    bias = getattr(norm, "bias", None)
-    gain = (norm(x) - (0 if bias is None else bias)).float().div(rule(x).float()).median(0).values
-
-    def of(latents: range) -> torch.Tensor:
-        rows = decoder[latents.start : latents.stop].float().to(gain.device) * gain
-        weights: torch.Tensor = rows @ head.weight.float().T * head.scale
-        return weights.cpu()
-
-    return of
 
 
 def _checked(loaded: LoadedRun, found: dict[Hookpoint, Activations]) -> float:

@@ -14,13 +14,19 @@ from saelora.use.serving.page.routes import page
 
 
 def application(
-    engine: Engine, limits: Limits, *, token: str | None = None, hosts: Sequence[str] = ("127.0.0.1", "localhost")
+    engine: Engine,
+    limits: Limits,
+    *,
+    token: str | None = None,
+    hosts: Sequence[str] = ("127.0.0.1", "localhost"),
+    latent_tokens: int = 4096,
 ) -> FastAPI:
     """The server's application.
 
     Args:
         token: what clients have to send as their API key; None lets everybody in.
         hosts: names that a request may call this server by: a page of the web that resolves to it cannot.
+        latent_tokens: of held-out text, about, that the page's latents are counted on.
     """
     app = FastAPI(title="saelora", docs_url=None, redoc_url=None, openapi_url=None)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts))
@@ -32,7 +38,7 @@ def application(
         return {"status": "ok", "waiting": engine.n_waiting}
 
     app.include_router(openai(engine, limits, door))
-    app.include_router(page(engine, limits, door))
+    app.include_router(page(engine, limits, door, latent_tokens))
     return app
 
 

@@ -10,13 +10,15 @@ from saelora.use.serving.engine import Engine
 from saelora.use.serving.http import Door, Limits, on_engine, read_json, submit
 from saelora.use.serving.page import files, views
 from saelora.use.serving.page.bodies import AblateBody, ContinueBody, TokenBody
+from saelora.use.serving.page.browsing import browsing
 from saelora.use.serving.page.continuing import choices_of, lines
 from saelora.use.token_view import ablate
 
 
-def page(engine: Engine, limits: Limits, door: Door) -> APIRouter:
-    """The page's files, and its endpoints below /page/api."""
+def page(engine: Engine, limits: Limits, door: Door, n_tokens: int) -> APIRouter:
+    """The page's files, and its endpoints below /page/api; its latents are counted on about ``n_tokens``."""
     router = APIRouter()
+    router.include_router(browsing(engine, limits, door, n_tokens))
 
     @router.get("/")
     async def index() -> Response:
