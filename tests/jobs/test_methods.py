@@ -68,8 +68,8 @@ def test_training_wins_cross_entropy_back_and_the_results_say_how(finished: dict
     rows = [json.loads(line) for line in (finished[name] / "metrics.jsonl").read_text().splitlines()]
     assert any("fvu" in row for row in rows) == (name != "linear")
     card = (finished[name] / "README.md").read_text()
-    assert ("PeftModel" in card) == (name == "lora+sae")
-    assert f'SAE.load_from_disk("THIS FOLDER{"" if name == "finetune-sae" else "/sae"}")' in card
+    assert ('saelora.load(".")' in card) == (name == "lora+sae")
+    assert f'SAE.load_from_disk(".{"" if name == "finetune-sae" else "/sae"}")' in card
 
 
 @pytest.mark.parametrize("name", ["linear", "finetune-sae"])

@@ -126,3 +126,30 @@ def test_rows_that_begin_without_an_exempt_token_are_told_of(n_without, n_spared
     assert bool(told) == bool(expected)
     assert told in loss_table(results).splitlines() or not told
     assert row_starts(result()) == ""
+
+
+def of_transcoders(n: int) -> dict:
+    sae = next(iter(RESULTS["saes"].values()))
+    saes = {f"layers.{i}.mlp_out": {**sae, "fvu": 0.1 + i / 100, "l0": 30 + i} for i in range(n)}
+    ids = [{"hookpoint": name, "architecture": "jumprelu_transcoder", "fingerprint": "x"} for name in saes]
+    return {**RESULTS, "saes": saes, "about": {"saes": ids}}
+
+
+@pytest.mark.parametrize(("n", "told"), [(1, "The transcoder costs 0.250"), (30, "The 30 transcoders cost 0.250")])
+def test_transcoders_are_called_so(n: int, told: str) -> None:
+    results = result(of_transcoders(n))
+    assert headline(results).startswith(told)
+    assert [row[0] for row in loss_rows(results)][1] == f"spliced (transcoder{'s' if n > 1 else ''} in)"
+
+
+def test_of_many_saes_a_terminal_shows_ranges() -> None:
+    table = loss_table(result(of_transcoders(30)))
+    assert "30 transcoders: FVU 0.100 to 0.390, median 0.245, L0 30.0 to 59.0, median 44.5" in table
+    assert "the largest FVU is that of layers.29.mlp_out" in table
+    assert len(table.splitlines()) < 12
+    assert "Transcoder at layers.7.mlp_out" in loss_table(result(of_transcoders(8)))
+
+
+def test_several_saes_are_counted() -> None:
+    results = of_transcoders(3)
+    assert headline(result({**results, "about": None})).startswith("The 3 SAEs cost 0.250 nats")

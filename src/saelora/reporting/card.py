@@ -39,14 +39,14 @@ sparse autoencoders. It means little without them:
 ## Load it
 
 ```python
-from peft import PeftModel
-from transformers import AutoModelForCausalLM
+import saelora  # in this folder, or with its path for "."
 
-model = AutoModelForCausalLM.from_pretrained("BASE MODEL")  # {one_line(model.ref)}
-model = PeftModel.from_pretrained(model, "THIS FOLDER")     # the adapter alone; splice the SAE in with saelora.splice
+m = saelora.load(".")  # the model, adapted, through its SAEs
+print(m.generate("Once upon a time"))
 {loading_lines(tuned)}```
 
-`saelora evaluate --adapter THIS_FOLDER` measures it again.{also} Method: Chen, Engels, Tegmark, arXiv 2501.19406.
+`saelora evaluate --adapter .` measures it again; `saelora export . --to peft` makes an adapter for other tools.{also}
+Method: Chen, Engels, Tegmark, arXiv 2501.19406.
 """
 
 
@@ -77,7 +77,7 @@ The model itself is as it was. In the table, "adapted" is the model with the SAE
 ```python
 {loading_lines(manifest.tuned_saes)}```
 
-Its folder after `--sae` names it to any command of saelora; `saelora evaluate --adapter THIS_FOLDER` measures it again.
+Run in this folder. Its path after `--sae` names it to any command; `saelora evaluate --adapter .` measures it again.
 """
 
 
@@ -114,7 +114,7 @@ def _massive(policy: PolicyRecord) -> str:
     return f", massive ones (norm above {massive.multiple:g} times the median; {limits})"
 
 
-def loading_lines(tuned: Sequence[TrainedSAE], root: str = "THIS FOLDER") -> str:
+def loading_lines(tuned: Sequence[TrainedSAE], root: str = ".") -> str:
     """Lines of Python that load a run's own SAEs; ``root`` is what the run's folder is called."""
     if not tuned:
         return ""

@@ -1,7 +1,8 @@
 """Results as aligned plain text and as Markdown: pure functions of a result."""
 
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from statistics import median
 
 from saelora.evals.loss_result import FigureName, LossFigures, LossResult, SAEFigures
 from saelora.evals.variant import Variant
@@ -20,6 +21,8 @@ _NAMES = {
     "lora+sae": ("adapted, SAE trained", "the adapter with the SAE trained"),
     "sae": ("spliced, SAE finetuned", "finetuning"),
 }
+_SAES = {False: ("SAE", "SAEs"), True: ("transcoder", "transcoders")}
+_MANY = 8  # SAEs: of more a terminal is told ranges
 _HEADER = ("", "cross entropy", "KL to original", "top-1 agreement", "loss recovered")
 
 
@@ -30,6 +33,7 @@ def loss_rows(results: LossResult) -> list[tuple[str, ...]]:
         found = results.of(variant)
         if found is None:
             continue
+        name = name.replace("SAE ", f"{_SAES[_are_transcoders(results)][len(results.saes) > 1]} ")
         if variant is Variant.ADAPTED:
             name = _NAMES.get(results.method, (name, ""))[0]
         rows.append(
@@ -64,13 +68,15 @@ def headline(results: LossResult) -> str:
             f"The run DIVERGED: cross entropy {after:.3f} after training, {before:.3f} before. Train anew with a lower "
             "--lr."
         )
+    the_saes, several = _the_saes(results), len(results.saes) > 1
     if _least_gap(results) <= 0:
-        told = f"The SAE has no measurable cost: {nats(gap)} nats per token{_interval(results, 'ce_gap', nats)}"
+        has = "have" if several else "has"
+        told = f"{the_saes} {has} no measurable cost: {nats(gap)} nats per token{_interval(results, 'ce_gap', nats)}"
         if after is None:
             return f"{told}."
         subject = what[0].upper() + what[1:]
         return f"{told}; there is no gap to close. {subject} changes the cross entropy by {nats(after - before)} nats."
-    told = f"The SAE costs {nats(gap)} nats per token"
+    told = f"{the_saes} {'cost' if several else 'costs'} {nats(gap)} nats per token"
     closed = results.gap_closed
     if closed is None:
         return f"{told}{_interval(results, 'ce_gap', nats)}."
@@ -80,6 +86,18 @@ def headline(results: LossResult) -> str:
     if (results.interval("gap_closed") or [closed])[0] <= 0:
         return f"{told}; what {what} wins back cannot be told from nothing: {closed:.1%} of that{interval}."
     return f"{told}; {what} wins back {closed:.1%} of that{interval}."
+
+
+def _the_saes(results: LossResult) -> str:
+    """What is spliced in, as the subject of a sentence: "The SAE", "The 3 SAEs", "The 30 transcoders"."""
+    n = len(results.saes)
+    name = _SAES[_are_transcoders(results)][n > 1]
+    return f"The {n} {name}" if n > 1 else f"The {name}"
+
+
+def _are_transcoders(results: LossResult) -> bool:
+    kinds = [sae.architecture or "" for sae in results.about.saes] if results.about is not None else []
+    return bool(kinds) and all("transcoder" in kind for kind in kinds)
 
 
 def warnings(results: LossResult) -> list[str]:
@@ -122,17 +140,30 @@ def loss_table(results: LossResult) -> str:
     ]
     lines += ["", headline(results), *(f"CAREFUL: {told}" for told in warnings(results)), cost(results)]
     lines += [starts] if (starts := row_starts(results)) else []
-    lines += _sae_lines(results.saes, "SAE at", " (active latents per token)")
-    lines += _sae_lines(results.saes_adapted, "As trained, at", "")
+    name = _SAES[_are_transcoders(results)]
+    lines += _sae_lines(results.saes, f"{name[0][0].upper()}{name[0][1:]} at", name[1], " (active latents per token)")
+    lines += _sae_lines(results.saes_adapted, "As trained, at", "as trained", "")
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _sae_lines(saes: dict[str, SAEFigures], name: str, meaning: str) -> list[str]:
+def _sae_lines(saes: dict[str, SAEFigures], name: str, several: str, meaning: str) -> list[str]:
+    if len(saes) > _MANY:
+        ranges = ", ".join(
+            f"{figure} {_range([getattr(s, key) for s in saes.values()], form)}"
+            for figure, key, form in (("FVU", "fvu", "{:.3f}"), ("L0", "l0", "{:.1f}"))
+        )
+        worst = max(saes, key=lambda hookpoint: saes[hookpoint].fvu)
+        return [f"{len(saes)} {several}: {ranges}{meaning}; the largest FVU is that of {worst}."]
     lines = []
     for hookpoint, sae in saes.items():
         lines.append(f"{name} {hookpoint}: {fvu_text(sae)}, L0 {sae.l0:.1f}{meaning}.")
         lines += [f"  {told[0].upper()}{told[1:]}." for told in (error_text(sae), massive_text(sae)) if told]
     return lines
+
+
+def _range(values: Sequence[float], form: str) -> str:
+    low, middle, high = (form.format(value) for value in (min(values), median(values), max(values)))
+    return f"{low} to {high}, median {middle}"
 
 
 def fvu_text(sae: SAEFigures) -> str:
