@@ -1,5 +1,6 @@
 """What replacing MLPs costs by their number: every figure is that of plain forward passes, every set holds the last."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -145,6 +146,9 @@ def test_the_words_tell_each_curve_and_which_layers_cost_most():
     assert "most KL is cost by layer 7 (0.7000), layer 6 (0.6000)" in told[-2]
     assert told[-2].endswith("least by layer 0 (0.0000).")
     assert told[-1] == "Their KLs alone sum to 2.8000; all at once cost 2.0000 cascading, 0.7000 parallel."
+    unsure = replace(step(1, 0.2, 0.1), gap_closed=e(0.3, 2.0))
+    told = lines(ReplacementResult(10, e(3.0), 1, {"cascading": [unsure]}, []))[1]
+    assert "what that wins back cannot be told from nothing (30.0% of the cost, -170.0% to 230.0%)" in told
     bare = lines(ReplacementResult(10, e(3.0), 1, {"cascading": [step(1, 0.2)]}, []))
     assert bare[1].endswith("1 MLP replaced: cross entropy 3.2000, KL 0.2000, top-1 90.0%.")
 
