@@ -59,8 +59,9 @@ def run_server(
     try:
         import uvicorn
 
-        from saelora.use.serving.app import Limits, application, stopping_first
+        from saelora.use.serving.app import application, stopping_first
         from saelora.use.serving.engine import Engine
+        from saelora.use.serving.http import Limits
     except ModuleNotFoundError as error:
         if error.name not in ("uvicorn", "fastapi", "starlette"):
             raise

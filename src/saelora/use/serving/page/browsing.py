@@ -82,7 +82,8 @@ def browsing(engine: Engine, limits: Limits, door: Door, n_tokens: int) -> APIRo
 
 def _peaks(census: Census, hookpoint: Hookpoint, text_of: Callable[[int], str]) -> list[list[str]]:
     """Of each latent the different tokens of its strongest activations."""
-    activations, texts = census.activations[hookpoint], {}
+    activations = census.activations[hookpoint]
+    texts: dict[int, str] = {}
     found: list[list[str]] = []
     for latent in range(activations.d_sae):
         tokens = [int(census.rows[row, at]) for row, at in activations.strongest(latent, 4 * PEAKS)]

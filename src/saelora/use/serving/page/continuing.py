@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import AsyncIterator, Sequence
+from functools import partial
 from typing import Any
 
 from fastapi import Request
@@ -58,9 +59,8 @@ async def lines(request: Request, engine: Engine, limits: Limits, choices: Seque
             if isinstance(event, Ended):
                 ids = [*prompt, *(i for piece in choice.pieces for i in piece.token_ids)]
                 ask = choice.ask
-                found: Scores = await on_engine(
-                    request, engine, limits, lambda run, ids=ids, ask=ask: scores(run, ids, ask.variant, ask.steer)
-                )
+                score = partial(scores, ids=ids, variant=ask.variant, steer=ask.steer)
+                found: Scores = await on_engine(request, engine, limits, score)
                 yield _line(variant=ask.variant, scores={name: _rounded(each) for name, each in vars(found).items()})
     except Refused as error:
         yield _line(**error.told)
