@@ -130,6 +130,6 @@ def render(results: dict[str, Any]) -> str:
             f"The page about it, with {what}: {results['page']}",
             f"Adapter, results.json, metrics.jsonl and learning_curve.png are in {out}/",
             f"Measure it again: saelora evaluate --adapter {out}",
-            f'Talk to it: saelora generate {out} "Fellow citizens,"',
+            f'Talk to it: saelora generate {out} "Fellow citizens,"; in the browser: saelora open {out}',
         ]
     )
