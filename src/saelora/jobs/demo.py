@@ -14,7 +14,7 @@ from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE, DEFA
 from saelora.reporting.text import loss_table, samples_text
 
 PAGE_TOKENS = 6144  # of held-out text, for what the page shows beside the losses
-REPLACEMENT_TOKENS = 2048  # of held-out text, for the curve over the number of replaced MLPs
+REPLACEMENT_TOKENS = 1024  # of held-out text, for the curve over the number of replaced MLPs
 _REPLACEMENT = EVALUATIONS["replacement"]
 _CONTEXT, _EVAL_CONTEXT = 256, 512  # tokens per row
 
