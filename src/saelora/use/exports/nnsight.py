@@ -20,7 +20,6 @@ def export(loaded: LoadedRun, folder: Path, dtype: str) -> Export:
 
 def script(loaded: LoadedRun) -> str:
     """Python that splices the SAEs into traces of nnsight, in the order in which a pass meets them."""
-    mask = loaded.token_mask
     lines = []
     for hookpoint in scripted.in_order(loaded.hookpoints):
         name, side = policy.site_of(loaded, hookpoint)
@@ -54,8 +53,7 @@ from nnsight import TransformersModel
 from saelora import load_sae
 
 HERE = Path(__file__).parent
-EXEMPT_IDS = {list(mask.exempt_ids)}
-EXEMPT_FIRST = {mask.exempt_first}  # positions at the beginning of a text
+{policy.constants(loaded)}
 SAES = {{name: load_sae(str(HERE / "{scripted.SAES}" / name), hookpoint=name).sae for name in {names}}}
 
 
@@ -85,15 +83,7 @@ def logits(model, ids, through_saes=True):
     return out
 
 
-if __name__ == "__main__":
-    model = load()
-    text = (model.tokenizer.bos_token or "") + "Once upon a time"
-    ids = model.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-    for through in (False, True):
-        top = logits(model, ids, through)[0, -1].topk(5)
-        words = [model.tokenizer.decode([i]) for i in top.indices.tolist()]
-        print("through its SAEs:" if through else "model alone:", words)
-'''
+{scripted.MAIN}'''
 
 
 def _envoy(name: str) -> str:

@@ -69,13 +69,29 @@ def why_no_script(loaded: LoadedRun) -> str | None:
     return "massive positions are told by their norms" if loaded.token_mask.massive is not None else None
 
 
+# of a script, in a function that has ``kept``: a hook of the decoder that notes which positions [1, seq, 1] are exempt
+READ_TOKENS = """    def read_tokens(module, args, kwargs):
+        ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
+        cache = kwargs.get("past_key_values")
+        start = cache.get_seq_length() if cache is not None else 0
+        position = torch.arange(start, start + ids.shape[1], device=ids.device)
+        exempt = torch.tensor(EXEMPT_IDS, dtype=ids.dtype, device=ids.device)
+        kept["exempt"] = (torch.isin(ids, exempt) | (position < EXEMPT_FIRST)).unsqueeze(-1)"""
+
+
+def constants(loaded: LoadedRun) -> str:
+    """Lines of a script: which positions the SAEs leave alone."""
+    mask = loaded.token_mask
+    return f"""EXEMPT_IDS = {list(mask.exempt_ids)}
+EXEMPT_FIRST = {mask.exempt_first}  # positions at the beginning of a text"""
+
+
 def script(loaded: LoadedRun, saes: dict[str, str]) -> str:
     """Python that runs a plain transformers model through SAELens's SAEs with the run's token policy.
 
     Args:
         saes: hookpoint -> folder of the SAE, beside the script or not.
     """
-    mask = loaded.token_mask
     lines = []
     for hookpoint in loaded.hookpoints:
         name, side = site_of(loaded, hookpoint)
@@ -96,8 +112,7 @@ from pathlib import Path
 import torch
 from sae_lens import SAE
 
-EXEMPT_IDS = {list(mask.exempt_ids)}
-EXEMPT_FIRST = {mask.exempt_first}  # positions at the beginning of a text
+{constants(loaded)}
 # module, whether its input or output is replaced, folder of the SAE
 SITES = [
 {sites}
@@ -108,17 +123,11 @@ SITES = [
 def spliced(model):
     kept = {{}}
 
-    def read_tokens(module, args, kwargs):
-        ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        cache = kwargs.get("past_key_values")
-        start = cache.get_seq_length() if cache is not None else 0
-        position = torch.arange(start, start + ids.shape[1], device=ids.device)
-        exempt = torch.tensor(EXEMPT_IDS, dtype=ids.dtype, device=ids.device)
-        kept["mask"] = (torch.isin(ids, exempt) | (position < EXEMPT_FIRST)).unsqueeze(-1)
+{READ_TOKENS}
 
     def replaced(sae, x):
         recon = sae.decode(sae.encode(x.to(sae.dtype))).to(x.dtype)
-        return torch.where(kept["mask"], x, recon)
+        return torch.where(kept["exempt"], x, recon)
 
     def on_output(sae):
         def hook(module, args, output):

@@ -21,6 +21,16 @@ from saelora.use.run import LoadedRun
 SAES = "saes"
 # in which a layer computes them
 _ORDER = ("resid_pre", "attn_z", "attn_module_out", "attn_out", "mlp_module_out", "mlp_out", "resid_post")
+# the end of a script that has ``load`` and ``logits``
+MAIN = """if __name__ == "__main__":
+    model = load()
+    text = (model.tokenizer.bos_token or "") + "Once upon a time"
+    ids = model.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+    for through in (False, True):
+        top = logits(model, ids, through)[0, -1].topk(5)
+        words = [model.tokenizer.decode([i]) for i in top.indices.tolist()]
+        print("through its SAEs:" if through else "model alone:", words)
+"""
 
 
 def export(loaded: LoadedRun, folder: Path, dtype: str, name: str, script: str, package: str) -> Export:

@@ -19,7 +19,6 @@ def export(loaded: LoadedRun, folder: Path, dtype: str) -> Export:
 
 def script(loaded: LoadedRun) -> str:
     """Python that hooks the SAEs into a TransformerBridge, whose weights are transformers' own."""
-    mask = loaded.token_mask
     sites = "".join(f"    {hookpoint.tl_name!r}: {str(hookpoint)!r},\n" for hookpoint in loaded.hookpoints)
     return f'''"""Run a model through its SAEs with the token policy of its run, by TransformerLens 3 or later.
 
@@ -43,8 +42,7 @@ from transformer_lens.model_bridge import TransformerBridge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 HERE = Path(__file__).parent
-EXEMPT_IDS = {list(mask.exempt_ids)}
-EXEMPT_FIRST = {mask.exempt_first}  # positions at the beginning of a text
+{policy.constants(loaded)}
 SITES = {{  # hook -> folder of the SAE
 {sites}}}
 SAES = {{hook: load_sae(str(HERE / "{scripted.SAES}" / name), hookpoint=name).sae for hook, name in SITES.items()}}
@@ -63,13 +61,7 @@ def spliced(model):
     """The SAEs are in, as long as the block lasts."""
     kept = {{}}
 
-    def read_tokens(module, args, kwargs):
-        ids = kwargs["input_ids"] if kwargs.get("input_ids") is not None else args[0]
-        cache = kwargs.get("past_key_values")
-        start = cache.get_seq_length() if cache is not None else 0
-        position = torch.arange(start, start + ids.shape[1], device=ids.device)
-        exempt = torch.tensor(EXEMPT_IDS, dtype=ids.dtype, device=ids.device)
-        kept["exempt"] = (torch.isin(ids, exempt) | (position < EXEMPT_FIRST)).unsqueeze(-1)
+{policy.READ_TOKENS}
 
     def through(sae):
         def replaced(x, hook):
@@ -96,12 +88,4 @@ def logits(model, ids, through_saes=True):
             return model(ids)
 
 
-if __name__ == "__main__":
-    model = load()
-    text = (model.tokenizer.bos_token or "") + "Once upon a time"
-    ids = model.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-    for through in (False, True):
-        top = logits(model, ids, through)[0, -1].topk(5)
-        words = [model.tokenizer.decode([i]) for i in top.indices.tolist()]
-        print("through its SAEs:" if through else "model alone:", words)
-'''
+{scripted.MAIN}'''
