@@ -4,6 +4,7 @@ import argparse
 import copy
 import gc
 import json
+import math
 import os
 import subprocess
 import sys
@@ -19,7 +20,6 @@ from typing import Any
 import setting as settings
 import sparse_decode
 import torch
-from flops import useful_flops
 from measure import peak_bytes, random_sae, ratios, seconds, set_active, summary
 from published import ALPHA, DROPOUT, HandWritten, Published, copy_sharing_weights, with_adapter
 from setting import Ours, Setting
@@ -28,8 +28,8 @@ from torch import Tensor
 from saelora.core.head import Head
 from saelora.core.kl_choice import SWITCH, fused
 from saelora.core.kl_head import kl_head
-from saelora.core.partial import entry_layer
 from saelora.errors import out_of_memory
+from saelora.objectives.useful import useful_flops
 from saelora.train.step_graph import WARM_UP
 
 RANK, RANKS = 64, (1, 4, 16, 64, 256)
@@ -341,9 +341,7 @@ def _timed_steps(
     taken = job.interleaved({**calls, "large_product": lambda: torch.mm(a, b)})
     per_row = {name: [s / len(rows[name]) for s in taken[name]] for name in arms}
     n_rows, context = rows["ours"].shape
-    needed = useful_flops(
-        setting.model, n_rows, context, entry_layer([setting.hookpoint]), RANK, setting.sae.cfg.d_sae, 0
-    )
+    needed = n_rows * context * (useful_flops(arms["ours"].distill, context) or math.nan)
     rates = [2 * size**3 / s for s in taken["large_product"]]
     out["rows"] = {name: len(taken_rows) for name, taken_rows in rows.items()}
     out["seconds"] = {name: summary(values) for name, values in taken.items()}

@@ -10,9 +10,9 @@ Three stages, all on one text in which no held-out document is trained on:
              best one alone; measured on the held-out test rows
 Arms of one seed see the same rows in the same order, from the same initial weights. All arms of a unit are trained in
 one pass (joint_bank.py). DIR/UNIT.json is written as a unit ends; a unit that would not end before --seconds is not
-begun; a second call with the same --out goes on. DIR/summary.json: by budget, arm and seed KL, and KL over the best of
-lora's and finetune-sae's, ideas included. First of all each kind of arm is trained for a few steps both ways, in the
-bank and by the package's Distill alone (DIR/check.json).
+begun; a second call with the same --out goes on, also in the middle of a unit. DIR/summary.json: by budget, arm and
+seed KL, and KL over the best of lora's and finetune-sae's, ideas included. First of all each kind of arm is trained
+for a few steps both ways, in the bank and by the package's Distill alone (DIR/check.json).
 """
 
 import argparse
@@ -32,7 +32,7 @@ except ImportError:  # a checkout that nobody installed
 
 import torch
 from joint_arms import IDEAS, Arm, grids
-from joint_bank import Bank, Lot
+from joint_bank import Bank, Lot, Student
 from joint_check import check
 from torch import Tensor
 
@@ -44,6 +44,7 @@ from saelora.manifest import environment, read_json, source_commit, write_json
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
 from saelora.options import SplicedConfig
 
+KEEP_EVERY = 180  # seconds between the writings of a unit's state
 CHOICE_SEED = 100  # of rows and weights in the stages choose and ideas
 RIVALS = ("lora", "sae")
 METHODS = (*RIVALS, "joint")
@@ -83,6 +84,37 @@ class Held:
     rows: Tensor
     cleans: list[CleanPass]
     spliced: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Kept:
+    """A unit's state on disk, from which the next call goes on."""
+
+    file: Path
+    about: dict[str, Any]
+    written: float = field(default_factory=time.monotonic)
+
+    def write(self, students: Sequence[Student], losses: Sequence[Tensor], seconds: float) -> None:
+        """Now and then, whole or not at all."""
+        if time.monotonic() - self.written < KEEP_EVERY:
+            return
+        state = {"about": self.about, "losses": torch.stack(list(losses)), "seconds": seconds}
+        state["students"] = [student.state_dict() for student in students]
+        torch.save(state, partial := self.file.with_suffix(".part"))
+        partial.replace(self.file)
+        self.written = time.monotonic()
+
+    def read(self, students: Sequence[Student], device: torch.device) -> tuple[list[Tensor], float]:
+        """Losses by step, and seconds, of what an earlier call did of this unit."""
+        if not self.file.is_file():
+            return [], 0.0
+        state = torch.load(self.file, map_location=device, weights_only=True)
+        if state["about"] != self.about:
+            return [], 0.0
+        for student, saved in zip(students, state["students"], strict=True):
+            student.load_state_dict(saved)
+        print(f"   goes on from step {len(state['losses'])}", flush=True)
+        return list(state["losses"].unbind()), state["seconds"]
 
 
 class Study:
@@ -135,7 +167,7 @@ class Study:
         print(f"== {name}: {len(arms)} arms, {n_steps} steps", flush=True)
         found = None
         while found is None:
-            found = self._try(arms, seed, rows, self.held[held])
+            found = self._try(arms, seed, rows, self.held[held], Kept(file.with_suffix(".pt"), about))
         out = {"about": about, "n_tokens": rows.numel(), "n_steps": n_steps, **found}
         out |= {
             "spliced": self.held[held].spliced,
@@ -144,15 +176,16 @@ class Study:
             "device": self.device_name(),
         }
         write_json(file, out)
+        file.with_suffix(".pt").unlink(missing_ok=True)
         name, best = min(out["found"].items(), key=lambda item: item[1]["kl"] or math.inf)
         taken = f"{out['seconds']:.1f} s + {out['seconds_measuring']:.1f} s of measuring"
         print(f"   {taken}; lowest KL {best['kl']}: {name}", flush=True)
         return out
 
-    def _try(self, arms: Sequence[Arm], seed: int, rows: Tensor, held: Held) -> dict[str, Any] | None:
+    def _try(self, arms: Sequence[Arm], seed: int, rows: Tensor, held: Held, kept: "Kept") -> dict[str, Any] | None:
         """None where the students at once do not fit the memory: fewer are tried next."""
         try:
-            return self._run(arms, seed, rows, held)
+            return self._run(arms, seed, rows, held, kept)
         except RuntimeError as error:
             if not out_of_memory(error) or self.at_once == 1:
                 raise
@@ -161,12 +194,13 @@ class Study:
         torch.cuda.empty_cache()
         return None
 
-    def _run(self, arms: Sequence[Arm], seed: int, rows: Tensor, held: Held) -> dict[str, Any]:
+    def _run(self, arms: Sequence[Arm], seed: int, rows: Tensor, held: Held, kept: "Kept") -> dict[str, Any]:
         bank, step, started = self.bank, self.args.batch_rows, time.monotonic()
         bridged = any(arm.bridge for arm in arms)
         lots = [Lot(bank, each, seed) for each in lots_of(arms, self.at_once)]
-        losses: list[Tensor] = []
-        for first in range(0, len(rows), step):
+        students = [student for lot in lots for student in lot.students]
+        losses, before = kept.read(students, bank.device)
+        for first in range(step * len(losses), len(rows), step):
             self.clock.check()
             ids = rows[first : first + step].to(bank.device)
             clean = bank.teacher(ids, bridged)
@@ -178,10 +212,10 @@ class Study:
             losses.append(torch.stack(found))
             if bank.device.type == "cuda":
                 torch.cuda.synchronize(bank.device)
-        students = [student for lot in lots for student in lot.students]
+            kept.write(students, losses, before + time.monotonic() - started)
         for student in students:
             student.finish()
-        spent, started = time.monotonic() - started, time.monotonic()
+        spent, started = before + time.monotonic() - started, time.monotonic()
         means = bank.measure(lots, held.rows, held.cleans, step).compute()
         curves = torch.stack(losses).float().cpu()
         every = max(1, len(curves) // 20)
@@ -364,6 +398,7 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--context", type=int, default=256)
     parser.add_argument("--at-once", type=int, default=12, help="students in one pass; fewer where the memory ends")
     parser.add_argument("--only", help="a regular expression: arms of the first two stages whose name it is found in")
+    parser.add_argument("--contestants", help="the same for the last stage")
     parser.add_argument("--no-check", action="store_true")
     return parser.parse_args(argv)
 
@@ -386,7 +421,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
         try:
             compare(study, units)
         except OutOfTime:
-            print("out of time in the middle of a unit; the same command goes on before it", flush=True)
+            print("out of time in the middle of a unit; the same command goes on there", flush=True)
     done = summary(units)
     write_json(args.out / "summary.json", done)
     print("\n".join(table(done)), f"{time.monotonic() - started:.1f} s in all", sep="\n", flush=True)
@@ -399,7 +434,7 @@ def compare(study: Study, units: list[dict[str, Any]]) -> None:
     better = None if best is None else ideas(study, best)
     if best is None or better is None:
         return
-    arms = contestants(best, better)
+    arms = _wanted(contestants(best, better), study.args.contestants)
     for budget in study.args.budgets:
         for seed in range(study.args.seeds):
             found = study.unit(f"compare-{budget}-seed{seed}", arms, seed, budget, "test")

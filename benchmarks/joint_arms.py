@@ -52,7 +52,7 @@ def factor(arm: Arm, window: tuple[float, float], progress: float, share: float)
 
 LORA_RATES = (3e-4, 7e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2)
 SAE_RATES = (1e-4, 3e-4, 6e-4, 1e-3, 2e-3, 4e-3)
-JOINT_RATES = ((1.5e-3, 3e-3), (5e-4, 1.5e-3, 5e-3))  # adapter, decoder
+JOINT_RATES = ((1.5e-3, 3e-3), (1.5e-4, 5e-4, 1.5e-3))  # adapter, decoder
 
 
 def grids() -> dict[str, list[Arm]]:

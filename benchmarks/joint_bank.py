@@ -106,6 +106,26 @@ class Student:
         else:
             torch._foreach_lerp_(self.mean, now, 1 / self.n_averaged)
 
+    def state_dict(self) -> dict[str, Any]:
+        """All that its next step depends on; tensors and plain values."""
+        weights = [p.detach() for p in self.weights]
+        optimizer = None if self.optimizer is None else self.optimizer.state_dict()
+        own = {"pending": self.pending, "n_averaged": self.n_averaged, "mean": self.mean}
+        grads = [p.grad for p in self.weights]
+        return {"weights": weights, "optimizer": optimizer, "grads": grads, **own}
+
+    @torch.no_grad()
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for p, weight, grad in zip(self.weights, state["weights"], state["grads"], strict=True):
+            p.copy_(weight)
+            if p.grad is None or grad is None:
+                p.grad = grad
+            else:
+                p.grad.copy_(grad)  # an adapter's is a part of its lot's
+        if self.optimizer is not None:
+            self.optimizer.load_state_dict(state["optimizer"])
+        self.pending, self.n_averaged, self.mean = state["pending"], state["n_averaged"], state["mean"]
+
     @torch.no_grad()
     def finish(self) -> None:
         """What is measured from here on is the mean, where the arm has one."""

@@ -14,12 +14,12 @@ layer. Reported, each with its spread over the rounds:
 
 import argparse
 import copy
+import math
 from pathlib import Path
 from typing import Any
 
 import setting as settings
 import torch
-from flops import useful_flops
 from measure import MIB, free_bytes, interleaved, peak_bytes, ratios, summary
 from published import ALPHA, DROPOUT, HandWritten, Published, copy_sharing_weights, published_kl, with_adapter
 from setting import Ours, Setting
@@ -27,8 +27,8 @@ from torch import Tensor
 
 from saelora.core.head import head_of
 from saelora.core.kl_head import kl_head
-from saelora.core.partial import entry_layer
 from saelora.manifest import environment, write_json
+from saelora.objectives.useful import useful_flops
 
 MEMORY_REPEATS = 3
 
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
     arms = make_arms(setting, args.rank)
     taken = time_arms(arms, setting, args)
     out |= speedups(taken)
-    out["model_flops_fraction"] = flops_fraction(taken, setting, args)
+    out["model_flops_fraction"] = flops_fraction(taken, arms["ours_after"], setting, args)
     out |= memory(arms, setting, args)
     out["seconds"] = {name: summary(values) for name, values in taken.items()}
     for name, value in out.items():
@@ -122,10 +122,10 @@ def speedups(taken: dict[str, list[float]]) -> dict[str, Any]:
     return found
 
 
-def flops_fraction(taken: dict[str, list[float]], setting: Setting, args: argparse.Namespace) -> dict[str, Any]:
-    entry = entry_layer([setting.hookpoint])
-    active = getattr(setting.sae.cfg, "k", 0)
-    needed = useful_flops(setting.model, args.rows, args.context, entry, args.rank, setting.sae.cfg.d_sae, active)
+def flops_fraction(
+    taken: dict[str, list[float]], ours: Ours, setting: Setting, args: argparse.Namespace
+) -> dict[str, Any]:
+    needed = args.rows * args.context * (useful_flops(ours.distill, args.context) or math.nan)
     size = len(_large_factors(setting)[0])
     rates = [2 * size**3 / seconds for seconds in taken["large_product"]]
     found = summary([needed / s / rate for s, rate in zip(taken["ours_after"], rates, strict=True)])

@@ -83,6 +83,38 @@ def test_a_second_call_goes_on(done: tuple[Path, dict[str, Any]], workspace: Wor
     assert json.loads(missing.read_text())["found"] == before["found"]
 
 
+def test_a_call_that_was_cut_off_goes_on_where_it_was(
+    done: tuple[Path, dict[str, Any]], workspace: Workspace, monkeypatch: Any, capsys: Any
+) -> None:
+    out, summary = done
+    missing = out / "ideas.json"  # windows, means, late batches: every kind of state
+    before = json.loads(missing.read_text())
+    missing.unlink()
+    monkeypatch.setattr(joint, "KEEP_EVERY", 0.0)
+    steps, teacher = iter(range(2)), joint.Bank.teacher
+
+    def cut(self: Any, ids: Any, bridged: bool = False) -> Any:
+        if next(steps, None) is None:
+            raise KeyboardInterrupt
+        return teacher(self, ids, bridged)
+
+    study_init = joint.Study.__init__
+
+    def built(self: Any, *args: Any) -> None:
+        study_init(self, *args)
+        monkeypatch.setattr(joint.Bank, "teacher", cut)
+
+    monkeypatch.setattr(joint.Study, "__init__", built)
+    with pytest.raises(KeyboardInterrupt):
+        joint.main(given(workspace, out, "--no-check"))
+    monkeypatch.undo()
+    assert (out / "ideas.pt").is_file()
+    assert joint.main(given(workspace, out, "--no-check")) == summary
+    assert "goes on from step 2" in capsys.readouterr().out
+    assert json.loads(missing.read_text())["found"] == before["found"]
+    assert not (out / "ideas.pt").exists()
+
+
 def test_no_unit_begins_that_would_outlast_the_seconds() -> None:
     clock = joint.Clock(joint.time.monotonic() + 10, pace=0.1)
     assert clock.fits(n_steps=9, n_arms=10)

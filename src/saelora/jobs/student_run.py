@@ -35,6 +35,7 @@ from saelora.objectives.branch import Branch
 from saelora.objectives.distill import Distill
 from saelora.objectives.fitting import fit_step
 from saelora.objectives.trainable_sae import TrainableSAE
+from saelora.objectives.useful import Share, matrix_rate, useful_flops
 from saelora.reporting.card import card
 from saelora.reporting.figures import learning_curve
 from saelora.reporting.outcome import outcome
@@ -147,8 +148,14 @@ def _train(
     history = _History(assembled, objective, heldout[: max(1, config.history_tokens // heldout.shape[1])])
     group = objective.group
 
+    share = _share(objective, rows.shape[1])
+    said = {"gap": "", "share": ""}
+
     def note(row: dict[str, float]) -> str | None:
-        return f"gap closed {row['gap_closed']:.1%}" if "gap_closed" in row else None
+        if "gap_closed" in row:
+            said["gap"] = f"gap closed {row['gap_closed']:.1%}"
+        said["share"] = share.of(row) or said["share"]
+        return ", ".join(filter(None, said.values())) or None
 
     return train(
         objective,
@@ -166,6 +173,14 @@ def _train(
         resume=config.resume,
         group=group,
     )
+
+
+def _share(objective: Distill, context: int) -> Share:
+    """What progress says of the GPU's matrix rate; on other devices nothing."""
+    device = objective.device
+    flops = useful_flops(objective, context) if device.type == "cuda" and objective.group.world == 1 else None
+    dtype = objective.autocast_dtype or next(objective.model.parameters()).dtype
+    return Share(flops, lambda: matrix_rate(device, dtype))
 
 
 @dataclass

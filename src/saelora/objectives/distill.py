@@ -69,7 +69,7 @@ class Distill:
                 cannot be.
         """
         self.model, self.n_rows, self.group = model, n_rows, group
-        self.device, self._autocast_dtype = device_of(model), autocast
+        self.device, self.autocast_dtype = device_of(model), autocast
         lora.fuse(model)
         model.eval()
         for name, module in model.named_modules():
@@ -173,7 +173,7 @@ class Distill:
                 rows,
                 adapters=adapters,
                 others=[other for other in by_splice if other is not spliced],
-                autocast=self._autocast_dtype,
+                autocast=self.autocast_dtype,
             )
 
     def fit(self, rows: Int[Tensor, "n_rows context"], n_bytes: int) -> int:
@@ -230,7 +230,7 @@ class Distill:
             run.failed = not good
 
     def _autocast(self) -> Any:
-        return nullcontext() if self._autocast_dtype is None else torch.autocast(self.device.type, self._autocast_dtype)
+        return nullcontext() if self.autocast_dtype is None else torch.autocast(self.device.type, self.autocast_dtype)
 
     def state_dict(self) -> StateDict:
         """Adapters, SAEs in training and optimisers by branch: tensors and plain values only."""
