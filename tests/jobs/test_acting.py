@@ -13,7 +13,7 @@ from saelora.sae_training.recipe import ARCHITECTURES
 
 CASES = [(command, rule, name) for command, rules in RULES.items() for rule in rules for name in rule.options]
 OTHER = {"placement": "all", "init": "gaussian", "steering_hookpoint": "layers.1.resid_post", "expansion": 3, "k": 3}
-OTHER |= {"transcoder_layers": "every:2"}
+OTHER |= {"transcoder_layers": "every:2", "launcher": "ray", "launcher_options": ("num_gpus=1",)}
 OTHER |= {"steering_latents": (1,), "d_sae": 64, "adapter": "run", "steering_rates": (0.1, 0.2), "tasks": ("mmlu",)}
 
 

@@ -1,8 +1,8 @@
 """Which options act only beside which others: one that is given and would do nothing is refused, not passed over.
 
 Only values other than an option's default are refused: the default changes nothing, and a run's config.yaml, which can
-be given again, holds all of them. A run that goes on with --resume goes on as it began. Recipes of sweeps and
-comparisons are not looked at: their base options are for all methods of a grid, of which each takes its own.
+be given again, holds all of them. A run that goes on with --resume goes on as it began. Base options
+in recipes of sweeps and comparisons are not looked at: they are for all methods of a grid, of which each takes its own.
 """
 
 from collections.abc import Collection, Mapping
@@ -25,6 +25,7 @@ class Acts:
 
 _TRANSCODERS = ("transcoder", "skip-transcoder")
 _TOP_K = ("topk", "batchtopk", "matryoshka", *_TRANSCODERS)
+_LAUNCHED = (Acts(("launcher_options", "launcher_jobs", "launcher_retries"), "launcher", "given"),)
 _SAEBENCH_SIZES = ("saebench_train", "saebench_test", "saebench_context", "saebench_batch")
 RULES: dict[str, tuple[Acts, ...]] = {
     "adapt": (
@@ -48,6 +49,8 @@ RULES: dict[str, tuple[Acts, ...]] = {
         Acts(("steering_n", "steering_rates"), "steering_latents", "left out"),
         Acts(_SAEBENCH_SIZES, "saebench_small", "left out"),
     ),
+    "sweep": (*_LAUNCHED, Acts(("launcher_points",), "launcher", "given")),
+    "compare": _LAUNCHED,
 }
 
 

@@ -1,26 +1,28 @@
 """saelora compare: every way to make a model work through its SAE, at matched cost, in one table."""
 
-import shutil
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from saelora.config import Configuration, configured, option
+from saelora.config import configured, option
 from saelora.console import Console
 from saelora.errors import InputError
-from saelora.files import RUN, write_whole
+from saelora.files import RUN
+from saelora.jobs.acting import check_acting
+from saelora.jobs.comparison.folder import results, row_file, write_tables
 from saelora.jobs.comparison.plan import Run, entries_named, expand, settings
 from saelora.jobs.comparison.recipe import ComparisonRecipe, read_recipe
+from saelora.jobs.launch.options import LaunchConfig
 from saelora.jobs.run import open_collection
 from saelora.locks import locked
-from saelora.manifest import read_json, write_json
+from saelora.manifest import write_json
 from saelora.named import check_named
 from saelora.records import JsonObject
 from saelora.reporting import compare as tables
-from saelora.reporting.comparison.run import ComparisonResult, ComparisonRun
+from saelora.reporting.comparison.run import ComparisonRun
 
 
-class Config(Configuration):
+class Config(LaunchConfig):
     """Comparison"""
 
     recipe: str | None = option(None, "YAML file: base options, SAEs, methods (see the guide)", positional=True)
@@ -36,7 +38,8 @@ def compare(config: Config | None = None, **options: Any) -> dict[str, Any]:
     """Run every method of a recipe on the same rows, the same held-out rows, the same token policy and precision.
 
     Each run's figures are on disk as soon as it ends: runs/<id>.json, and all of them in results.json, results.csv and
-    results.md, with figures beside. Several processes may work on one ``out``, each on its own entries (``only``).
+    results.md, with figures beside. Several processes may work on one ``out``, each on its own entries (``only``); with
+    a launcher, each entry is a job.
 
     Returns:
         {"title", "runs": one dict per finished run, "missing": how many are not, "figures": paths}.
@@ -52,8 +55,13 @@ def compare(config: Config | None = None, **options: Any) -> dict[str, Any]:
     runs = expand(recipe)
     for run in runs:
         check_named(settings(run))
+    check_acting(config, "compare")
     named = {entry.name for entry in entries_named(recipe, config.only)}
     console = Console(quiet=config.quiet)
+    if config.launcher:
+        from saelora.jobs.launch.comparing import launched
+
+        return launched(config, recipe, [run for run in runs if run.entry.name in named], runs, console)
     with ExitStack() as held:
         shared = bool(config.only) and not config.overwrite
         folder = open_collection(config, "runs", "comparison", held, shared=shared)
@@ -62,7 +70,7 @@ def compare(config: Config | None = None, **options: Any) -> dict[str, Any]:
 
 def _compare(recipe: ComparisonRecipe, runs: list[Run], named: set[str], folder: Path, console: Console) -> JsonObject:
     mine = [run for run in runs if run.entry.name in named]
-    todo = [run for run in mine if not _file(folder, run).exists()]
+    todo = [run for run in mine if not row_file(folder, run).exists()]
     if len(todo) < len(mine):
         console.say(f"{len(mine) - len(todo)} of {len(mine)} runs are done already")
     console.say(f"{recipe.title}: {len(mine)} runs")
@@ -79,22 +87,18 @@ def _compare(recipe: ComparisonRecipe, runs: list[Run], named: set[str], folder:
 
         try:
             with locked(folder / "runs", f"{RUN}-{run.id}", wait=say_who):
-                if _file(folder, run).exists():  # an SAE that other entries start from too, made by their process
+                if row_file(folder, run).exists():  # an SAE that other entries start from too, made by their process
                     continue
                 console.say(what)
-                write_json(_file(folder, run), run_one(session, run))
+                write_json(row_file(folder, run), run_one(session, run))
         except InputError as error:
             failures.append(f"{run.entry.name}, seed {run.seed}: {error}")
             console.say(f"run {i + 1} failed: {error}")
-        _write_tables(recipe.title, runs, folder)
-    drawn = _write_tables(recipe.title, runs, folder, draw=True)
+        write_tables(recipe.title, runs, folder)
+    drawn = write_tables(recipe.title, runs, folder, draw=True)
     if failures:
         raise InputError(f"{len(failures)} of {len(todo)} runs failed, the rest is in {folder}: {failures[0]}")
-    found = _results(runs, folder)
-    if len(found) == len(runs):
-        shutil.rmtree(folder / "work", ignore_errors=True)
-    done = [run.to_json() for run in found]
-    return {"title": recipe.title, "runs": done, "missing": len(runs) - len(found), "figures": drawn}
+    return results(recipe.title, runs, folder, drawn)
 
 
 def render(results: dict[str, Any]) -> str:
@@ -103,24 +107,3 @@ def render(results: dict[str, Any]) -> str:
     runs = [ComparisonRun.model_validate(run) for run in results["runs"]]
     table = tables.text_table(runs)
     return "\n".join([results["title"], "", table, "", *tables.words(runs), *missing, *results["figures"]])
-
-
-def _file(folder: Path, run: Run) -> Path:
-    return folder / "runs" / f"{run.id}.json"
-
-
-def _results(runs: list[Run], folder: Path) -> list[ComparisonRun]:
-    files = [file for run in runs if (file := _file(folder, run)).exists()]
-    return [ComparisonRun.read(read_json(file), file, "delete it and repeat with --resume") for file in files]
-
-
-def _write_tables(title: str, runs: list[Run], folder: Path, *, draw: bool = False) -> list[str]:
-    """Everything that is drawn from the finished runs; returns the figures' paths."""
-    found = _results(runs, folder)
-    if not found:
-        return []
-    write_json(folder / "results.json", ComparisonResult(title=title, runs=found))
-    tables.write_csv(found, folder / "results.csv")
-    text = "\n\n".join([f"# {title}", tables.markdown(found), *tables.words(found)])
-    write_whole(folder / "results.md", (text + "\n").encode())
-    return [str(path) for path in tables.figures(found, folder)] if draw else []

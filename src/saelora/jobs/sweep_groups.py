@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -261,10 +261,15 @@ def _row(
     return SweepPoint.model_validate({**about, **losses, "config": to_dict(config), **more}).finite()
 
 
-def publish(folder: Path) -> None:
-    """Publish groups that were finished by a process that was killed before it had done so."""
+def publish(folder: Path, ids: Collection[str] | None = None) -> None:
+    """Publish groups that were finished by a process that was killed before it had done so.
+
+    Args:
+        ids: only groups of these points, which no other process is at; None: all.
+    """
     for file in sorted((folder / "groups").glob(f"*/{ROWS}")):
-        _publish(folder, file)
+        if ids is None or {*json.loads((file.parent / POINTS).read_text())} <= {*ids}:
+            _publish(folder, file)
 
 
 def _publish(folder: Path, rows: Path) -> None:

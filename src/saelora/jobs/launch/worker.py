@@ -1,0 +1,65 @@
+"""What a job of a scheduler runs: one saelora command in a process of its own, its output in a log."""
+
+import ctypes
+import json
+import os
+import runpy
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
+
+
+def run_command(words: Sequence[str], cwd: str, log: str, code_file: str, env: Mapping[str, str]) -> int:
+    """Run ``saelora WORDS`` to its end; where this process is asked to end before, so is that one, which saves first.
+
+    Args:
+        cwd: the folder that relative paths in ``words`` start from.
+        log: file that stdout and stderr are appended to.
+        code_file: gets the exit code, less than 0 for a signal's number; it is not there while the command runs.
+        env: variables besides those of this process.
+
+    Returns:
+        The exit code.
+    """
+    with Path(log).open("ab") as out:
+        process = subprocess.Popen(
+            [sys.executable, "-m", __name__, *words],
+            cwd=cwd,
+            env={**os.environ, **env},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            process.wait()
+        finally:  # also where submitit or Ray raise something in here, when time is up
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
+            part = Path(f"{code_file}.part")
+            part.write_text(json.dumps(process.returncode))
+            part.replace(code_file)
+    return process.returncode
+
+
+def _main() -> None:
+    """The command's process: ends when its parent has ended, and leaves what schedulers warn with to its parent."""
+    parent = os.getppid()
+    os.setpgrp()  # Ctrl-C in a terminal is for the command that hands out jobs
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
+        if os.getppid() != parent:  # it ended meanwhile
+            sys.exit(128 + signal.SIGTERM)
+    print(f"$ saelora {shlex.join(sys.argv[1:])}\nprocess {os.getpid()} on {socket.gethostname()}", flush=True)
+    runpy.run_module("saelora", run_name="__main__")
+
+
+if __name__ == "__main__":
+    _main()
