@@ -48,6 +48,13 @@ def test_example_generates_through_the_sae(run: Path) -> None:
     assert texts["original"] != texts["spliced"]
 
 
+def test_llama_cpp_runs_the_exported_adapter_as_we_do(run: Path, tmp_path: Path) -> None:
+    pytest.importorskip("xllamacpp", reason="runs adapters by llama.cpp: pip install xllamacpp")
+    found = saelora.export(ref=str(run), to="gguf", out=str(tmp_path / "gguf"), quiet=True)
+    assert found["not_run"] is None
+    assert max(found["difference"].values()) < 1e-3
+
+
 def test_splice_leaves_the_real_model_bit_for_bit_as_it_was() -> None:
     loaded = saelora.load_model(DEFAULT_MODEL)
     sae = saelora.load_sae(DEFAULT_SAE)

@@ -1,6 +1,7 @@
 """Exports, each read by the library that it is for."""
 
 import http.server
+import importlib.util
 import json
 import math
 import re
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from gguf import GGUFReader
-from peft import PeftModel
+from peft import LoraConfig, PeftModel, get_peft_model
 from sae_lens import SAE
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -21,6 +22,7 @@ from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 import saelora
 import workspace as ws
+from gguf_files import made_model
 from saelora.assemble import validation_rows
 from saelora.cli import main
 from saelora.config import build
@@ -28,7 +30,9 @@ from saelora.core.splice import TokenMask, splice
 from saelora.errors import InputError
 from saelora.options import DataConfig
 from saelora.use.export import export
-from saelora.use.exports.gguf import alpha_of
+from saelora.use.exports import llama_cpp
+from saelora.use.exports.gguf import alpha_of, write_adapter
+from saelora.use.exports.gguf_base import write_base
 from saelora.use.run import LoadedRun
 
 TEXT = "bada lume re"
@@ -256,7 +260,8 @@ def test_peft_reads_the_adapter_and_the_notes_name_rank_and_layers(run, run_fold
 def test_gguf_holds_the_adapter_as_llama_cpp_has_the_weights(run, run_folder, tmp_path) -> None:
     out = tmp_path / "gguf"
     found = export(ref=str(run_folder), to="gguf", out=str(out), quiet=True)
-    assert "no llama.cpp" in found["not_run"]
+    if importlib.util.find_spec("xllamacpp") is None:
+        assert "no llama.cpp" in found["not_run"]
     reader = GGUFReader(out / "adapter.gguf")
     fields = {name: field.contents() for name, field in reader.fields.items()}
     assert fields["general.type"] == "adapter"
@@ -277,6 +282,70 @@ def test_gguf_holds_the_adapter_as_llama_cpp_has_the_weights(run, run_folder, tm
         if side == "lora_b":  # transformers' own reader of such files puts the rows back
             read = undo.process(read, tensor.name).weights
         assert np.array_equal(read, stored[key].numpy()), tensor.name
+
+
+def test_llama_cpp_runs_the_adapter_as_we_do(run_folder, tmp_path, capsys) -> None:
+    pytest.importorskip("xllamacpp", reason="runs adapters by llama.cpp: pip install xllamacpp")
+    out = tmp_path / "gguf"
+    assert main(["export", str(run_folder), "--to", "gguf", "--out", str(out), "--quiet"]) == 0
+    shown = capsys.readouterr().out
+    for variant in ("original", "adapted_clean"):
+        told = re.search(f"^largest difference of log-probabilities, {variant}, by llama.cpp: (.+)$", shown, re.M)
+        assert told
+        assert 0 < float(told[1]) < 1e-4
+    assert "Run by llama.cpp (of xllamacpp" in (out / "README.md").read_text()
+    assert sorted(path.name for path in out.iterdir()) == ["README.md", "adapter.gguf"]
+
+
+def test_an_adapter_that_llama_cpp_runs_otherwise_is_not_exported(run_folder, tmp_path, monkeypatch) -> None:
+    pytest.importorskip("xllamacpp", reason="runs adapters by llama.cpp: pip install xllamacpp")
+    monkeypatch.setattr("saelora.use.exports.gguf.alpha_of", lambda peft: 1.5 * peft["lora_alpha"])
+    with pytest.raises(InputError, match=r"the adapter that llama.cpp reads gives logits that differ"):
+        export(ref=str(run_folder), to="gguf", out=str(tmp_path / "gguf"), quiet=True)
+    assert not (tmp_path / "gguf").exists()
+
+
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+KINDS = [
+    ("llama", {"rope_parameters": {**LLAMA3, "rope_theta": 1e4, "original_max_position_embeddings": 8192}}, 1e-4),
+    ("qwen2", {}, 1e-4),
+    ("qwen3", {}, 1e-4),
+    ("gemma2", {"tie_word_embeddings": True}, 1e-2),  # llama.cpp looks GELU up in a table of 16 bits
+    ("gemma3", {"tie_word_embeddings": True}, 1e-2),
+]
+
+
+@pytest.mark.parametrize(("architecture", "options", "within"), KINDS, ids=[kind[0] for kind in KINDS])
+def test_llama_cpp_runs_models_of_each_architecture_and_their_adapters_as_transformers_does(
+    architecture, options, within, tmp_path
+) -> None:
+    pytest.importorskip("xllamacpp", reason="runs adapters by llama.cpp: pip install xllamacpp")
+    model = made_model(architecture, **options)
+    prompts = [[1, 17, 5, 200, 33, 90, 7], [1, 5, 9, 100] * 8]
+    write_base(model, architecture, tmp_path / "base.gguf")
+    plain = [_after(model, prompt) for prompt in prompts]
+    adapted = get_peft_model(model, LoraConfig(r=4, lora_alpha=7, target_modules="all-linear")).eval()
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    adapted.save_pretrained(tmp_path / "peft")
+    ours = torch.stack([torch.stack(plain), torch.stack([_after(adapted, prompt) for prompt in prompts])])
+    write_adapter(tmp_path / "peft", model.config, "base", tmp_path / "adapter.gguf", torch.float32)
+    found = llama_cpp.log_probabilities(tmp_path / "base.gguf", tmp_path / "adapter.gguf", prompts, 260, tmp_path)
+    assert (ours[0] - ours[1]).abs().max() > 1
+    assert np.abs(found - ours.numpy()).max() < within
+
+
+@torch.no_grad()
+def _after(model, prompt) -> torch.Tensor:
+    return model(input_ids=torch.tensor([prompt])).logits[0, -1].double().log_softmax(-1)
+
+
+def test_a_model_whose_rotary_scaling_is_not_written_is_not_run(tmp_path) -> None:
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 1e4}
+    with pytest.raises(InputError, match=r"rotary scaling of the kind linear is not written for llama.cpp here"):
+        write_base(made_model("llama", rope_parameters=rope), "llama", tmp_path / "base.gguf")
+    assert not (tmp_path / "base.gguf").exists()
 
 
 def test_rank_stabilised_alpha_is_what_llama_cpp_divides_by_the_rank() -> None:

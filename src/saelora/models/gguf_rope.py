@@ -10,7 +10,7 @@ from saelora.models.gguf_keys import Keys, refused
 from saelora.models.gguf_tensors import FACTORS
 from saelora.records import JsonObject
 
-_LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 _ABOVE_ZERO = Within(above=0)
 
 
@@ -68,17 +68,17 @@ def _stored_factors(file: GGUFFile, theta: float, rotated: int) -> JsonObject:
             continue
         factor = round(float(stored.max()), 4)
         if name == "rope_freqs.weight" and stored.shape == (rotated // 2,):
-            meant = _llama3_factors(theta, rotated, factor)
+            meant = llama3_factors(theta, rotated, factor)
             if np.allclose(stored, meant, rtol=1e-4):
-                return {"rope_type": "llama3", "factor": factor, **_LLAMA3}
+                return {"rope_type": "llama3", "factor": factor, **LLAMA3}
         raise refused(file, f"stores rotary factors ({name}) that are not Llama 3's, which are not read here")
     return {}
 
 
-def _llama3_factors(theta: float, rotated: int, factor: float) -> np.ndarray:
-    """[rotated / 2], as in llama.cpp's convert_hf_to_gguf.py and transformers' _compute_llama3_parameters."""
+def llama3_factors(theta: float, rotated: int, factor: float) -> np.ndarray:
+    """What frequencies are divided by, [rotated / 2], as in llama.cpp's convert_hf_to_gguf.py and transformers'."""
     inverse = theta ** (-np.arange(0, rotated, 2, dtype=np.float64) / rotated)
-    turns = _LLAMA3["original_max_position_embeddings"] * inverse / (2 * math.pi)
-    low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
+    turns = LLAMA3["original_max_position_embeddings"] * inverse / (2 * math.pi)
+    low, high = LLAMA3["low_freq_factor"], LLAMA3["high_freq_factor"]
     smooth = np.clip((turns - low) / (high - low), 0.0, 1.0)
     return 1.0 / ((1.0 - smooth) / factor + smooth)

@@ -1,4 +1,7 @@
-"""--to gguf: the adapter as llama.cpp reads it, by the gguf package: what its convert_lora_to_gguf.py writes."""
+"""--to gguf: the adapter as llama.cpp reads it, by the gguf package: what its convert_lora_to_gguf.py writes.
+
+Where llama.cpp is installed, it runs the adapter on the model it is for.
+"""
 
 from __future__ import annotations
 
@@ -12,44 +15,106 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from saelora.core.merging import plain_copy
 from saelora.errors import InputError
+from saelora.locks import scratch_folder
+from saelora.manifest import version_of
 from saelora.models.adapters import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from saelora.use.exports.target import Export, check_adapter
+from saelora.use.exports import llama_cpp
+from saelora.use.exports.gguf_base import n_paired, paired, write_base
+from saelora.use.exports.target import Export, check_adapter, check_equal, is_equal, largest, rows_of
 from saelora.use.run import LoadedRun
 
 FILE = "adapter.gguf"
 # of transformers' model types
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "gemma2": "gemma2"}
 ARCHITECTURES["gemma3_text"] = "gemma3"
+_APART = 8  # tokens between the ends of the prompts that both sides are given
+_WITHIN = 1e-3  # of the largest: llama.cpp looks Gemma's GELU up in a table of 16 bits
 _DTYPES = {"auto": torch.float32, "float32": torch.float32, "float16": torch.float16}
 
 
 def export(loaded: LoadedRun, folder: Path, dtype: str) -> Export:
-    """Write the adapter and read it again; no llama.cpp is run."""
+    """Write the adapter, read it again, and run it by llama.cpp, where there is one, beside ours."""
     source = check_adapter(loaded, "gguf")
     if dtype not in _DTYPES:
         raise InputError(f"dtype {dtype} is not written --to gguf: expected float32 or float16")
     peft = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    architecture, model = _architecture(loaded, peft), loaded.loaded.model.config.get_text_config()
-    tensors = load_file(source / ADAPTER_WEIGHTS)
-    named = {
-        named_as(architecture, key, int(model.num_hidden_layers)): _paired(key, tensor, architecture, model)
-        for key, tensor in tensors.items()
-    }
-    named = {name: tensor.to(_DTYPES[dtype]) for name, tensor in named.items()}
-    _write(folder / FILE, architecture, alpha_of(peft), named, loaded.base)
-    largest = _check(folder / FILE, named)
-    why = "no llama.cpp is installed beside saelora"
+    path, config = folder / FILE, loaded.loaded.model.config
+    named = write_adapter(source, config, loaded.base, path, _DTYPES[dtype])
+    again = {"weights read again": _check(path, named)}
     notes = [
         f"{FILE}: {len(named)} tensors, alpha {alpha_of(peft):g}; `llama-cli -m BASE.gguf --lora {FILE}`.",
         "It is the adapter alone (adapted_clean): llama.cpp has no SAE in the model.",
-        f"Not run: {why}. Its tensors were read again by the gguf package and are those of the adapter.",
     ]
-    return Export({"weights read again": largest}, notes, not_run=why)
+    found: dict[str, float] | str = f"no llama.cpp is installed beside saelora (pip install {llama_cpp.PACKAGE})"
+    if version_of(llama_cpp.PACKAGE) is not None:
+        exact = _DTYPES[dtype] == torch.float32
+        found = _by_llama_cpp(loaded, ARCHITECTURES[config.model_type], path, exact)
+    if not isinstance(found, str):
+        return Export(found, [*notes, _run_note()])
+    notes.append(f"Not run: {found}. Its tensors were read again by the gguf package and are those of the adapter.")
+    return Export(again, notes, not_run=found)
 
 
-def _architecture(loaded: LoadedRun, peft: dict[str, Any]) -> str:
-    kind = loaded.loaded.model.config.model_type
+def _run_note() -> str:
+    return (
+        f"Run by llama.cpp (of {llama_cpp.PACKAGE} {version_of(llama_cpp.PACKAGE)}) on this model in float32. On a "
+        "quantised BASE.gguf it rounds activations too, so that model and adapter are less exact there."
+    )
+
+
+def _by_llama_cpp(loaded: LoadedRun, architecture: str, adapter: Path, exact: bool) -> dict[str, float] | str:
+    """The largest differences of log-probabilities, without the adapter and with it; or why there are none to tell.
+
+    Raises:
+        InputError: llama.cpp computes something else with the adapter, though not without it; asked for if ``exact``.
+    """
+    prompts = [row[:, :n] for row in rows_of(loaded) for n in range(row.shape[1], 0, -_APART)]
+    with scratch_folder(adapter.parent) as work:
+        base = work / "base.gguf"
+        try:
+            write_base(plain_copy(loaded.model, merged=False), architecture, base)
+        except InputError as error:
+            return str(error)
+        asked = [prompt[0].tolist() for prompt in prompts]
+        theirs = torch.from_numpy(llama_cpp.log_probabilities(base, adapter, asked, loaded.n_embedded, work))
+    difference = {}
+    for variant, found in zip(("original", "adapted_clean"), theirs, strict=True):
+        with loaded.as_variant(variant):
+            ours = [loaded.logits(prompt)[0, -1].double().log_softmax(-1).cpu() for prompt in prompts]
+        off = difference[f"of log-probabilities, {variant}, by llama.cpp"] = largest(ours, list(found))
+        if variant == "original" and not is_equal(off, ours, _WITHIN):
+            return f"llama.cpp, given this model, gives log-probabilities that are off by {off:.3g} without any adapter"
+        if exact:
+            check_equal(off, ours, "the adapter that llama.cpp reads", _WITHIN)
+    return difference
+
+
+def write_adapter(source: Path, config: Any, base: str, path: Path, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Write PEFT's adapter in a folder for llama.cpp.
+
+    Args:
+        config: of the transformers model that it is for.
+        base: that model's name.
+
+    Returns:
+        What was written, by llama.cpp's names.
+
+    Raises:
+        InputError: llama.cpp has no such adapters.
+    """
+    peft = json.loads((source / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    architecture, model = _architecture(config.model_type, peft), config.get_text_config()
+    named = {
+        named_as(architecture, key, int(model.num_hidden_layers)): _paired(key, tensor, architecture, model).to(dtype)
+        for key, tensor in load_file(source / ADAPTER_WEIGHTS).items()
+    }
+    _write(path, architecture, alpha_of(peft), named, base)
+    return named
+
+
+def _architecture(kind: str, peft: dict[str, Any]) -> str:
     if kind not in ARCHITECTURES:
         raise InputError(
             f"adapters of {kind} models are not written --to gguf: expected {', '.join(ARCHITECTURES)}; export --to "
@@ -87,13 +152,9 @@ def named_as(architecture: str, key: str, n_layers: int) -> str:
 
 
 def _paired(key: str, tensor: Tensor, architecture: str, model: Any) -> Tensor:
-    """Rows of the query's and key's B as llama.cpp has those of the weights: in llama models it rotates neighbours."""
-    name = next((each for each in ("q_proj", "k_proj") if f".{each}.lora_B" in key), None)
-    if architecture != "llama" or name is None:
-        return tensor
-    n_heads = model.num_attention_heads if name == "q_proj" else model.num_key_value_heads
-    n_out = tensor.shape[0]
-    return tensor.reshape(n_heads, 2, n_out // n_heads // 2, -1).swapaxes(1, 2).reshape(tensor.shape)
+    """Rows of the query's and key's B as llama.cpp has those of the weights."""
+    n_heads = n_paired(model, architecture, key) if ".lora_B." in key else None
+    return tensor if n_heads is None else paired(tensor, n_heads)
 
 
 def _write(path: Path, architecture: str, alpha: float, tensors: dict[str, Tensor], base: str) -> None:

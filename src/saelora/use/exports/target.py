@@ -60,10 +60,19 @@ def largest(one: list[Tensor], other: list[Tensor]) -> float:
     return max(float((a.float().cpu() - b.float().cpu()).abs().max()) for a, b in zip(one, other, strict=True))
 
 
-def check_equal(difference: float, logits: list[Tensor], what: str) -> None:
+def is_equal(difference: float, logits: list[Tensor], within: float = 1e-4) -> bool:
+    """Whether logits that should be the same are, up to a share of the largest: of rounding in float32."""
+    return difference <= within * max(_scale(logits), 1.0)
+
+
+def _scale(logits: list[Tensor]) -> float:
+    return max(float(each.float().abs().max()) for each in logits)
+
+
+def check_equal(difference: float, logits: list[Tensor], what: str, within: float = 1e-4) -> None:
     """Raise InputError where two sides that should compute the same do not, up to rounding in float32."""
-    scale = max(float(each.float().abs().max()) for each in logits)
-    if not difference <= 1e-4 * max(scale, 1.0):
+    if not is_equal(difference, logits, within):
+        scale = _scale(logits)
         raise InputError(
             f"{what} gives logits that differ by {difference:.3g} (the largest is {scale:.3g}), so nothing was "
             "exported: this kind of adapter or model is not carried over exactly"
