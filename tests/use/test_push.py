@@ -325,3 +325,35 @@ def test_a_repository_that_holds_something_else_is_left_alone(hub: Hub, own_run:
     held = hub.commits(REPO)
     assert "me/run holds something else (config.json, ...)" in refused(ref=str(own_run), repo=REPO)
     assert hub.commits(REPO) == held
+
+
+def test_a_pushed_run_is_evaluated_reported_and_drawn_by_name(
+    hub: Hub, own_run: Path, workspace, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    push(ref=str(own_run), repo=REPO, quiet=True, revision="v1")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    asked = {"model": str(workspace.model), "data": str(workspace.data), "quiet": True}
+    here = saelora.evaluate(adapter=str(own_run), parts=("loss", "drift"), out=str(tmp_path / "own"), **asked)
+    there = saelora.evaluate(adapter=f"{REPO}@v1", parts=("loss", "drift"), **asked)
+    for name in ("ce_base", "ce_sae", "ce_adapted", "kl_adapted", "drift"):
+        assert there[name] == here[name]
+    assert there["about"]["adapter"] == here["about"]["adapter"]
+    file = json.loads(Path("run-evals/drift.json").read_text())
+    assert file["options"]["adapter"] == f"{REPO}@v1"
+    assert main(["report", f"{REPO}@v1", "--quiet"]) == 0
+    assert main(["figure", f"{REPO}@v1", str(own_run), "--kind", "losses", "--format", "svg", "--quiet"]) == 0
+    assert main(["figure", f"{REPO}@v1", "--kind", "losses", "--format", "svg", "--quiet"]) == 0
+    made = {
+        "run-report.html",
+        "saelora-losses.svg",
+        "saelora-losses.csv",
+        "run-losses.svg",
+        "run-losses.csv",
+        "run-evals",
+    }
+    assert {path.name for path in Path().iterdir()} == made
+    assert f"{REPO}@v1" in Path("saelora-losses.csv").read_text()
+    capsys.readouterr()
+    assert main(["evaluate", "--adapter", "me/none"]) == 2
+    assert "me/none is not on the hub, or it is private" in capsys.readouterr().err

@@ -19,6 +19,7 @@ from saelora.evals.registry import EVALUATIONS
 from saelora.identity import About, measured_on
 from saelora.jobs.acting import check_acting
 from saelora.jobs.asked import Asked, read_kept
+from saelora.jobs.fetched import beside, folder_of, is_on_hub
 from saelora.jobs.recorded import check_parts, described, recorded_run, with_recorded, with_trained
 from saelora.jobs.run import processes
 from saelora.locks import tidy
@@ -51,7 +52,11 @@ ALL = ("loss", *(each.name for each in EVALUATIONS.values() if each.in_all))
 class EvaluateConfig(Configuration):
     """Evaluation"""
 
-    adapter: str | None = option(None, "a saelora run's folder; model, SAEs and data default to those it was made with")
+    adapter: str | None = option(
+        None,
+        "a saelora run's folder, or a hub repository owner/name that holds one; model, SAEs and data default to those "
+        "it was made with",
+    )
     parts: tuple[Part, ...] = option(
         ("loss",),
         f"what to measure, any of loss {' '.join(EVALUATIONS)}; all stands for {' '.join(ALL)}, and with --transcoders "
@@ -60,7 +65,7 @@ class EvaluateConfig(Configuration):
     out: str | None = option(
         None,
         "where the results go: one JSON file (NAME.json), or a folder with a file for each part; default: parts beyond "
-        "loss are written to ADAPTER/evals, where saelora report finds them",
+        "loss are written to ADAPTER/evals, where saelora report finds them, of a repository to NAME-evals here",
     )
     overwrite: bool = option(False, "measure parts anew whose results are there already")
     other_weights: bool = option(
@@ -97,7 +102,8 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     parts = parts_of(config, group)
     file, folder = _outputs(config, parts)
     given = config.given
-    recorded = recorded_run(Path(config.adapter)) if config.adapter else None
+    adapter = folder_of(config.adapter) if config.adapter else None
+    recorded = recorded_run(adapter) if adapter else None
     if recorded is not None:
         check_parts(parts, recorded, str(config.adapter))
         config = with_recorded(config, recorded, _OWN)
@@ -117,11 +123,12 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     from saelora.models.loading import pick_device
     from saelora.train.shard import shard_layers
 
+    here = updated(config, {"adapter": None if adapter is None else str(adapter)})
     assembled = assemble(config, recorded_policy=None if recorded is None else recorded.token_policy)
-    about = described(config, assembled, recorded, given, console)
+    about = described(here, assembled, recorded, given, console)
     rows = group.on_main(lambda: validation_rows(config, assembled.loaded))
     about = measured_on(about, rows, autocast_dtype(assembled.loaded))
-    model, tuned, about = with_trained(config, assembled, recorded, about)
+    model, tuned, about = with_trained(here, assembled, recorded, about)
     if config.shard:
         shard_layers(model, pick_device(config.device), group)
     asked.take_kept(about)
@@ -215,7 +222,7 @@ def _finish(
     if folder is not None and asked.parts != ["loss"]:
         console.say(
             f"in {folder}/"
-            if config.adapter is None
+            if config.adapter is None or is_on_hub(config.adapter)
             else f"in {folder}/; saelora report {config.adapter} makes one page of it"
         )
     if asked.failed:
@@ -273,9 +280,9 @@ def _outputs(config: Config, parts: list[str]) -> tuple[Path | None, Path | None
             raise InputError(f"{out} cannot be written: there is no folder {out.parent}")
         check_writable(out)
         return out, None
-    folder = (
-        out if out is not None else Path(config.adapter) / "evals" if config.adapter and parts != ["loss"] else None
-    )
+    folder = out
+    if out is None and config.adapter and parts != ["loss"]:
+        folder = beside(config.adapter, "evals") or Path(config.adapter) / "evals"
     if folder is not None:
         check_part_folder(folder)
         check_writable(folder)

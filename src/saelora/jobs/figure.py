@@ -10,6 +10,7 @@ from saelora.errors import InputError
 from saelora.evals.replacement.result import ReplacementResult
 from saelora.files import write_whole
 from saelora.identity import not_comparable
+from saelora.jobs.fetched import beside, folder_of, name_of
 from saelora.manifest import check_writable
 from saelora.reporting import sweep
 from saelora.reporting.page import Collection, read_collection, read_runs
@@ -25,7 +26,10 @@ class Config(Configuration):
     """Figure"""
 
     dirs: list[str] = option(
-        [], "folders of runs, drawn into one figure; or the folder of one sweep or comparison", positional=True
+        [],
+        "folders of runs, or hub repositories that hold them, drawn into one figure; or the folder of one sweep or "
+        "comparison",
+        positional=True,
     )
     kind: Literal["auto", "learning", "losses", "replacement", "sweep", "race"] = option(
         "auto",
@@ -35,7 +39,9 @@ class Config(Configuration):
     width: Literal["single", "double"] = option("single", "one column (3.25 inches) or two (6.75 inches)")
     format: tuple[Literal["pdf", "svg", "png"], ...] = option(("pdf",), "any of pdf svg png")
     out: str | None = option(
-        None, "path without its ending; default: figure-KIND in the folder, saelora-KIND here for several runs"
+        None,
+        "path without its ending; default: figure-KIND in the folder, NAME-KIND here for a repository, "
+        "saelora-KIND here for several runs",
     )
     overwrite: bool = option(False, "write over figures that are there")
     quiet: bool = option(False, "show no progress")
@@ -53,12 +59,15 @@ def figure(config: Config | None = None, **options: Any) -> dict[str, Any]:
     config = configured(Config, config, options)
     if not config.dirs:
         raise InputError("no run given: saelora figure RUN, as in saelora figure saelora-demo")
-    found = _collection(config.dirs)
-    runs = [] if found is not None else read_runs(config.dirs)
+    dirs = [str(folder_of(each)) for each in config.dirs]
+    found = _collection(dirs)
+    runs = [] if found is not None else read_runs(dirs, [name_of(each) for each in config.dirs])
     plot = _runs_plot(config, runs) if found is None else _collection_plot(config, found)
     Console(quiet=config.quiet).say(f"drawing {', '.join(config.dirs)}")
     folder = found.folder if found is not None else runs[0].folder
-    stem = folder / f"figure-{plot.kind}" if len(config.dirs) == 1 else Path(f"saelora-{plot.kind}")
+    stem = Path(f"saelora-{plot.kind}")
+    if len(dirs) == 1:
+        stem = beside(config.dirs[0], plot.kind) or folder / f"figure-{plot.kind}"
     return _write(plot, Path(config.out) if config.out else stem, config, _notes(runs, found))
 
 

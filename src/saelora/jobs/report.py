@@ -7,6 +7,7 @@ from saelora.config import Configuration, configured, option
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.files import write_whole
+from saelora.jobs.fetched import beside, folder_of, name_of
 from saelora.manifest import check_writable
 from saelora.reporting.page import MARKER, Collection, collection_page, page, read_collection, read_runs
 
@@ -16,11 +17,14 @@ class Config(Configuration):
 
     dirs: list[str] = option(
         [],
-        "folders of saelora adapt runs, several are compared; or the folder of one sweep or comparison",
+        "folders of saelora adapt runs, or hub repositories that hold them, several are compared; or the folder of one "
+        "sweep or comparison",
         positional=True,
     )
     out: str | None = option(
-        None, "the HTML file; default: report.html in the folder, saelora-report.html here for several runs"
+        None,
+        "the HTML file; default: report.html in the folder, NAME-report.html here for a repository, "
+        "saelora-report.html here for several runs",
     )
     quiet: bool = option(False, "show no progress")
 
@@ -38,12 +42,13 @@ def report(config: Config | None = None, **options: Any) -> dict[str, Any]:
     """
     config = configured(Config, config, options)
     console = Console(quiet=config.quiet)
-    collection = _collection(config.dirs)
-    runs = [] if collection is not None else read_runs(config.dirs)
+    dirs = [str(folder_of(each)) for each in config.dirs]
+    collection = _collection(dirs)
+    runs = [] if collection is not None else read_runs(dirs, [name_of(each) for each in config.dirs])
     folders = [collection.folder] if collection is not None else [run.folder for run in runs]
     out = Path(config.out) if config.out else Path("saelora-report.html")
     if not config.out and len(folders) == 1:
-        out = folders[0] / "report.html"
+        out = beside(config.dirs[0], "report.html") or folders[0] / "report.html"
     _check_out(out)
     console.say(f"drawing {', '.join(map(str, folders))}")
     made = page(runs) if collection is None else collection_page(collection, out.absolute().parent)

@@ -5,12 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from saelora.errors import InputError
+from saelora.jobs.fetched import folder_of, is_on_hub
 from saelora.manifest import MANIFEST, RESULTS, Manifest, read_json
 from saelora.models.adapters import ADAPTER_CONFIG
 from saelora.named import exists
 
 SAE_CONFIG, TRAINING = "cfg.json", "training.json"
-_WANTED = ("*.json", "*.safetensors", "*.html", "*.md", "*.yaml")  # of a repository; never what is pickled
 
 
 @dataclass(frozen=True)
@@ -64,12 +64,9 @@ def _folder(ref: str) -> Path:
         if not folder.is_dir():
             raise InputError(f"{ref} is a file: name the folder of a run")
         return folder
-    from saelora.saes import hub
-
-    name, revision = hub.at_revision(ref)
-    if not hub.is_hub_ref(name):
+    if not is_on_hub(ref):
         raise InputError(f"{ref[:200]} does not exist: expected the folder of a run, or a hub repository owner/name")
-    return hub.fetch_folder(name, _WANTED, revision)
+    return folder_of(ref)
 
 
 def _trained(ref: str, folder: Path) -> Run | None:

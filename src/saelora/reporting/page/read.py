@@ -39,8 +39,11 @@ class Run:
         return next((each for each in self.found.values() if isinstance(each, kind)), None)
 
 
-def read_runs(folders: Sequence[str | Path]) -> list[Run]:
+def read_runs(folders: Sequence[str | Path], names: Sequence[str | None] | None = None) -> list[Run]:
     """The runs in these folders, each with a name of its own.
+
+    Args:
+        names: of each, None where its folder's name tells.
 
     Raises:
         InputError: none is given, one is given twice, or one is no finished run.
@@ -53,7 +56,8 @@ def read_runs(folders: Sequence[str | Path]) -> list[Run]:
         if path.resolve() in seen:
             raise InputError(f"{path} is named twice: name each run once")
         seen.add(path.resolve())
-    return [read_run(path, label) for path, label in zip(paths, _labels(paths), strict=True)]
+    told = zip(paths, names or [None] * len(paths), _labels(paths), strict=True)
+    return [read_run(path, name or label) for path, name, label in told]
 
 
 def read_run(folder: Path, label: str) -> Run:
