@@ -10,7 +10,18 @@ import pytest
 
 from saelora.cli import JOBS, USES
 
-HEAVY = {"torch", "transformers", "sae_lens", "datasets", "peft", "accelerate", "matplotlib", "pandas"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "sae_lens",
+    "datasets",
+    "peft",
+    "accelerate",
+    "matplotlib",
+    "pandas",
+    "submitit",
+    "ray",
+}
 ROOT = Path(__file__).parents[1]
 # Runs pieces of code, each in a fork of an interpreter that has the command line imported and nothing else.
 FORKS = f"""
@@ -119,6 +130,8 @@ BAD = {
     "unknown recipe key": "sweep {root}/recipes/smollm/rank.yaml --out o --set bsae.x=1",
     "no recipe option": "compare {root}/recipes/smollm/timing.yaml --out o --set rnak=1",
     "no such entry": "compare {root}/recipes/smollm/timing.yaml --out o --only nobody",
+    "option of a launcher that is not named": "sweep {root}/recipes/smollm/rank.yaml --out o --launcher-jobs 2",
+    "no such point": "sweep {root}/recipes/smollm/rank.yaml --out o --only nobody",
     "no finished run": "report nowhere",
     "too few tokens of the demo": "demo --eval-tokens 511",
     "demo in use": "demo --out used",

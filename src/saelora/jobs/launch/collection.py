@@ -92,8 +92,8 @@ def _opened(config: Launched, dispatch: Dispatch, folder: Path, inside: str, kin
         place = _Resumed(str(folder))
     with ExitStack() as held:
         open_collection(place, inside, kind, held, shared=True)
-        held.callback(lambda: None if dispatch.used else shutil.rmtree(folder / LAUNCH, ignore_errors=True))
         held.enter_context(locked(folder / LAUNCH))
+        held.callback(lambda: None if dispatch.used else shutil.rmtree(folder / LAUNCH, ignore_errors=True))
         yield
 
 

@@ -51,6 +51,7 @@ class RayLauncher:
             except (ConnectionError, ValueError, RuntimeError) as error:
                 if address:
                     raise InputError(f"no Ray cluster answers at {address}: {on_one_line(error)}") from None
+                os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # it would report to Ray's makers
                 ray.init(address="local", include_dashboard=False, object_store_memory=_STORE, **said)
                 return "Ray on this machine"
         return f"Ray at {address or ray.get_runtime_context().gcs_address}"
@@ -93,7 +94,7 @@ class RayLauncher:
             self._ray.cancel(ref)
         if refs:
             self._ray.wait(refs, num_returns=len(refs), timeout=_SAVING)
-        return "jobs stopped, and what they had begun saved; to go on, repeat the command with --resume"
+        return "jobs are stopped, and saved what they had begun; to go on, repeat the command with --resume"
 
     def close(self) -> None:
         """End the connection, and with it a Ray that was started here."""

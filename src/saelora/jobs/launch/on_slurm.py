@@ -1,14 +1,18 @@
 """Jobs of SLURM, or processes of this machine, by submitit."""
 
 import getpass
+import os
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
 from saelora.config import check_keys
 from saelora.errors import InputError, on_one_line
+from saelora.files import writing
 from saelora.jobs.launch.worker import run_command
 
 _PAUSE = 20.0  # seconds between two questions to SLURM
@@ -53,7 +57,8 @@ class SubmititLauncher:
                 self._executor = self._submitit.AutoExecutor(self._folder, cluster="local" if self.local else "slurm")
                 defaults = {"name": "saelora", "timeout_min": _FOREVER}
                 self._executor.update_parameters(**{**defaults, **self._values})
-            job = self._executor.submit(run_command, list(words), str(Path.cwd()), str(log), str(code_file), {})
+            with _stderr_to(self._folder / "said"):
+                job = self._executor.submit(run_command, list(words), str(Path.cwd()), str(log), str(code_file), {})
         except (self._submitit.core.utils.FailedJobError, AssertionError, ValueError, TypeError, OSError) as error:
             raise InputError(f"{self.place} takes no such job: {on_one_line(error)}") from None
         self._jobs[job.job_id], self._since[job.job_id] = job, time.monotonic()
@@ -97,10 +102,26 @@ class SubmititLauncher:
             )
         for number in numbers:
             self._jobs[number].cancel()
-        return "jobs stopped, and what they had begun saved; to go on, repeat the command with --resume"
+        return "jobs are stopped and save what they had begun; to go on, repeat the command with --resume"
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+@contextmanager
+def _stderr_to(file: Path) -> Iterator[None]:
+    """What is started in here writes there: sbatch, which submitit quotes, and on Ctrl-C submitit's own processes."""
+    with writing(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        out = file.open("a")
+    before = os.dup(2)
+    with out, redirect_stderr(out):
+        os.dup2(out.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(before, 2)
+            os.close(before)
 
 
 def _cluster(values: dict[str, Any]) -> str:

@@ -19,7 +19,7 @@ class LaunchConfig(Configuration):
         None, "hand the work out as jobs and wait for them: to SLURM by submitit, or to Ray"
     )
     launcher_options: tuple[str, ...] = option(
-        (), "KEY=VALUE of each job: partition=gpu gpus_per_node=1 timeout_min=240, of Ray num_gpus=1 (see the docs)"
+        (), "KEY=VALUE of each job, as partition=gpu gpus_per_node=1 timeout_min=240; of Ray num_gpus=1; see the guide"
     )
     launcher_jobs: int | None = option(
         None, "most jobs at a time; default: all, which wait in the scheduler's queue", limit=POSITIVE

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import FrameType
 
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
@@ -40,7 +41,7 @@ def run_command(words: Sequence[str], cwd: str, log: str, code_file: str, env: M
             process.wait()
         finally:  # also where submitit or Ray raise something in here, when time is up
             if process.poll() is None:
-                process.terminate()
+                process.send_signal(signal.SIGHUP)
                 process.wait()
             part = Path(f"{code_file}.part")
             part.write_text(json.dumps(process.returncode))
@@ -49,12 +50,20 @@ def run_command(words: Sequence[str], cwd: str, log: str, code_file: str, env: M
 
 
 def _main() -> None:
-    """The command's process: ends when its parent has ended, and leaves what schedulers warn with to its parent."""
-    parent = os.getppid()
+    """The command's process: asked to stop once, by its parent or by its parent's end, whichever comes first."""
+    parent, asked = os.getppid(), False
+
+    def stop(signum: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        if not asked:  # a second SIGTERM would not let it save
+            asked = True
+            os.kill(os.getpid(), signal.SIGTERM)
+
     os.setpgrp()  # Ctrl-C in a terminal is for the command that hands out jobs
-    signal.signal(signal.SIGUSR2, signal.SIG_IGN)
+    signal.signal(signal.SIGHUP, stop)
+    signal.signal(signal.SIGUSR2, signal.SIG_IGN)  # SLURM's warning, sent to all: the parent passes it on
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGTERM)
+        ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGHUP)
         if os.getppid() != parent:  # it ended meanwhile
             sys.exit(128 + signal.SIGTERM)
     print(f"$ saelora {shlex.join(sys.argv[1:])}\nprocess {os.getpid()} on {socket.gethostname()}", flush=True)
