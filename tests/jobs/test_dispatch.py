@@ -38,6 +38,11 @@ def cancelled(out: Path, log: Path, code_file: Path) -> str:
     return "CANCELLED by 1000"
 
 
+def cancelled_early(out: Path, log: Path, code_file: Path) -> str:
+    code_file.write_text("-15")
+    return "CANCELLED"
+
+
 def unseen(out: Path, log: Path, code_file: Path) -> str:
     code_file.write_text("0")
     return "COMPLETED"
@@ -107,12 +112,9 @@ def test_a_lost_job_is_given_again_as_often_as_is_said_and_then_named(run: Calla
 
 
 def test_bad_input_and_a_cancelled_job_are_not_tried_again(run: Callable) -> None:
-    there, found = run([job("a"), job("b")], a=[refused], b=[cancelled])
-    assert there.given == ["a", "b"]
-    assert [failure.why for failure in found.failures] == [
-        "rank is 0, expected 1 or more",
-        "was cancelled",
-    ]
+    there, found = run([job("a"), job("b"), job("c")], a=[refused], b=[cancelled], c=[cancelled_early])
+    assert there.given == ["a", "b", "c"]
+    assert [each.why for each in found.failures] == ["rank is 0, expected 1 or more", *["was cancelled"] * 2]
 
 
 def test_a_job_begins_when_what_it_needs_is_done_and_not_at_all_where_that_failed(run: Callable) -> None:

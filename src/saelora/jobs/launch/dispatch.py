@@ -15,7 +15,8 @@ from saelora.train.interrupt import Interrupted, StopRequest
 _PAUSE = 1.0  # seconds between two looks
 _LATE = 10.0  # seconds that a file may take to show on another machine
 _SAID = 15.0  # seconds between two lines about how far it is
-_BAD_INPUT, _STOPPED = 2, (128 + Signals.SIGINT, 128 + Signals.SIGTERM)
+_BAD_INPUT = 2
+_STOPPED = {128 + Signals.SIGINT, 128 + Signals.SIGTERM, -Signals.SIGINT, -Signals.SIGTERM, -Signals.SIGHUP}
 
 
 @dataclass(frozen=True)
