@@ -22,7 +22,8 @@ install(CHECKED)
 import families  # noqa: E402
 import workspace as ws  # noqa: E402
 
-SLOW = ("real", "distributed", "compare", "browser")  # groups that begin first: no worker ends long after the other
+# groups that begin first: no worker ends long after the other
+SLOW = ("real", "distributed", "compare", "launch", "browser")
 
 
 @pytest.hookimpl(tryfirst=True)

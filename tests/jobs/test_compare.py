@@ -178,3 +178,23 @@ def test_a_run_that_diverges_leaves_the_others_and_says_so(
     assert main(["compare", str(path), "--out", str(out), "--quiet"]) == 2
     assert [run["name"] for run in runs_of(out)] == ["tame"]
     assert "1 of 2 runs failed" in capsys.readouterr().err
+
+
+def test_entries_of_a_comparison_are_jobs_and_wait_for_the_sae_they_start_from(
+    compared: tuple[Path, Path], workspace: Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("submitit", reason='the launcher of SLURM; pip install "saelora[slurm]"')
+    recipe, out = recipe_of(workspace), tmp_path / "out"
+    recipe["saes"].pop("e2e")
+    recipe["methods"] = {"both": recipe["methods"]["both"]}
+    path = write(tmp_path / "c.yaml", recipe)
+    launcher = ["--launcher", "submitit", "--launcher-options", "cluster=local", "--launcher-jobs", "2"]
+    assert main(["compare", str(path), "--out", str(out), *launcher]) == 0
+    said = capsys.readouterr()
+    jobs = [line for line in said.err.splitlines() if line.startswith("job ")]
+    assert [line.split(": ")[1].split(",")[0] for line in jobs] == ["local", "both"]
+    assert said.err.index(jobs[1]) > said.err.index("1 of 2 jobs done")
+    final = {run["name"]: run["final"] for run in runs_of(out)}
+    expected = {run["name"]: run["final"] for run in runs_of(compared[0])}
+    assert final == {name: expected[name] for name in ("local", "both")}
+    assert "Gap closed at equal tokens" in said.out

@@ -76,6 +76,7 @@ def plain(workspace: ws.Workspace, tmp_path_factory: pytest.TempPathFactory) -> 
     return root / "out", recipe
 
 
+# SPEC 11.6
 def test_a_killed_job_is_given_again_goes_on_and_ends_as_without_launcher(
     plain: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -124,25 +125,6 @@ def test_ray_runs_the_groups_and_one_that_fails_is_named_with_its_log(
     assert "d_in 16" in last
     assert f"not done: {failed}; log: " in last
     assert "d_in 16" in Path(last.split("log: ")[1]).read_text()
-
-
-def test_entries_of_a_comparison_are_jobs_and_wait_for_the_sae_they_start_from(
-    compared: tuple[Path, Path], workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    pytest.importorskip("submitit", reason='the launcher of SLURM; pip install "saelora[slurm]"')
-    recipe, out = ws.recipe_of(workspace), tmp_path / "out"
-    recipe["saes"].pop("e2e")
-    recipe["methods"] = {"both": recipe["methods"]["both"]}
-    (tmp_path / "c.yaml").write_text(yaml.safe_dump(recipe, sort_keys=False))
-    assert main(["compare", str(tmp_path / "c.yaml"), "--out", str(out), *LOCAL, "--launcher-jobs", "2"]) == 0
-    said = capsys.readouterr()
-    jobs = [line for line in said.err.splitlines() if line.startswith("job ")]
-    assert [line.split(": ")[1].split(",")[0] for line in jobs] == ["local", "both"]
-    assert said.err.index(jobs[1]) > said.err.index("1 of 2 jobs done")
-    final = {run["name"]: run["final"] for run in json.loads((out / "results.json").read_text())["runs"]}
-    expected = {run["name"]: run["final"] for run in json.loads((compared[0] / "results.json").read_text())["runs"]}
-    assert final == {name: expected[name] for name in ("local", "both")}
-    assert "Gap closed at equal tokens" in said.out
 
 
 BAD: dict[str, tuple[list[str], str]] = {

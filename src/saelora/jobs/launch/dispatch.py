@@ -183,4 +183,6 @@ def _complaint(given: Given) -> str:
 def _in_words(code: int | None) -> str:
     if code is None:
         return ""
+    if code in _STOPPED:
+        return "told to stop"
     return f"signal {Signals(-code).name}" if code < 0 else f"exit code {code}"
