@@ -63,7 +63,7 @@ def _jobs(config: LaunchedComparison, todo: list[Run], folder: Path) -> list[Job
         start = own[0].entry.start
         needs = (_file_name(start.name),) if start and start.name else ()
         ids = tuple(run.id for run in own)
-        jobs.append(Job(_file_name(name), f"{name}, {len(own)} runs", words, ids, needs))
+        jobs.append(Job(_file_name(name), f"{name}, {len(own)} run{'s' * (len(own) > 1)}", words, ids, needs))
     return jobs
 
 

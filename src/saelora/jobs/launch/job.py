@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from saelora.manifest import read_json, write_json
 
@@ -54,7 +54,9 @@ class Given:
         """None where the file holds something else."""
         try:
             found = read_json(file)
-            job = {key: tuple(value) if isinstance(value, list) else value for key, value in found["job"].items()}
+            job: dict[str, Any] = {
+                key: tuple(value) if isinstance(value, list) else value for key, value in found["job"].items()
+            }
             paths = {"log": Path(found["log"]), "code_file": Path(found["code_file"])}
             return cls(**{**found, **paths, "job": Job(**job)})
         except (KeyError, TypeError, AttributeError, json.JSONDecodeError):

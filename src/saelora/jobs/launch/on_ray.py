@@ -24,7 +24,7 @@ class RayLauncher:
         InputError: no Ray, an option that it does not know, or no such cluster.
     """
 
-    at_once = None
+    at_once: int | None = None
 
     def __init__(self, values: dict[str, Any]):
         try:
@@ -33,7 +33,8 @@ class RayLauncher:
             raise InputError('--launcher ray needs Ray: pip install "saelora[ray]"') from None
         check_keys(values, (*_TASK, "address"), "--launcher-options")
         task = {key: values[key] for key in _TASK if key in values}
-        self._ray, self._ours = ray, not ray.is_initialized()
+        self._ray: Any = ray  # parts of it have no annotations
+        self._ours = not ray.is_initialized()
         self._refs: dict[str, Any] = {}
         try:
             self._remote = ray.remote(**{"num_cpus": 1, **task, "max_retries": 0})(run_command)

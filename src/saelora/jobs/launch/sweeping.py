@@ -66,15 +66,17 @@ def _jobs(config: LaunchedSweep, recipe: SweepSpec, todo: Sequence[Point], folde
     file, jobs = frozen(folder, "recipe", recipe), []
     if recipe.train_sae is not None and not (sae_folder(recipe) / FINISHED).exists():
         options = frozen(folder, "saes", {"device": todo[0].config.device, **recipe.train_sae})
-        words = ("train-sae", "--config", str(options), "--out", str(sae_folder(recipe).resolve()), "--resume")
-        jobs.append(Job(TRAINED, "training the recipe's SAEs", words, ()))
+        trains = ("train-sae", "--config", str(options), "--out", str(sae_folder(recipe).resolve()), "--resume")
+        jobs.append(Job(TRAINED, "training the recipe's SAEs", trains, ()))
     needs = tuple(job.name for job in jobs)
     groups = [part for group in group_points(todo) for part in split(group, config.launcher_points or len(group))]
     for i, group in enumerate(groups):
         ids = tuple(point.id for point in group)
-        words = ("sweep", str(file), "--out", str(folder.resolve()), "--resume")
+        words: tuple[str, ...] = ("sweep", str(file), "--out", str(folder.resolve()), "--resume")
         words += tuple(word for point_id in ids for word in ("--only", point_id))
         words += ("--save-adapters",) if config.save_adapters else ()
         name = hashlib.sha256("".join(ids).encode()).hexdigest()[:12]
-        jobs.append(Job(name, f"group {i + 1} of {len(groups)}, {len(group)} points", words, ids, needs))
+        jobs.append(
+            Job(name, f"group {i + 1} of {len(groups)}, {len(group)} point{'s' * (len(group) > 1)}", words, ids, needs)
+        )
     return jobs
