@@ -357,3 +357,67 @@ def test_a_pushed_run_is_evaluated_reported_and_drawn_by_name(
     capsys.readouterr()
     assert main(["evaluate", "--adapter", "me/none"]) == 2
     assert "me/none is not on the hub, or it is private" in capsys.readouterr().err
+
+
+def _of_circuit_tracer(root: Path, workspace: ws.Workspace) -> Path:
+    more = {"architecture": "skip-transcoder", "hookpoint": None, "transcoder_layers": "all", "circuit_tracer": root}
+    assert workspace.train_sae(root.parent / "trained", "--quiet", **more) == 0
+    return root
+
+
+def _of_saelens(root: Path, workspace: ws.Workspace) -> Path:
+    for layer in range(ws.N_LAYERS):
+        ws.write_transcoder(root / f"layers.{layer}.mlp" / "width_1", layer=layer)
+    (root / "layers.0.mlp" / "notes.txt").write_text("not for others")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("write", "pattern", "layers", "files"),
+    [
+        (_of_saelens, "/layers.*.mlp/width_1", "all", 2 * ws.N_LAYERS),
+        (_of_saelens, "", "every:2", 4),
+        (_of_circuit_tracer, "", "all", ws.N_LAYERS + 1),
+    ],
+    ids=["saelens", "some", "circuit-tracer"],
+)
+def test_transcoders_of_a_local_folder_travel_with_the_run(
+    hub: Hub, workspace, tmp_path: Path, write, pattern: str, layers: str, files: int, capsys
+) -> None:
+    sets = write(tmp_path / "private" / "my-set", workspace)
+    out = tmp_path / "replaced"
+    more = {"sae": None, "transcoders": f"{sets}{pattern}", "transcoder_layers": layers, "placement": "all"}
+    assert workspace.adapt(out, "--quiet", tokens=4 * ws.CONTEXT, **more) == 0
+    here = saelora.load(out)
+    expected = {}
+    for name in here.variants:
+        with here.as_variant(name):
+            expected[name] = here.logits(PROMPT)
+    assert main(["push", str(out), REPO, "--dry-run", "--quiet"]) == 0
+    assert re.search(r"transcoders of .* so that their files go too \([0-9.]+ MB, in saes/", capsys.readouterr().out)
+    push(ref=str(out), repo=REPO, quiet=True)
+    held = hub.commits(REPO)[-1]
+    assert len([path for path in held if path.startswith("saes/transcoders/my-set/")]) == files
+    assert not any(str(tmp_path).encode() in content for content in held.values())
+    sets.rename(tmp_path / "moved")
+    there = saelora.load(REPO, model=str(workspace.model))
+    for name, logits in expected.items():
+        with there.as_variant(name):
+            assert torch.equal(there.logits(PROMPT), logits)
+    again = saelora.evaluate(adapter=REPO, model=str(workspace.model), data=str(workspace.data), quiet=True)
+    results = json.loads((out / "results.json").read_text())
+    assert again["ce_adapted"] == pytest.approx(results["ce_adapted"], abs=1e-6)
+
+
+def test_transcoders_can_stay_where_they_are(hub: Hub, workspace, tmp_path: Path) -> None:
+    sets = _of_saelens(tmp_path / "my-set", workspace)
+    out = tmp_path / "replaced"
+    more = {"sae": None, "transcoders": sets, "placement": "all", "tokens": 4 * ws.CONTEXT}
+    assert workspace.adapt(out, "--quiet", **more) == 0
+    done = push(ref=str(out), repo=REPO, quiet=True, saes=False)
+    assert not any(path.startswith("saes/") for path in done["files"])
+    assert f"Transcoders {sets} lie on this machine and do not go" in " ".join(done["notes"])
+    given = {"model": str(workspace.model), "transcoders": [str(sets)]}
+    assert torch.equal(saelora.load(REPO, **given).logits(PROMPT), saelora.load(out).logits(PROMPT))
+    with pytest.raises(InputError, match=r"transcoders .* do not exist"):
+        saelora.load(REPO, model=str(workspace.model))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from saelora.named import exists
 
-_WANTED = ("*.json", "*.jsonl", "*.safetensors", "*.html", "*.md", "*.yaml")  # never what is pickled
+_WANTED = ("*.json", "*.jsonl", "*.safetensors", "*.npz", "*.html", "*.md", "*.yaml")  # never what is pickled
 
 
 def is_on_hub(ref: str) -> bool:

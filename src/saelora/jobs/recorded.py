@@ -59,11 +59,11 @@ def recorded_run(folder: Path) -> Manifest | None:
 
 def _with_saes_beside(manifest: Manifest, folder: Path) -> Manifest:
     """SAEs that lie in the run's own folder, as ``saelora push`` puts them there, are those that are read."""
-    named = manifest.config.get("sae") or []
-    found = [str(folder / ref) if ref.startswith(BESIDE) and (folder / ref).is_dir() else ref for ref in named]
-    if found == named:
-        return manifest
-    return manifest.model_copy(update={"config": {**manifest.config, "sae": found}})
+    config = dict(manifest.config)
+    for key in {"sae", "transcoders"} & config.keys():
+        beside = [ref.startswith(BESIDE) and (folder / ref).exists() for ref in config[key] or []]
+        config[key] = [str(folder / ref) if here else ref for ref, here in zip(config[key] or [], beside, strict=True)]
+    return manifest.model_copy(update={"config": config})
 
 
 def check_parts(parts: list[str], recorded: Manifest, adapter: str) -> None:

@@ -16,6 +16,7 @@ from saelora.use.run import LoadedRun
 
 _OWN = {"adapter", "parts", "out", "overwrite", "other_weights", "quiet", "device", "dtype", "shard", "compile"}
 _HERE = ("model", "revision", "sae", "hookpoint", "device", "dtype", "exempt", "other_weights", "sparse_decode")
+_HERE += ("transcoders", "transcoder_layers")
 
 
 def load(ref: str | Path, **options: Any) -> LoadedRun:
@@ -25,7 +26,8 @@ def load(ref: str | Path, **options: Any) -> LoadedRun:
         ref: the folder of a run (``saelora adapt``, ``finetune-sae``, ``train-sae``), or a hub repository that holds
             one, owner/name[/folder/inside].
         options: of ``saelora evaluate``, which reads a run in the same way: ``device``, ``dtype``; ``model`` where its
-            own lies elsewhere by now (a copy of it is one), ``sae`` and ``hookpoint`` likewise; ``other_weights=True``
+            own lies elsewhere by now (a copy of it is one), ``sae``, ``hookpoint``, ``transcoders`` and
+            ``transcoder_layers`` likewise; ``other_weights=True``
             takes weights that the run was not made with.
 
     Raises:

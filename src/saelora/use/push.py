@@ -23,6 +23,7 @@ class Config(Configuration):
     revision: str | None = option(None, "branch to push to, made where it is not there; default: the main one")
     model: str | None = option(None, "where others find the run's model, if it lies in a local folder: owner/name")
     license: str | None = option(None, "of the card, as the hub writes licences: mit, apache-2.0, gemma; default: none")
+    saes: bool = option(True, "send SAEs and transcoders that lie on this machine too; else others have to find them")
     quiet: bool = option(False, "say nothing but what is asked for")
 
 
@@ -54,7 +55,7 @@ def push(config: Config | None = None, **options: Any) -> dict[str, Any]:
     run = find_run(config.ref)
     console.say(f"reading {config.ref}")
     _check_same(run)
-    found = parcel.packed(run, config.repo, config.model)
+    found = parcel.packed(run, config.repo, config.model, config.saes)
     from saelora.use.sharing.card import card_of
 
     card = found.names.in_text(card_of(run, found, config.repo, config.license, config.revision).encode())

@@ -10,13 +10,13 @@ from typing import Any
 
 from saelora.errors import InputError
 from saelora.identity import SAEId
-from saelora.jobs.recorded import BESIDE
 from saelora.manifest import MANIFEST, RESULTS, Manifest, read_json
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
 from saelora.named import exists
-from saelora.saes.formats import LAYOUTS, find_saes
+from saelora.saes.formats import LAYOUTS
 from saelora.use.reference import SAE_CONFIG, TRAINING, Run
 from saelora.use.sharing.paths import Names, is_path, strings_in
+from saelora.use.sharing.saes import Beside, saes_beside
 
 CARD = "README.md"
 _ADAPTER = ("adapter_model.safetensors", "adapter_config.json")
@@ -66,19 +66,20 @@ class Parcel:
     training: dict[str, Any] | None = None
 
 
-def packed(run: Run, repo: str, model: str | None) -> Parcel:
+def packed(run: Run, repo: str, model: str | None, saes: bool = True) -> Parcel:
     """A finished run as it is to lie in a repository.
 
     Args:
         model: where others find the run's model, in place of a local path.
+        saes: whether frozen SAEs that lie on this machine go too.
 
     Raises:
         InputError: the run is not finished, or a file of it is missing.
     """
-    return _of_training(run, model) if run.manifest is None else _of_run(run, run.manifest, model)
+    return _of_training(run, model) if run.manifest is None else _of_run(run, run.manifest, model, saes)
 
 
-def _of_run(run: Run, manifest: Manifest, model: str | None) -> Parcel:
+def _of_run(run: Run, manifest: Manifest, model: str | None, saes: bool) -> Parcel:
     folder = run.folder
     wanted = [name for name in _ROOT if (folder / name).is_file()]
     if RESULTS not in wanted:
@@ -91,13 +92,13 @@ def _of_run(run: Run, manifest: Manifest, model: str | None) -> Parcel:
     for tuned in manifest.tuned_saes:
         inside = [name for name in _SAELENS if (folder / tuned.folder / name).is_file()]
         wanted += [(Path(tuned.folder) / name).as_posix() for name in inside or _SAELENS[:2]]
-    beside, told = _saes_beside(manifest)
+    found = saes_beside(manifest) if saes else Beside({}, {}, {})
     paths = [*_paths_in(folder, wanted), *_local_refs(manifest.config)]
-    paths += [path for file in beside for path in _paths_of(Path(str(file.content)))]
-    names = Names({**_model_told(manifest.model.ref, model), **told}, paths, folder)
-    beside = [File(file.path, _content(Path(str(file.content)), names)) for file in beside]
-    shown = _shown(manifest, names, told)
-    notes = _notes(manifest, shown, beside)
+    paths += [path for file in found.files.values() for path in _paths_of(file)]
+    names = Names({**_model_told(manifest.model.ref, model), **found.told}, paths, folder)
+    beside = [File(path, _content(file, names)) for path, file in found.files.items()]
+    shown = _shown(manifest, names, found.told)
+    notes = _notes(manifest, shown, found)
     files = [*_read(run, wanted, names), *beside, File(MANIFEST, _as_file(shown.to_json(), names))]
     return Parcel(_sorted(files), _left(folder, [*wanted, MANIFEST, CARD]), notes, names, shown)
 
@@ -149,45 +150,6 @@ def _model_note(ref: str, shown: str) -> list[str]:
     ]
 
 
-def _saes_beside(manifest: Manifest) -> tuple[list[File], dict[str, str]]:
-    """Frozen SAEs that lie on this machine: their files go too; path -> where they lie in the repository."""
-    files: list[File] = []
-    told: dict[str, str] = {}
-    for sae in manifest.saes:
-        ref = sae.ref or ""
-        root = Path(ref).expanduser()
-        if not exists(ref) or not root.is_dir() or ref not in (manifest.config.get("sae") or []):
-            continue
-        found = [each for each in find_saes(_below(root)) if each.folder == "."]
-        # a folder of the hub's cache may be one that the registry knows more of than its files say
-        unsafe = "/snapshots/" in root.absolute().as_posix()
-        if unsafe or not found or any(".." in file or file.endswith(".pt") for file in found[0].files):
-            continue
-        _check_same(ref, sae)
-        told[ref] = f"{BESIDE}{sae.hookpoint}"
-        name = told[ref].removeprefix("./")
-        files += [File(f"{name}/{file}", root / file) for file in found[0].files]
-    return files, told
-
-
-def _check_same(ref: str, then: SAEId) -> None:
-    """Raise InputError where an SAE is not what the run was made with."""
-    from saelora.saes.loading import load_sae
-
-    now = load_sae(ref, hookpoint=then.hookpoint).fingerprint
-    if now != then.fingerprint:
-        raise InputError(
-            f"SAE {ref} has changed since the run was made with it (fingerprint {then.fingerprint}, now {now}): bring "
-            "that one back"
-        )
-
-
-def _below(root: Path) -> Iterator[str]:
-    for path in root.iterdir():
-        if path.is_file():
-            yield path.name
-
-
 def _shown(manifest: Manifest, names: Names, told: dict[str, str]) -> Manifest:
     """The manifest as others read it."""
     config = dict(manifest.config)
@@ -211,11 +173,26 @@ def _sae_shown(sae: SAEId, names: Names, told: dict[str, str]) -> SAEId:
     return sae.model_copy(update={"ref": told.get(ref) or names.of(ref)}) if ref else sae
 
 
-def _notes(before: Manifest, after: Manifest, beside: list[File]) -> list[str]:
+def _notes(before: Manifest, after: Manifest, found: Beside) -> list[str]:
     notes = _model_note(before.model.ref, after.model.ref)
-    there = {f"./{Path(file.path).parent.as_posix()}" for file in beside}
+    for ref, n in found.sets.items():
+        inside = f"{found.told[ref].removeprefix('./')}/"
+        size = sum(file.stat().st_size for path, file in found.files.items() if path.startswith(inside))
+        notes.append(
+            f"{n} transcoders of {ref} lie on this machine, so that their files go too ({size / 1e6:,.1f} MB, in "
+            f"{inside}); --no-saes leaves them out."
+        )
+    local = _local_refs({"transcoders": before.config.get("transcoders")})
+    stay = [ref for ref in local if ref not in found.told]
+    notes += [
+        f"Transcoders {ref} lie on this machine and do not go: whoever loads this has to give transcoders=[…]."
+        for ref in stay
+    ]
+    alone = before.config.get("sae") or []
     for old, new in zip(before.saes, after.saes, strict=True):
-        if new.ref in there:
+        if old.ref not in alone:
+            continue  # of a set
+        if old.ref in found.told:
             notes.append(f"SAE {old.ref} lies on this machine, so that its files go too.")
         elif new.ref and is_path(new.ref):
             notes.append(f"SAE {old.ref} lies on this machine and does not go: whoever loads this has to give sae=[…].")
