@@ -17,6 +17,9 @@ def hookpoint(text: str) -> str | None:
     return None
 
 
+_LARGE_K = 1.024  # who writes 1k may mean 1,024
+
+
 class ModelConfig(Configuration):
     """Model"""
 
@@ -116,18 +119,19 @@ def check_together(config: DataConfig) -> None:
         raise InputError(f"exempt is {' '.join(exempt)}: none spares no position, give it alone or leave it out")
     held_out = config.eval_context or config.context, "--eval-context" if config.eval_context else "--context"
     check_rows(config, "tokens", config.context, "--context")
-    for name in ("eval_tokens", "history_tokens", "frequency_tokens", "ablation_tokens"):
+    for name in ("eval_tokens", "history_tokens", "frequency_tokens", "ablation_tokens", "replacement_tokens"):
         check_rows(config, name, *((config.context, "--context") if name == "frequency_tokens" else held_out))
 
 
 def check_rows(config: DataConfig, name: str, context: int, flag: str) -> None:
     """Raise InputError where an option of so many tokens is less than one row, which is the least that is read.
 
-    Its default is not meant that exactly: with very long rows it stands for one row. 0 stands for nothing.
+    Its default is not meant that exactly: with very long rows it stands for one row; nor is 1k, which stands for
+    1,024 where these are the least. 0 stands for nothing.
     """
     default = field.default if (field := type(config).model_fields.get(name)) else None
     least = 2 * context if name == "ablation_tokens" else context  # ablation sets rows against one another
-    if 0 < getattr(config, name, 0) < least and getattr(config, name) != default:
+    if 0 < getattr(config, name, 0) < least / _LARGE_K and getattr(config, name) != default:
         rows = "two rows have" if least > context else "one row has"
         raise InputError(
             f"{name} is {getattr(config, name):,}, but {rows} {least:,} tokens ({flag}): give {least} or more, or "

@@ -12,6 +12,7 @@ import yaml
 import saelora.assemble  # noqa: F401  # before its imports are put aside below, or they stay so
 from saelora.cli import JOBS, main, module_of
 from saelora.config import Count, hints_of, limits_of
+from saelora.options import check_together
 
 WORDS = {
     Count: ["-1", "1.5", "many", "nan", "inf", "", "1e30", "0x10"],
@@ -138,7 +139,7 @@ BASE = {"model": "someone/model", "sae": ["someone/sae"], "data": "someone/data"
     ("command", "changed", "said"),
     [
         ("adapt", {"tokens": 10}, "tokens is 10, but one row has 128 tokens (--context)"),
-        ("adapt", {"tokens": 127}, "give 128 or more"),
+        ("adapt", {"tokens": 120}, "give 128 or more"),
         ("adapt", {"eval_tokens": 64}, "eval_tokens is 64, but one row has 128"),
         ("adapt", {"eval_tokens": 200, "eval_context": 256}, "one row has 256 tokens (--eval-context)"),
         ("adapt", {"history_tokens": 100}, "history_tokens is 100"),
@@ -154,6 +155,8 @@ BASE = {"model": "someone/model", "sae": ["someone/sae"], "data": "someone/data"
         ("evaluate", {"eval_tokens": 10}, "eval_tokens is 10"),
         ("evaluate", {"frequency_tokens": 10}, "frequency_tokens is 10"),
         ("evaluate", {"ablation_tokens": 200}, "two rows have 256 tokens"),
+        ("evaluate", {"ablation_tokens": "990", "context": 512}, "two rows have 1,024 tokens"),
+        ("evaluate", {"replacement_tokens": 100}, "replacement_tokens is 100, but one row has 128"),
         ("evaluate", {"parts": []}, "parts is empty"),
         ("evaluate", {"sae": []}, "no SAE given"),
     ],
@@ -181,3 +184,13 @@ def test_a_default_that_is_less_than_one_long_row_stands_for_one_row() -> None:
 
     check_together(build(adapt.Config, {"context": 8192}))
     check_together(build(adapt.Config, {"context": 8192, "history_tokens": 4096}))  # as a run's config.yaml has it
+
+
+@pytest.mark.parametrize(
+    ("name", "context"),
+    [(name, 1024) for name in ("tokens", "eval_tokens", "history_tokens", "frequency_tokens", "replacement_tokens")]
+    + [("ablation_tokens", 512)],
+)
+def test_1k_stands_for_1024_where_rows_want_these(name: str, context: int) -> None:
+    command = "adapt" if name in ("tokens", "history_tokens") else "evaluate"
+    check_together(kind_of(command)(**{**BASE, "context": context, name: "1k"}))
