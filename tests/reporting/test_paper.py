@@ -11,6 +11,7 @@ import pytest
 from page_runs import estimate, write_run
 from saelora.errors import InputError
 from saelora.jobs.figure import figure
+from saelora.jobs.report import report
 from saelora.reporting.page import read_collection, read_runs
 from saelora.reporting.paper import plots
 from saelora.reporting.paper.draw import WIDTHS, drawn, save
@@ -188,3 +189,17 @@ def test_bad_input_is_refused_in_one_line(run: Path, tmp_path: Path) -> None:
         with pytest.raises(InputError, match=said) as caught:
             figure(**options)
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["rank", "sparsity", "width", "layer", "n_saes", "single_layer", "head_to_head"])
+def test_published_results_are_drawn_and_told_without_the_files_of_their_points(name: str, tmp_path: Path) -> None:
+    folder = RANK.parents[1] / name
+    made = figure(dirs=[str(folder)], format=("svg",), out=str(tmp_path / "made"), quiet=True)
+    assert made["kind"] == ("race" if name == "head_to_head" else "sweep")
+    found = json.loads((folder / "results.json").read_text())
+    with (tmp_path / "made.csv").open() as file:
+        assert len(list(csv.DictReader(file))) > 1
+    told = report(dirs=[str(folder)], out=str(tmp_path / "made.html"), quiet=True)
+    assert told["runs"] == [str(folder)]
+    html = (tmp_path / "made.html").read_text()
+    assert all(row["id"] in html for row in found.get("points", []))

@@ -52,6 +52,15 @@ class Collection:
         return [row for row in self.rows if isinstance(row, ComparisonRun)]
 
 
+def _published(folder: Path) -> str | None:
+    """The key of results.json where that is all there is left of a sweep or a comparison."""
+    try:
+        found = read_json(folder / RESULTS)
+    except InputError:
+        return None
+    return next((key for key in _KINDS if isinstance(found, dict) and isinstance(found.get(key), list)), None)
+
+
 def read_collection(folder: str | Path) -> Collection | None:
     """What a folder of many runs holds; None where it is no such folder.
 
@@ -59,8 +68,10 @@ def read_collection(folder: str | Path) -> Collection | None:
         InputError: it is one without results, or they are damaged.
     """
     folder = Path(folder)
-    key = next((key for key in _KINDS if (folder / key).is_dir()), None)
-    if key is None or (folder / MANIFEST).exists():
+    if (folder / MANIFEST).exists():
+        return None
+    key = next((key for key in _KINDS if (folder / key).is_dir()), None) or _published(folder)
+    if key is None:
         return None
     kind = _KINDS[key]
     found = read_json(folder / RESULTS)
