@@ -1,5 +1,6 @@
 """What the drift part found, in words."""
 
+from dataclasses import replace
 from typing import Any
 
 from saelora.evals.drift.result import Drift
@@ -75,3 +76,12 @@ def test_layers_are_listed_as_ranges():
 
 def test_a_model_that_nothing_has_moved_is_told_so():
     assert "No layer's output differs" in lines(result(layer(0, 0, 0, 0)))[0]
+
+
+def test_a_transcoder_that_reads_the_originals_stream_is_told_so_whatever_lies_below_it():
+    found = result(*LAYERS)
+    latents = {name: replace(each, reads_original=True) for name, each in found.latents.items()}
+    told = lines(replace(found, latents=latents))[-1]
+    assert "identical bit for bit" in told
+    assert "since it reads the original's stream (replacement mode parallel)" in told
+    assert "lies below" not in told

@@ -121,6 +121,24 @@ def test_all_parts_measure_a_replacement_model_by_the_number_of_its_mlps_too(
     assert f"{ws.N_LAYERS} MLPs replaced: cross entropy" in " ".join(capsys.readouterr().out.split())
 
 
+def test_drift_says_which_transcoders_read_the_originals_stream(
+    runs: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for mode, run in runs.items():
+        given = {"adapter": run, "out": tmp_path / mode, "parts": "drift", "device": "cpu"}
+        assert main(["evaluate", *ws.as_flags(given)]) == 0
+        said = " ".join(capsys.readouterr().out.split())
+        latents = results_of(tmp_path / mode / "drift.json")["result"]["latents"]
+        assert len(latents) == ws.N_LAYERS
+        reading = [each.get("reads_original") for each in latents.values()]
+        assert reading == [True if mode == "parallel" else None] * ws.N_LAYERS
+        assert all(each["identical"] for each in latents.values()) == (mode == "parallel")
+        assert ("as they must be where neither" in said) == (
+            mode == "cascading" and latents["layers.0.mlp_out"]["identical"]
+        )
+        assert ("since it reads the original's stream" in said) == (mode == "parallel")
+
+
 def test_a_replacement_model_is_measured_without_an_adapter_too(
     workspace: ws.Workspace, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -92,6 +92,16 @@ def test_merged_in_half_precision_says_what_the_rounding_costs(run, run_folder, 
     assert f"{found['gain_kept']:.1%} is left" in " ".join(found["notes"])
 
 
+def test_merged_of_a_run_that_trained_its_sae_sets_the_gain_against_the_sae_as_it_came(workspace, tmp_path) -> None:
+    assert workspace.adapt(tmp_path / "both", "--quiet", "--method", "lora+sae", tokens=8 * ws.CONTEXT) == 0
+    results = json.loads((tmp_path / "both" / "results.json").read_text())
+    asked = {"to": "merged", "dtype": "float32", "eval_tokens": ws.COMMON["eval_tokens"], "quiet": True}
+    found = export(ref=str(tmp_path / "both"), out=str(tmp_path / "merged"), **asked)
+    for name in ("ce_base", "ce_sae", "ce_adapted", "n_tokens_evaluated"):
+        assert found[name] == pytest.approx(results[name], abs=1e-6)
+    assert found["gain_kept"] == pytest.approx(1, abs=1e-3)
+
+
 def test_the_readme_says_how_far_off_run_with_saes_is(run, run_folder, tmp_path) -> None:
     export(ref=str(run_folder), to="saelens", out=str(tmp_path / "saes"), quiet=True)
     text = (tmp_path / "saes" / "README.md").read_text()

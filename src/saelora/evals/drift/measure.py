@@ -69,7 +69,11 @@ def measure_drift(
                     _forward(anatomy, batch.input_ids)
                 if variant is Variant.ADAPTED:
                     add(firing, batch.start, clean, found)
-    latents = {str(hookpoint): own.compute() for hookpoint, own in firing.items()}
+    original = subject.spliced.reads if subject.spliced.replacement.mode == "parallel" else {}
+    latents = {
+        str(hookpoint): replace(own.compute(), reads_original=True if hookpoint in original else None)
+        for hookpoint, own in firing.items()
+    }
     return Drift(int(sum(distances.n)), distances.compute(), latents)
 
 

@@ -43,6 +43,7 @@ class LatentChange:
         fvu: fraction of the variance unexplained.
         relative_error, relative_error_q10, relative_error_q90, top_variance, fvu_rest: see saelora.core.spread; older
             versions did not measure them.
+        reads_original: it is a transcoder, which reads the original's stream (replacement mode parallel).
     """
 
     identical: bool
@@ -56,6 +57,7 @@ class LatentChange:
     relative_error_q90: dict[Variant, Number] | None = None
     top_variance: dict[Variant, Number] | None = None
     fvu_rest: dict[Variant, Number] | None = None
+    reads_original: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -73,19 +73,21 @@ def _latents(hookpoint: str, found: LatentChange, who: Trained) -> str:
     fvu = {variant: number(estimate["value"]) for variant, estimate in found.fvu.items()}
     robust = "" if errors is None else f", a token's median error over its norm (squared) {errors[base]:.3f}"
     if found.identical:
+        must = "as they must be where neither an adapter nor another SAE lies below it"
+        if found.reads_original:
+            must = "since it reads the original's stream (replacement mode parallel)"
         return (
             f"The SAE at {hookpoint} sees what it saw in the clean base: its latents are identical bit for bit "
-            f"(L0 {found.l0[base]:.1f}, FVU {fvu[base]:.3f}{robust}), as they must be where "
-            f"neither an adapter nor another SAE lies below it."
+            f"(L0 {found.l0[base]:.1f}, FVU {fvu[base]:.3f}{robust}), {must}."
         )
     rates, l0 = found.rate_correlation, found.l0
     robust += "" if errors is None else f" → {errors[adapted]:.3f}"
     correlated = "" if rates["value"] is None else f", their firing rates correlate by {_plain(rates)}"
-    why = (
-        "sees something else than in the clean base (an adapter or another SAE lies below it)"
-        if who is Trained.ADAPTER
-        else "was trained, and is set against what it was in the clean base"
-    )
+    why = "was trained, and is set against what it was in the clean base"
+    if found.reads_original:
+        why = "reads the original's stream (replacement mode parallel), which gave other bits"
+    elif who is Trained.ADAPTER:
+        why = "sees something else than in the clean base (an adapter or another SAE lies below it)"
     return (
         f"The SAE at {hookpoint} {why}: the sets of active latents overlap by {_plain(found.jaccard)} "
         f"(Jaccard){correlated}; L0 {l0[base]:.1f} → {l0[adapted]:.1f}, FVU {fvu[base]:.3f} → "

@@ -96,6 +96,8 @@ def _cost_of_rounding(
             rows,
             arms=["sae", "adapted"],
             check=False,
+            # what the adapter wins is set against the SAE as it came, also where the run trained it
+            reference=loaded.saes_before if loaded.saes_before != saes else None,
             replacement=loaded.replacement,
         )
     after = evaluate_loss(
