@@ -1,8 +1,6 @@
 """The page to play with, served with a tiny run, in a real browser: by mouse, finger and keyboard."""
 
-import shutil
 import socket
-import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +16,6 @@ from saelora.use.serving.engine import Engine
 from saelora.use.serving.http import Limits
 
 pytestmark = pytest.mark.xdist_group("browser")
-AXE = "axe-core@4.10.3"
 TOKENS = "article[data-variant={}] .tokens [role=option]"
 
 
@@ -148,18 +145,6 @@ def test_the_policy_allows_this_server_alone(played: Callable[..., Any], address
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
     assert "http" not in policy
-
-
-@pytest.fixture(scope="session")
-def axe(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    if shutil.which("npm") is None:
-        pytest.skip("npm is not there to fetch axe-core")
-    folder = tmp_path_factory.mktemp("axe")
-    made = subprocess.run(["npm", "pack", AXE], cwd=folder, capture_output=True, timeout=120)
-    if made.returncode:
-        pytest.skip(f"axe-core cannot be fetched: {made.stderr.decode()[-200:]}")
-    shutil.unpack_archive(next(folder.glob("*.tgz")), folder)
-    return folder / "package" / "axe.min.js"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

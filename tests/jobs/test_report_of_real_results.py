@@ -26,6 +26,7 @@ pytestmark = pytest.mark.xdist_group("compare")
 # ((tests/reporting)) and its reader with files that SAEBench wrote (tests/evals/test_saebench.py).
 FIGURES = {
     "results": {"gap", "learning-curve"},
+    "use": set(),
     "tokens": {"token-histogram", "by-position", "by-frequency", "by-recon-error"},
     "text": set(),
     "drift": {"relative-l2", "cosine-distance"},
@@ -33,10 +34,11 @@ FIGURES = {
     "steering": {"steering-scale", "steering-add"},
     "capabilities": {"capability-differences"},
     "saebench": set(),
+    "latents": set(),
     "samples": set(),
     "provenance": set(),
 }
-MEASURED = [name for name in FIGURES if name not in ("capabilities", "saebench")]
+MEASURED = [name for name in FIGURES if name not in ("capabilities", "saebench", "latents")]
 # tables that hang on the run: another SAE was not given, nothing was measured again, environments are the same
 CONDITIONAL = ("Another SAE", "Measured again", "Part ", "differ")
 # columns that a run of one SAE on this text leaves empty

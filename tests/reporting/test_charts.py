@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from saelora.reporting.page import charts
-from saelora.reporting.page.charts import GapBar, Series, style
+from saelora.reporting.page.charts import Bar, GapBar, Series, style
 
 SVG = "{http://www.w3.org/2000/svg}"
 BAR = GapBar("run", 0.11, 0.06, [0.055, 0.065])
@@ -24,6 +24,9 @@ def every() -> dict[str, str]:
     edges = [10.0 ** (i - 3) for i in range(5)]
     return {
         "gap": charts.gap_bars([BAR, replace(BAR, left=0.2), replace(BAR, left=-0.02, interval=None)], "gap"),
+        "bars": charts.bars(
+            [Bar("a", 0.1, [0.05, 0.15]), Bar("b", -0.2, None, "worse"), Bar("c", 0.3, None, "left")], "bars", "x"
+        ),
         "line": line(),
         "log": line("log", log_x=True, zero=True, levels=[("level", 0.2)]),
         "dots": charts.dots(["first", "second"], dot, "dots", "x"),

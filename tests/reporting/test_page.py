@@ -14,7 +14,7 @@ from saelora.evals.tokens.text import payload
 from saelora.reporting.page import MARKER, page, read_runs, script_json, visible
 from saelora.reporting.page.read import differences
 from saelora.reporting.page.view import Table, cell, written
-from saelora.reporting.text import headline
+from saelora.reporting.text import lead
 
 
 def data_of(html: str) -> dict[str, Any]:
@@ -42,7 +42,8 @@ def html(run: Path) -> str:
 def test_page_begins_with_the_headline_and_is_marked_as_ours(run: Path, html: str) -> None:
     assert html.startswith("<!DOCTYPE html>")
     assert MARKER in html[:2048]
-    assert headline(RunResult.model_validate_json((run / "results.json").read_bytes())) in html
+    told = lead(RunResult.model_validate_json((run / "results.json").read_bytes()))
+    assert f'<p class="headline">{told}</p>' in html
     assert html.index("headline") < html.index('<section id="results"')
 
 

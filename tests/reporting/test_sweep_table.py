@@ -2,38 +2,13 @@
 
 import csv
 from pathlib import Path
-from typing import Any
 
 import pytest
 
+from page_collections import sweep_point as row
 from saelora.reporting import sweep
 from saelora.reporting.sweep import figures, markdown, text_table
-from saelora.reporting.sweep_point import SweepPoint
 from saelora.reporting.tables import write_csv
-
-ABOUT = {
-    "model": {"ref": "m", "fingerprint": "sha256:1", "dtype": "float32"},
-    "saes": [],
-    "token_policy": {"exempt_ids": [1]},
-    "heldout": {"fingerprint": "00ff", "n_rows": 4, "context": 32},
-    "autocast": None,
-}
-ALIKE = ("layer", "n_saes", "d_sae", "fvu", "l0", "dead_frac", "rank", "alpha", "adapted_layer", "lr")
-
-
-def row(x: float, y: float, *, key: str = "rank", seed: int = 0, **more: Any) -> SweepPoint:
-    gain = {"ce_base": 3.0, "ce_sae": 3.2, "ce_adapted": 3.2 - 0.2 * y, "ce_gain": 0.2 * y, "gap_closed": y}
-    interval = {name: [value - 0.01, value + 0.02] for name, value in gain.items()}
-    config = {key: x, "seed": seed, **{k: v for k, v in more.items() if k != "status"}}
-    same = {
-        "model": "m",
-        "sae": ["x"],
-        "hookpoint": ["layers.1.resid_post"],
-        "placement": "after",
-        **dict.fromkeys(ALIKE, 1),
-    }
-    values = {"id": f"{x}-{seed}", "status": "done", key: x, "seed": seed, **gain, "ci95": interval}
-    return SweepPoint.model_validate({**same, **values, "config": config, "about": ABOUT, **more})
 
 
 def test_seeds_become_one_point_with_their_range_and_a_single_run_has_its_interval() -> None:

@@ -9,7 +9,9 @@ import torch
 
 import saelora
 from saelora.core.splice import splice
+from saelora.reporting.counted import find_counted
 from saelora.use.census import Census, cache_file, count, held_out_rows, load, save
+from saelora.use.census_told import keep_in_short
 from saelora.use.directions import decoder_of, logit_weights, nearest
 from saelora.use.run import LoadedRun
 from saelora.use.serving.page.browsing import LEAST, ListBody, listed, seen
@@ -155,6 +157,44 @@ def test_a_kept_census_is_the_same_and_a_damaged_one_is_none(run: LoadedRun, row
     path.write_bytes(path.read_bytes()[:100])
     assert load(run, path) is None
     assert load(run, tmp_path / "nothing") is None
+
+
+def test_what_a_report_shows_is_the_first_of_each_order_with_its_passages(
+    run: LoadedRun, rows, census: Census, tmp_path: Path
+) -> None:
+    (hookpoint,) = run.hookpoints
+    keep_in_short(census, run, tmp_path / "it.json")
+    (tmp_path / "damaged.json").write_text('{"about": 3}')
+    told, other = find_counted(tmp_path, [run.about, run.about.having(adapter="another")])
+    assert other is None
+    assert told is not None
+    found, summary = told.saes[str(hookpoint)], census.summary(hookpoint)
+    assert (found.n_tokens, found.n_latents) == (census.activations[hookpoint].n_tokens, len(summary.density))
+    ranked = np.where(summary.n >= LEAST, summary.effect, np.nan)
+    assert found.orders["helped"][0] == int(np.nanargmin(ranked))
+    assert found.orders["strongest"][0] == int(summary.most.argmax())
+    by_number = {latent.latent: latent for latent in found.latents}
+    assert all(by_number[i].effect > 0 for i in found.orders["hurt"])
+    strongest = by_number[found.orders["strongest"][0]]
+    best = seen(census, hookpoint, strongest.latent)["passages"][0]
+    assert (strongest.passages[0].tokens, strongest.passages[0].values) == (best["tokens"], best["values"])
+
+
+def test_a_pass_of_several_rows_counts_what_single_rows_do(
+    run: LoadedRun, rows, census: Census, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (hookpoint,) = run.hookpoints
+    assert len(rows) > 3
+    monkeypatch.setattr("saelora.use.census._TOKENS_AT_ONCE", {"cpu": 2 * rows.shape[1]})  # else one row a pass
+    found: list[Census] = []
+    done: list[int] = []
+    for _ in count(run, rows, lambda census, n: found.append(census) if census else done.append(n)):
+        pass
+    assert done == [*range(2, len(rows), 2), len(rows)]
+    pairs, single = found[0].activations[hookpoint], census.activations[hookpoint]
+    np.testing.assert_array_equal(pairs.fired, single.fired)
+    np.testing.assert_allclose(pairs.values, single.values, rtol=1e-4)
+    np.testing.assert_allclose(found[0].kl, census.kl, atol=1e-5)
 
 
 def test_other_rows_or_another_adapter_are_kept_elsewhere(run: LoadedRun, rows, workspace, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """saelora report: one self-contained HTML page of one run, of several side by side, of a sweep or of a comparison."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,9 @@ from saelora.errors import InputError
 from saelora.files import write_whole
 from saelora.jobs.fetched import beside, folder_of, name_of
 from saelora.manifest import check_writable
-from saelora.reporting.page import MARKER, Collection, collection_page, page, read_collection, read_runs
+from saelora.models.assets import cache_dir
+from saelora.reporting.counted import find_counted
+from saelora.reporting.page import MARKER, Collection, Run, collection_page, page, read_collection, read_runs
 
 
 class Config(Configuration):
@@ -44,7 +47,8 @@ def report(config: Config | None = None, **options: Any) -> dict[str, Any]:
     console = Console(quiet=config.quiet)
     dirs = [str(folder_of(each)) for each in config.dirs]
     collection = _collection(dirs)
-    runs = [] if collection is not None else read_runs(dirs, [name_of(each) for each in config.dirs])
+    names = [name_of(each) for each in config.dirs]
+    runs = [] if collection is not None else _with_latents(read_runs(dirs, names))
     folders = [collection.folder] if collection is not None else [run.folder for run in runs]
     out = Path(config.out) if config.out else Path("saelora-report.html")
     if not config.out and len(folders) == 1:
@@ -55,6 +59,12 @@ def report(config: Config | None = None, **options: Any) -> dict[str, Any]:
     html = made.encode("utf-8")
     write_whole(out, html)
     return {"report": str(out), "runs": [str(folder) for folder in folders], "bytes": len(html)}
+
+
+def _with_latents(runs: list[Run]) -> list[Run]:
+    """The runs with what ``saelora open`` has counted of their latents and kept in the cache."""
+    found = find_counted(cache_dir() / "latents", [run.about for run in runs])
+    return [replace(run, counted=counted) for run, counted in zip(runs, found, strict=True)]
 
 
 def _collection(dirs: list[str]) -> Collection | None:

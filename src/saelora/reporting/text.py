@@ -88,6 +88,24 @@ def headline(results: LossResult) -> str:
     return f"{told}; {what} wins back {closed:.1%} of that{interval}."
 
 
+def lead(results: LossResult) -> str:
+    """The headline with the cross entropies that it is about, and on how many predictions, in one sentence."""
+    told, before, after = headline(results), results.ce_sae, results.ce_adapted
+    if before is None or after is None or outcome(results) == DIVERGED:
+        return told
+    kept = "" if results.interval("gap_closed") or results.interval("ce_gap") else ", without intervals"
+    n = "" if results.n_tokens_evaluated is None else f", on {results.n_tokens_evaluated:,} predictions"
+    figures = f"cross entropy {before:.3f} → {after:.3f}, original {results.ce_base:.3f}"
+    return f"{told.removesuffix('.')}; {figures}{n}{kept}."
+
+
+def closed(results: LossFigures) -> str | None:
+    """The share of the gap that was closed, with its interval; None where there is no gap to speak of."""
+    if not has_gap(results) or results.gap_closed is None:
+        return None
+    return f"{results.gap_closed:.1%}{_interval(results, 'gap_closed', '{:.1%}'.format)}"
+
+
 def _the_saes(results: LossResult) -> str:
     """What is spliced in, as the subject of a sentence: "The SAE", "The 3 SAEs", "The 30 transcoders"."""
     n = len(results.saes)

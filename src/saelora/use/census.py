@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from saelora.errors import InputError
-from saelora.files import write_whole
+from saelora.files import write_whole, writing
 from saelora.models.assets import cache_dir
 from saelora.models.hookpoints import Hookpoint
 from saelora.use.exports.activations import Activations
@@ -24,7 +24,10 @@ from saelora.use.scores import compared
 
 _CONTEXT = 256  # tokens of a row at most
 _MOST = 20_000_000  # activations that are kept; of SAEs with very many active latents fewer rows are read
+_TOKENS_AT_ONCE = {"cpu": 1}  # in one pass: on CPUs several rows take as long, and others wait for a pass to end
+_MORE_AT_ONCE, _LOGITS_AT_ONCE = 2048, 2**27  # elsewhere
 _VERSION = 1
+LEAST = 10  # times that a latent fires before its effect is ranked
 
 
 @dataclass
@@ -115,20 +118,21 @@ def count(run: LoadedRun, rows: Tensor, done: Callable[[Census | None, int], Non
     last = "adapted" if run.default_name == "adapted" else "spliced"
     kept: dict[str, dict[Hookpoint, list[Any]]] = {name: {h: [] for h in run.hookpoints} for name in ("spliced", last)}
     tokens, kl, n_rows = dict.fromkeys(run.hookpoints, 0), np.full((2, *rows.shape), np.nan, dtype=np.float32), 0
-    for i, row in enumerate(rows):
+    for part in rows.split(_rows_at_once(run.device.type, rows.shape[1], run.n_embedded)):
         with run.original():
-            clean = run.logits(row)[0, :-1]
+            clean = run.logits(part)[:, :-1]
         yield
         for name in kept:
-            watch = _watch(kept[name], i, tokens if name == last else {})
+            watch = _watch(kept[name], n_rows, tokens if name == last else {})
             with run.as_variant(name), run.watched(watch) as model:
-                logits = model(input_ids=row[None].to(run.device)).logits[0, :-1].float()
-                values = compared(logits, clean, row[1:].to(logits.device))[2].cpu().numpy()
-            kl[1, i, :-1] = values
-            if name == "spliced":
-                kl[0, i, :-1] = values
+                logits = model(input_ids=part.to(run.device)).logits[:, :-1].float()
+            for i, row in enumerate(part):  # one at a time: each needs several times the memory of its logits
+                values = compared(logits[i], clean[i], row[1:].to(logits.device))[2].cpu().numpy()
+                kl[1, n_rows + i, :-1] = values
+                if name == "spliced":
+                    kl[0, n_rows + i, :-1] = values
             yield
-        n_rows = i + 1
+        n_rows += len(part)
         done(None, n_rows)
         if sum(len(values) for parts in kept[last].values() for _, values in parts) > _MOST:
             break
@@ -144,6 +148,12 @@ def count(run: LoadedRun, rows: Tensor, done: Callable[[Census | None, int], Non
     for each in activations.values():
         each.firing()  # puts them in order, before others see them
     done(Census(rows, activations, fired, kl), n_rows)
+
+
+def _rows_at_once(device: str, context: int, vocab: int) -> int:
+    """Rows of a pass: as many as keep it short and its logits small."""
+    tokens = _TOKENS_AT_ONCE.get(device, _MORE_AT_ONCE)
+    return max(1, min(tokens // context, _LOGITS_AT_ONCE // (context * vocab)))
 
 
 def _watch(kept: dict[Hookpoint, list[Any]], row: int, tokens: dict[Hookpoint, int]) -> Any:
@@ -177,7 +187,8 @@ def save(census: Census, path: Path) -> None:
     for hookpoint, seen in census.activations.items():
         found |= {f"{hookpoint}.fired": np.ascontiguousarray(seen.fired), f"{hookpoint}.values": seen.values}
         found |= {f"{hookpoint}.n": np.array([seen.n_tokens]), f"{hookpoint}.spliced": census.fired_spliced[hookpoint]}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, written(found))
 
 

@@ -8,7 +8,20 @@ from saelora.evals.steering.result import Effect, Latent, Pooled, Shift, Steerin
 from saelora.reporting.page import charts
 from saelora.reporting.page.charts import Series, style
 from saelora.reporting.page.read import Run
-from saelora.reporting.page.view import Figure, Section, Table, by_run, cell, estimates, measured, named, notes, row_of
+from saelora.reporting.page.view import (
+    Figure,
+    Section,
+    Shaded,
+    Table,
+    by_run,
+    cell,
+    estimates,
+    measured,
+    named,
+    notes,
+    row_of,
+    shaded,
+)
 
 _TEXTS = ("positives", "negatives")
 Found = Sequence[tuple[int, Run, Steering]]
@@ -106,19 +119,13 @@ class Shown:
     latent: int
     facts: list[tuple[str, str]]
     n: dict[str, int]
-    passages: list[tuple[str, list[tuple[str, int, bool]]]]
+    passages: list[Shaded]
     samples: list[dict[str, object]]
 
 
 def _shown(own: Latent) -> Shown:
     strongest = max((a for p in own.top_passages for a in p.activations), default=0.0) or 1.0
-    passages = []
-    for passage in own.top_passages:
-        tokens = zip(passage.tokens, passage.activations, strict=True)
-        shaded = [
-            (text, min(5, round(5 * max(0.0, a) / strongest)), i == passage.focus) for i, (text, a) in enumerate(tokens)
-        ]
-        passages.append((cell(max(passage.activations, default=None), "number").text, shaded))
+    passages = [shaded(each.tokens, each.activations, each.focus, strongest) for each in own.top_passages]
     facts = [("firing rate", cell(own.rate, "share")), ("selectivity", cell(own.selectivity, "number"))]
     facts += [("largest activation", cell(own.max_activation, "number")), ("how", cell(own.how, "text"))]
     samples = [vars(sample) for sample in own.samples]

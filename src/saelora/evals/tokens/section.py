@@ -46,7 +46,10 @@ def _text(runs: Sequence[Run]) -> list[Section]:
     """What the page's script shows token by token; nothing where no run has passages."""
     payload = text.payload(runs)
     about = "Every token, coloured by what happened to its prediction."
-    return [Section("text", "Read the text", about, short="Text", payload=payload)] if payload["runs"] else []
+    n = sum(len(run["passages"]) for run in payload["runs"])
+    gist = [("", f"{n} passages: those helped most, those hurt most, and whole rows")]
+    section = Section("text", "Read the text", about, short="Text", payload=payload, gist=gist)
+    return [section] if payload["runs"] else []
 
 
 def _histogram(runs: Sequence[Run], found: Found) -> Figure | None:

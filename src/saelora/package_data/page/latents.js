@@ -64,7 +64,7 @@ function progress(found) {
   }[state];
   $("counted").textContent = told || `${found.total.toLocaleString("en")} latents. On ${found.n_tokens.toLocaleString("en")} tokens of held-out ` +
     `text, ${found.variant}; ${found.silent.toLocaleString("en")} never fire there. Effect: mean KL to the original where the latent fires, ` +
-    "adapted less spliced, in nats; below 0 is better.";
+    `adapted less spliced, in nats; below 0 is better.${why ? ` This count: ${why}.` : ""}`;
 }
 
 const link = (hookpoint, latent) => make("a", { className: "latent", href: `#latent/${hookpoint}/${latent}` }, `#${latent}`);

@@ -10,15 +10,16 @@ from typing import Any
 
 from saelora.evals.registry import EVALUATIONS
 from saelora.reporting.format import one_line
-from saelora.reporting.page import collections, losses, provenance
+from saelora.reporting.page import collections, latents, lead, losses, provenance, usage
 from saelora.reporting.page.collections import Collection, read_collection
+from saelora.reporting.page.lead import Lead
 from saelora.reporting.page.read import Run, read_runs
 from saelora.reporting.page.view import Section
-from saelora.reporting.text import cost, headline, warnings
 
 MARKER = '<meta name="generator" content="saelora">'
 __all__ = ["MARKER", "Collection", "Run", "collection_page", "page", "read_collection", "read_runs"]
 _HERE = Path(__file__).parent
+_SCRIPTS = ("page.js", "fold.js", "reader.js")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp", "Co", "Cn"}  # categories of Unicode that show nothing, or steer the text
 _SHOWN = {"\n": "↵\n", "\r": "␍", "\t": "⇥"}
 _LONGEST = 20_000  # characters of a text that are shown
@@ -30,8 +31,7 @@ def page(runs: Sequence[Run]) -> str:
     Raises:
         InputError: a part's result is not of the form that this version writes.
     """
-    headlines = [(run, headline(run.results), cost(run.results), warnings(run.results)) for run in runs]
-    return _rendered(_title(runs), _sections(runs), runs=runs, headlines=headlines)
+    return _rendered(_title(runs), _sections(runs), lead.of_runs(runs), runs)
 
 
 def collection_page(found: Collection, links_from: Path) -> str:
@@ -40,18 +40,10 @@ def collection_page(found: Collection, links_from: Path) -> str:
     Args:
         links_from: the folder that the page will be in.
     """
-    lead, sections = collections.lead(found), collections.sections(found, links_from)
-    return _rendered(one_line(found.title), sections, lead=lead)
+    return _rendered(one_line(found.title), collections.sections(found, links_from), collections.lead(found))
 
 
-def _rendered(
-    title: str,
-    sections: Sequence[Section],
-    *,
-    runs: Sequence[Run] = (),
-    headlines: Sequence[tuple[Run, str, str, list[str]]] = (),
-    lead: Sequence[str] = (),
-) -> str:
+def _rendered(title: str, sections: Sequence[Section], first: Lead, runs: Sequence[Run] = ()) -> str:
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
@@ -59,13 +51,12 @@ def _rendered(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["visible"] = visible
-    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    script = "".join((_HERE / name).read_text(encoding="utf-8") for name in _SCRIPTS)
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     html = environment.get_template("page.html.jinja").render(
         title=title,
         runs=runs,
-        headlines=headlines,
-        lead=lead,
+        lead=first,
         sections=sections,
         payload=Markup(script_json(next((s.payload for s in sections if s.payload), {"runs": []}))),
         style=Markup((_HERE / "style.css").read_text(encoding="utf-8")),
@@ -90,11 +81,18 @@ def script_json(value: Any) -> str:
 
 
 def _sections(runs: Sequence[Run]) -> list[Section]:
-    made = [losses.overview(runs), *(each for evaluation in EVALUATIONS.values() for each in evaluation.sections(runs))]
+    made = [
+        losses.overview(runs),
+        usage.section(runs),
+        *(each for evaluation in EVALUATIONS.values() for each in evaluation.sections(runs)),
+    ]
+    made.append(latents.section(runs))
     samples = [(run, run.results.samples) for run in runs if run.results.samples]
     if samples:
         about = "The same beginning, continued by each variant of the model, always with its likeliest token."
-        made.append(Section("samples", "Samples", about, extra=samples))
+        n = sum(len(own) for _, own in samples)
+        gist = [("", f"{n} beginning{'s' if n > 1 else ''}, continued by each variant")]
+        made.append(Section("samples", "Samples", about, extra=samples, gist=gist))
     return [*made, provenance.section(runs)]
 
 

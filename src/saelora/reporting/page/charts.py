@@ -134,6 +134,43 @@ def _gap_key(bars: Sequence[GapBar]) -> list[Any]:
     return key
 
 
+@dataclass(frozen=True)
+class Bar:
+    """A named bar from zero to ``value``, with its interval and its look: won, left or worse."""
+
+    label: str
+    value: float
+    interval: Sequence[float] | None = None
+    look: str = "won"
+
+
+_LOOKS: dict[str, dict[str, Any]] = {
+    "won": {"color": BLUE, "edgecolor": BLUE},
+    "left": {"color": "none", "edgecolor": ORANGE, "hatch": "////"},
+    "worse": {"color": ORANGE, "edgecolor": ORANGE},
+}
+
+
+def bars(given: Sequence[Bar], name: str, x: str) -> str:
+    """Horizontal bars from zero, each with its interval."""
+
+    def draw(axes: Any) -> None:
+        for i, bar in enumerate(given):
+            axes.barh(i, bar.value, 0.55, **_LOOKS[bar.look])
+            if bar.interval:
+                side = [[max(0.0, bar.value - bar.interval[0])], [max(0.0, bar.interval[1] - bar.value)]]
+                axes.errorbar([bar.value], [i], xerr=side, fmt="none", ecolor=INK, color=INK, capsize=4, linewidth=1.4)
+        axes.axvline(0, color=INK, linewidth=2)
+        axes.set_yticks(range(len(given)), [short(bar.label, 44) for bar in given])
+        axes.set_ylim(len(given) - 0.5, -0.5)
+        axes.xaxis.get_major_locator().set_params(nbins=6)
+        axes.spines["left"].set_visible(False)
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel(x)
+
+    return drawn(draw, name, 0.75 + 0.36 * len(given))
+
+
 def lines(
     series: Sequence[Series],
     name: str,

@@ -12,13 +12,17 @@ from saelora.errors import InputError
 from saelora.identity import About, groups, model_name
 from saelora.manifest import MANIFEST, RESULTS, read_json
 from saelora.reporting import compare, sweep
+from saelora.reporting.best import best, ranking
 from saelora.reporting.comparison import figures as drawings
+from saelora.reporting.comparison.equal import Compared
 from saelora.reporting.comparison.run import ComparisonResult, ComparisonRun
+from saelora.reporting.format import one_line
 from saelora.reporting.outcome import DONE
-from saelora.reporting.page import charts
-from saelora.reporting.page.charts import Series, style
+from saelora.reporting.page import charts, usage
+from saelora.reporting.page.charts import Bar, Series, style
+from saelora.reporting.page.lead import Lead
 from saelora.reporting.page.provenance import rows_text
-from saelora.reporting.page.view import Figure, Section, Table
+from saelora.reporting.page.view import Figure, Section, Table, quoted_path, written
 from saelora.reporting.sweep_point import SweepPoint, SweepResult
 from saelora.reporting.text import ended_worse
 
@@ -29,6 +33,8 @@ _CAPTIONS = {
     "equal": "Share of the gap closed at equal tokens, and in equal time.",
     "left_behind": "What each way leaves behind.",
 }
+_NAMING = ("model", "layer", "n_saes", "d_sae", "l0", "rank", "placement", "lr", "seed")  # columns that name a point
+_MOST_BARS = 12
 _TIDY = ("name", "start", "seed", "budget", "share", "n_tokens", "total_seconds", "total_model_flops", "ce", "kl")
 
 
@@ -90,16 +96,82 @@ def read_collection(folder: str | Path) -> Collection | None:
     return Collection(kind, folder, swept.title or kind, swept.points, x, series)
 
 
-def lead(found: Collection) -> list[str]:
-    """What it is, and for a comparison what it found."""
+def lead(found: Collection) -> Lead:
+    """The best of it in one sentence and one picture, and for a comparison what else it found."""
     n = len(found.rows)
-    told = f"A {found.kind} of {n} {'run' if found.kind == 'comparison' else 'point'}{'s' if n != 1 else ''}."
-    return [told, *(compare.findings(found.runs) if found.runs else [])]
+    what = f"A {found.kind} of {n} {'run' if found.kind == 'comparison' else 'point'}{'s' if n != 1 else ''}."
+    return _lead_of_runs(found, what) if found.runs else _lead_of_points(found, what)
+
+
+def _lead_of_points(found: Collection, what: str) -> Lead:
+    rows = found.points
+    varied = [column for column in sweep.varied_columns(rows) if column in _NAMING] or ["rank"]
+    names = [one_line(", ".join(f"{c} {written(getattr(row, c), 'number')}" for c in varied)) for row in rows]
+    given = [
+        (name if names.count(name) == 1 else f"{name} ({row.id})", row) for name, row in zip(names, rows, strict=True)
+    ]
+    told = "Each point's share of the gap closed, with its 95 % interval."
+    picture = None
+    if (figure := _over_x(found, *sweep.PANELS[0], name="lead")) is not None:
+        picture, told = figure.svg, figure.caption
+    elif shown := ranking(given)[:_MOST_BARS]:
+        picture = _shares([(name, row.gap_closed or 0.0, row.interval("gap_closed")) for name, row in shown])
+    return Lead(best(given, "points", [row.about for row in rows]), picture, told, cost=what)
+
+
+def _lead_of_runs(found: Collection, what: str) -> Lead:
+    findings = compare.findings(found.runs)
+    group = sorted(compare.main_group(compare.equal_tokens(found.runs)), key=lambda row: -row.value)
+    if not group:
+        return Lead(findings[0] if findings else what, cost=what, more=findings[1:])
+    first, n = group[0], len(group)
+    said = f"Of {n} ways, {first.name} closes most of the SAE's gap with {first.budget:,} tokens from {first.start}: "
+    said += _with_interval(first)
+    if n > 1:
+        near = first.low is not None and group[1].high is not None and group[1].high >= first.low
+        said += f"; next {group[1].name} {_with_interval(group[1])}{'; their intervals overlap' if near else ''}"
+    kept = [(row.name, row.value, [row.low, row.high] if row.low is not None and row.high is not None else None)
+            for row in group[:_MOST_BARS]]  # fmt: skip
+    told = "Each way's share of the gap closed at equal tokens, with its 95 % interval where there are several seeds."
+    return Lead(f"{said}.", _shares(kept), told, cost=what, more=findings)
+
+
+def _with_interval(row: Compared) -> str:
+    if row.low is None or row.high is None:
+        return f"{row.value:.1%}"
+    return f"{row.value:.1%} (95 % interval {row.low:.1%} to {row.high:.1%})"
+
+
+def _shares(rows: Sequence[tuple[str, float, Sequence[float] | None]]) -> str:
+    bars = [
+        Bar(name, value * 100, [end * 100 for end in interval] if interval else None, "won" if value > 0 else "worse")
+        for name, value, interval in rows
+    ]
+    return charts.bars(bars, "lead", "share of the gap closed (%)")
 
 
 def sections(found: Collection, links_from: Path) -> list[Section]:
     """Results, and the runs behind them."""
-    return [_sweep(found) if found.kind == "sweep" else _comparison(found), _runs(found, links_from)]
+    results = _sweep(found) if found.kind == "sweep" else _comparison(found)
+    return [results, _use(found), _runs(found, links_from)]
+
+
+def _use(found: Collection) -> Section:
+    """The best adapter that was kept, and the command that makes all again."""
+    places = [(row.id, found.folder / "adapters" / row.id) for row in found.rows if row.id == Path(row.id).name]
+    kept = {name: place for name, place in places if (place / MANIFEST).is_file()}
+    ranked = [row.id for _, row in ranking([("", row) for row in found.points]) if isinstance(row, SweepPoint)]
+    best_kept = next((kept[each] for each in [*ranked, *kept] if each in kept), None)
+    command = "sweep" if found.kind == "sweep" else "compare"
+    repeat = []
+    if best_kept is not None:
+        out = quoted_path(best_kept.parent / f"{best_kept.name}-again")
+        told = f"saelora adapt --config {quoted_path(best_kept / 'config.yaml')} --out {out}"
+        repeat = [usage.Code("Make the best kept adapter again", told)]
+    folder = quoted_path(found.folder)
+    again = f"All of it: saelora {command} RECIPE.yaml --out {folder}, with the recipe that it was made of"
+    otherwise = "" if best_kept is not None else "Its adapters were not kept (--save-adapters keeps those of a sweep). "
+    return usage.of_folder(best_kept, repeat, f"{otherwise}{again}.")
 
 
 def _sweep(found: Collection) -> Section:
@@ -112,8 +184,17 @@ def _sweep(found: Collection) -> Section:
     )
     about += "the adapter wins back; figures are nats per predicted token, with 95 % intervals."
     return Section(
-        "results", "Result", about, figures=drawn, first=[_points_table(rows)], warnings=sweep.notes(rows)
+        "results", "Result", about, figures=drawn, first=[_points_table(rows)], warnings=sweep.notes(rows),
+        gist=[("", _range(rows))],
     )  # fmt: skip
+
+
+def _range(rows: Sequence[SweepPoint]) -> str:
+    """The least and the largest share of the gap closed."""
+    shares = [row.gap_closed for row in rows if row.gap_closed is not None]
+    if not shares:
+        return f"{len(rows)} points, of none a share of the gap"
+    return f"gap closed {min(shares):.1%} to {max(shares):.1%} over {len(shares)} points"
 
 
 def _points_table(rows: Sequence[SweepPoint]) -> Table:
@@ -132,7 +213,7 @@ def _points_table(rows: Sequence[SweepPoint]) -> Table:
     return Table("The points", columns, made)
 
 
-def _over_x(found: Collection, key: str, y: str, scale: float) -> Figure | None:
+def _over_x(found: Collection, key: str, y: str, scale: float, name: str | None = None) -> Figure | None:
     """A figure of the sweep over its x, a line for each of its series; what has no place on x is a line across."""
     rows = [row for row in found.points if row.status == DONE and getattr(row, key) is not None]
     if len({getattr(row, found.x) for row in rows} - {None}) < 2:
@@ -149,7 +230,9 @@ def _over_x(found: Collection, key: str, y: str, scale: float) -> Figure | None:
         (f"placement {row.placement}", getattr(row, key) * scale) for row in rows if getattr(row, found.x) is None
     ]
     log_x = logarithmic and all(x > 0 for each in series for x in each.x)
-    svg = charts.lines(series, key, label, y, zero=True, levels=across, log_x=log_x, whole=found.x in sweep.WHOLE)
+    svg = charts.lines(
+        series, name or key, label, y, zero=True, levels=across, log_x=log_x, whole=found.x in sweep.WHOLE
+    )
     form = "share" if key == "gap_closed" else "nats"
     return Figure(
         key,
@@ -193,7 +276,7 @@ def _comparison(found: Collection) -> Section:
     about = "Every way to make the model work through its SAE, on the same rows, with what it cost counted."
     told = compare.notes(runs)
     return Section("results", "Result", about, figures=drawn, tables=[*tables[1:], numbers], first=tables[:1],
-                   warnings=told)  # fmt: skip
+                   warnings=told, gist=[("", (compare.findings(runs) or [f"{len(runs)} runs"])[0])])  # fmt: skip
 
 
 def _as_table(title: str, lines: Sequence[Sequence[str]]) -> Table:
@@ -242,6 +325,7 @@ def _runs(found: Collection, links_from: Path) -> Section:
     return Section(
         "runs", "Points" if found.kind == "sweep" else "Runs", about,
         tables=[table for table in tables if table.rows], links=_links(found, links_from),
+        gist=[("", f"{len(common)} options in common, {len(varied)} that differ")],
     )  # fmt: skip
 
 

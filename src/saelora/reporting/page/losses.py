@@ -113,9 +113,7 @@ def gap(runs: Sequence[Run]) -> Figure | None:
         if adapted is None or spliced is None:
             continue
         cost, left = spliced - base, adapted - base
-        interval = results.interval("gap_closed") if has_gap(results) else None
-        ends = sorted(cost * (1 - share) for share in interval) if interval else None
-        bars.append(GapBar(run.label if len(runs) > 1 else "", cost, left, ends))
+        bars.append(GapBar(run.label if len(runs) > 1 else "", cost, left, ends_of_left(results)))
         closed = results.estimate("gap_closed") if has_gap(results) else None
         rows.append([run.label, base, spliced, adapted, cost, cost - left, closed])
     if not bars:
@@ -126,6 +124,14 @@ def gap(runs: Sequence[Run]) -> Figure | None:
     if any(bar.interval for bar in bars):
         told += " The whisker is the 95 % interval of that share."
     return Figure("gap", told, charts.gap_bars(bars, "gap"), Table("The gap", columns, rows))
+
+
+def ends_of_left(results: LossResult) -> list[float] | None:
+    """Interval of what is left of the gap, in nats: that of the share closed; None where there is none."""
+    interval, base, spliced = results.interval("gap_closed"), results.ce_base, results.ce_sae
+    if not interval or spliced is None or not has_gap(results):
+        return None
+    return sorted((spliced - base) * (1 - share) for share in interval)
 
 
 def learning_curve(runs: Sequence[Run]) -> Figure | None:
@@ -179,4 +185,17 @@ def overview(runs: Sequence[Run]) -> Section:
         if "loss" in run.parts and (found := other_rows(run.parts["loss"].about or About(), run.about)):
             name = f"{run.label}: the" if len(runs) > 1 else "The"
             told.append(f"{name} losses that were measured again do not compare with the first ones: {found}.")
-    return Section("results", "Result", about, figures=figures, tables=tables, first=first, warnings=told)
+    gist = [(run.label if len(runs) > 1 else "", _gist(run.results)) for run in runs]
+    return Section("results", "Result", about, figures=figures, tables=tables, first=first, warnings=told, gist=gist)
+
+
+def _gist(results: LossResult) -> str:
+    """What the lead leaves out: how near the original the predictions are."""
+    told = []
+    for name, before, after, form in (
+        ("KL to the original", results.kl_sae, results.kl_adapted, "{:.4f}"),
+        ("top-1 agreement", results.top1_sae, results.top1_adapted, "{:.1%}"),
+    ):
+        known = [form.format(value) for value in (before, after) if value is not None]
+        told += [f"{name} {' → '.join(known)}"] if known else []
+    return ", ".join(told) or f"cross entropy {results.ce_base:.4f} nats per token"

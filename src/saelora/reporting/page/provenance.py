@@ -7,7 +7,7 @@ from saelora.evals.registry import on_rows
 from saelora.identity import About, SAEId
 from saelora.records import Record
 from saelora.reporting.page.read import Run
-from saelora.reporting.page.view import Section, Table, by_run, quoted, row_of, written
+from saelora.reporting.page.view import Section, Table, by_run, row_of, written
 
 
 def section(runs: Sequence[Run]) -> Section:
@@ -33,20 +33,19 @@ def section(runs: Sequence[Run]) -> Section:
         *(_part(run, name, len(runs) > 1) for run in runs for name in run.parts),
     ]
     about = "Everything that it takes to make these numbers again."
-    made = [_commands(run) for run in runs]
-    return Section("provenance", "Provenance", about, tables=[t for t in tables if t.rows], extra=made)
+    gist = [(run.label if len(runs) > 1 else "", _gist(run)) for run in runs]
+    return Section("provenance", "Provenance", about, tables=[t for t in tables if t.rows], gist=gist)
 
 
 _NAMED = [("what", "text"), ("value", "text")]
 
 
-def _commands(run: Run) -> tuple[Run, list[str]]:
-    command = "finetune-sae" if run.manifest.method == "sae" else "adapt"
-    own = [f"saelora {command} --config {quoted(run)}/config.yaml --out NEW_FOLDER"]
-    parts = [name for name in run.parts if name != "loss"]
-    if parts:
-        own.append(f"saelora evaluate --adapter NEW_FOLDER --parts {' '.join(parts)}")
-    return run, own
+def _gist(run: Run) -> str:
+    config = run.manifest.config
+    told = [f"{name} {config[name]}" for name in ("rank", "placement", "lr", "tokens", "seed") if name in config]
+    environment = run.manifest.environment
+    saelora = None if environment is None else environment.versions.get("saelora")
+    return ", ".join([*told, *([f"saelora {saelora}"] if saelora else [])])
 
 
 def _flat(runs: Sequence[Run], values: Sequence[tuple[Run, Record | Mapping[str, object]]]) -> list[list[Any]]:

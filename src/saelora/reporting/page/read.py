@@ -11,6 +11,7 @@ from saelora.evals.registry import EVALUATIONS
 from saelora.identity import OTHER_ROWS, About, sae_names, same_saes, text_differs
 from saelora.manifest import MANIFEST, RESULTS, Manifest, PartFile, part_file, read_json
 from saelora.records import JsonObject
+from saelora.reporting.counted import Counted
 
 R = TypeVar("R")
 
@@ -26,6 +27,7 @@ class Run:
     parts: dict[str, PartFile]  # by name, "loss" (measured again) among them
     found: dict[str, object] = field(default_factory=dict)  # by name, the results of evaluations
     again: LossResult | None = None  # the losses, measured again
+    counted: Counted | None = None  # its latents, where saelora open has counted them
 
     @property
     def about(self) -> About:

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from saelora.evals.registry import EVALUATIONS
@@ -60,6 +61,7 @@ class Note:
     run: Run
     lines: Sequence[str] = ()
     command: str | None = None
+    told: str = "Not measured yet"  # before the command
     warning: str | None = None
     rows: Sequence[str] = ()  # with what it does not compare, since it was measured on other rows
 
@@ -81,6 +83,40 @@ class Section:
     warnings: Sequence[str] = ()
     links: Sequence[tuple[str, str]] = ()  # text and address, relative to the page
     payload: Any = None  # data for the page's script, which shows text token by token
+    gist: Sequence[tuple[str, str]] = ()  # its main number, seen while it is folded: run (or nothing) and words
+    open: bool = False
+
+    def gists(self) -> list[tuple[str, str]]:
+        """Its main number of each run; without words of its own, the first that each run's part found."""
+        if self.gist or not self.notes:
+            return _few(self.gist)
+        if not any(note.lines for note in self.notes):
+            return [("", "Not measured yet" if self.name != "latents" else "Not counted yet")]
+        several = len(self.notes) > 1
+        told = [
+            (note.run.label if several else "", note.lines[0] if note.lines else "not measured yet")
+            for note in self.notes
+        ]
+        return _few(told)
+
+    def careful(self) -> list[str]:
+        """What must be known before its numbers: seen while it is folded too."""
+        several = len(self.notes) > 1
+        own = [f"{note.run.label}: {note.warning}" if several else note.warning for note in self.notes if note.warning]
+        return [*self.warnings, *own]
+
+    def apart(self) -> list[str]:
+        """Which of its figures do not compare."""
+        several = len(self.notes) > 1
+        return [f"{note.run.label}: {told}" if several else told for note in self.notes for told in note.rows]
+
+
+_FEW = 6  # runs whose main number a folded section shows
+
+
+def _few(gists: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    more = len(gists) - _FEW
+    return [*gists[:_FEW], *([("", f"and {more} more")] if more > 0 else [])]
 
 
 def cell(value: Any, form: str) -> Cell:
@@ -118,6 +154,16 @@ def _number(value: float, form: str) -> str:
     if form == "number":
         return f"{value:.3g}"
     return str(value)
+
+
+Shaded = tuple[str, list[tuple[str, int, bool]]]  # a passage's peak, its tokens: text, shade of 5, whether the focus
+
+
+def shaded(tokens: Sequence[str], values: Sequence[float], focus: int | None, top: float) -> Shaded:
+    """A passage whose tokens are shaded by activation; ``top`` has the darkest shade."""
+    pairs = enumerate(zip(tokens, values, strict=True))
+    made = [(text, min(5, round(5 * max(0.0, value) / top)), i == focus) for i, (text, value) in pairs]
+    return cell(max(values, default=None), "number").text, made
 
 
 def estimates(values: Sequence[Any]) -> tuple[list[float | None], list[float | None], list[float | None]]:
@@ -176,9 +222,14 @@ def _missing(run: Run, part: str) -> Note:
 
 def quoted(run: Run) -> str:
     """The run's folder as a shell takes it."""
+    return quoted_path(run.folder)
+
+
+def quoted_path(path: Path) -> str:
+    """A path as a shell takes it."""
     import shlex
 
-    return shlex.quote(str(run.folder))
+    return shlex.quote(str(path))
 
 
 def measured(runs: Sequence[Run], kind: type[R]) -> list[tuple[int, Run, R]]:

@@ -10,7 +10,7 @@ from pydantic import Field, StrictBool, StrictInt, StrictStr
 
 from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint
-from saelora.use.census import Census
+from saelora.use.census import LEAST, Census
 from saelora.use.directions import decoder_of, logit_weights, nearest
 from saelora.use.run import LoadedRun
 from saelora.use.serving.bodies import read
@@ -21,7 +21,6 @@ from saelora.use.serving.page.bodies import PageBody
 from saelora.use.serving.page.counting import Counting
 
 BINS, NEAREST, LOGITS, PEAKS = 24, 8, 10, 3
-LEAST = 10  # times that a latent fires before its effect is ranked
 
 
 class ListBody(PageBody):

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from torch import Tensor
 
+from saelora.console import Console
 from saelora.errors import InputError, on_one_line
 from saelora.use.census import Census, cache_file, count, held_out_rows, load, save
+from saelora.use.census_told import keep_in_short
 from saelora.use.serving.engine import Engine
 
 State = Literal["not begun", "reading", "counting", "ready", "failed"]
@@ -51,6 +53,7 @@ class Counting:
             return
         if kept is not None:
             self.census, self.state = kept, "ready"
+            self.engine.when_idle(self._in_short(rows))
             return
         self.total, self.state = len(rows), "counting"
         self.engine.when_idle(self._steps(rows))
@@ -61,11 +64,21 @@ class Counting:
         except Exception as error:
             self._failed(error)
             return
+        yield from self._in_short(rows, anew=True)
+
+    def _in_short(self, rows: Tensor, anew: bool = False) -> Iterator[None]:
+        """Keep the census (where it is new), and what ``saelora report`` shows of it."""
+        assert self.census is not None
+        path = cache_file(self.engine.run, rows)
         try:
-            assert self.census is not None
-            save(self.census, cache_file(self.engine.run, rows))
-        except InputError:
-            pass  # it is made again next time
+            if anew:
+                save(self.census, path)
+            if anew or not path.with_suffix(".json").exists():
+                keep_in_short(self.census, self.engine.run, path.with_suffix(".json"))
+        except InputError as error:
+            self.why = f"it cannot be kept, and will be counted again next time: {on_one_line(error)}"
+            Console().say(f"the count of latents: {self.why}")
+        yield
 
     def _told(self, census: Census | None, n_rows: int) -> None:
         self.done = n_rows
