@@ -93,8 +93,8 @@ class RayLauncher:
         refs = [self._refs[number] for number in numbers]
         for ref in refs:
             self._ray.cancel(ref)
-        if refs:
-            self._ray.wait(refs, num_returns=len(refs), timeout=_SAVING)
+        if refs and self._ray.wait(refs, num_returns=len(refs), timeout=_SAVING)[1]:
+            return f"jobs were told to stop, some had not after {_SAVING:.0f} s; to go on, repeat with --resume"
         return "jobs are stopped, and saved what they had begun; to go on, repeat the command with --resume"
 
     def close(self) -> None:

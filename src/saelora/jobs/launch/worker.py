@@ -9,10 +9,12 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+_PAUSE = 0.2  # seconds
 _DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG of prctl(2)
 
 
@@ -38,8 +40,9 @@ def run_command(words: Sequence[str], cwd: str, log: str, code_file: str, env: M
             stderr=subprocess.STDOUT,
         )
         try:
-            process.wait()
-        finally:  # also where submitit or Ray raise something in here, when time is up
+            while process.poll() is None:
+                time.sleep(_PAUSE)  # a wait would not end where Ray raises KeyboardInterrupt in here
+        finally:  # also where submitit does so, when time is up
             if process.poll() is None:
                 process.send_signal(signal.SIGHUP)
                 process.wait()
