@@ -131,6 +131,7 @@ BAD = {
     "no recipe option": "compare {root}/recipes/smollm/timing.yaml --out o --set rnak=1",
     "no such entry": "compare {root}/recipes/smollm/timing.yaml --out o --only nobody",
     "option of a launcher that is not named": "sweep {root}/recipes/smollm/rank.yaml --out o --launcher-jobs 2",
+    "no option of a launcher": "sweep {root}/recipes/smollm/rank.yaml --out o --launcher ray --launcher-options moon",
     "no such point": "sweep {root}/recipes/smollm/rank.yaml --out o --only nobody",
     "no finished run": "report nowhere",
     "too few tokens of the demo": "demo --eval-tokens 511",
