@@ -262,25 +262,23 @@ def test_every_loader_of_the_registry_is_read_here_accounted_for_or_refused() ->
         assert entry.readable or loader in registry._FOREIGN or loader in refused_loaders | whole, loader
 
 
-def test_a_tensor_that_saelens_would_leave_out_is_refused(
-    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_tensor_that_saelens_would_leave_out_is_refused(tmp_path: Path, cache: Path) -> None:
     import torch
-    from sae_lens.loading import pretrained_sae_loaders as loaders
+    from safetensors.torch import save_file
 
-    entry = next(e for e in registry_entries() if e.loader == "qwen_scope")
-    model = next(name for name in loaders.QWEN_SCOPE_MODEL_INFO if name in entry.repo)
-    monkeypatch.setitem(loaders.QWEN_SCOPE_MODEL_INFO, model, ("tiny", 6))
-    monkeypatch.setattr(loaders, "_parse_qwen_scope_repo_id", lambda repo: (model, 20, 4))
-    w = weights()
-    state = {"W_enc": w["W_enc"].T, "W_dec": w["W_dec"].T, "b_enc": w["b_enc"], "b_dec": w["b_dec"]}
-    (tmp_path / "repo").mkdir()
-    torch.save({k: v.float().contiguous() for k, v in state.items()}, tmp_path / "repo" / entry.path)
+    entry = next(e for e in registry_entries() if e.loader == "llama_scope_r1_distill")
+    sizes = {"encoder.weight": (24, 6), "decoder.weight": (6, 24), "encoder.bias": (24,), "decoder.bias": (6,)}
+    state = {name: torch.randn(*size) for name, size in {**sizes, "log_jumprelu_threshold": (24,)}.items()}
+    folder = tmp_path / "repo" / entry.path
+    folder.mkdir(parents=True)
+    cfg = {"d_model": 6, "expansion_factor": 4, "hook_point_in": "blocks.3.hook_resid_post"}
+    (folder / "config.json").write_text(json.dumps(cfg))
+    save_file(state, folder / "sae_weights.safetensors")
     put_into_cache(cache, entry.repo, tmp_path / "repo")
     ref = f"{entry.release}/{entry.sae_id}"
-    assert load_sae(ref).architecture == "topk"
+    assert load_sae(ref).architecture == "jumprelu"
     cached = cache / f"models--{entry.repo.replace('/', '--')}" / "snapshots" / COMMIT / entry.path
-    torch.save({**state, "gain": torch.ones(20)}, cached)
+    save_file({**state, "gain": torch.ones(24)}, cached / "sae_weights.safetensors")
     assert "has gain" in refused(ref)
 
 

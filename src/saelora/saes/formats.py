@@ -37,6 +37,29 @@ SET_CONFIGS = ("config.yaml", "wandb-config.yaml", "wanb-config.yaml")
 _LAYER_FILE = re.compile(r"^layer_(\d+)\.safetensors$")
 
 
+# files that are an SAE by themselves, by their name -> format
+_SINGLE = {
+    "qwen_scope": re.compile(r"^layer(?P<layer>\d+)\.sae\.pt$"),
+    "goodfire": re.compile(r"^.+-SAE-l(?P<layer>\d+)\.pth?$"),
+}
+
+
+@dataclass(frozen=True)
+class SingleFile:
+    """What the name of a file says that is an SAE by itself."""
+
+    format: str
+    layer: int
+
+
+def single_file(name: str) -> SingleFile | None:
+    """What a file's name says, without folders; None where it is no SAE by itself."""
+    for format, pattern in _SINGLE.items():
+        if match := pattern.match(name):
+            return SingleFile(format, int(match["layer"]))
+    return None
+
+
 def layer_file(name: str) -> int | None:
     """The layer of a file that holds one transcoder of a set, by its name; None of other files."""
     match = _LAYER_FILE.match(name)
@@ -50,6 +73,11 @@ class Found:
     format: str
     folder: str
     files: tuple[str, ...]
+
+    @property
+    def place(self) -> str:
+        """What names it: its file where that is an SAE by itself, else its folder."""
+        return self.files[0] if self.format in _SINGLE else self.folder
 
 
 def find_saes(paths: Iterable[str]) -> list[Found]:
@@ -84,6 +112,14 @@ def choose(paths: Iterable[str], ref: str) -> Found:
     """
     paths = sorted(paths, key=_natural)
     found = find_saes(paths)
+    single = [path for path in paths if single_file(PurePosixPath(path).name) is not None]
+    if len(single) == 1 and not found:
+        (path,) = map(PurePosixPath, single)
+        return Found(single_file(path.name).format, str(path.parent), (str(path),))  # type: ignore[union-attr]
+    if single and not found:
+        raise InputError(
+            f"{ref} holds {len(single)} SAEs, one a layer: name one, such as {ref.rstrip('/')}/{single[0]}"
+        )
     if not found and (layers := [path for path in paths if layer_file(PurePosixPath(path).name) is not None]):
         raise InputError(
             f"{ref} holds {len(layers)} transcoders, one a layer: name one, such as {ref.rstrip('/')}/{layers[0]}, or "

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from saelora.errors import InputError, on_one_line
-from saelora.saes.formats import SET_CONFIGS, Found, choose, folder_of, layer_file
+from saelora.saes.formats import SET_CONFIGS, Found, choose, folder_of, layer_file, single_file
 
 _REF = re.compile(r"^[\w.-]+/[\w.-]+(/.+)?$")
 _AT = re.compile(r"^([\w.-]+/[\w.-]+)@([^/@]+)(/.+)?$")
@@ -56,6 +56,9 @@ def fetch(ref: str, revision: str | None = None) -> Fetched:
         files = [inner, *(path for path in beside if path in paths)]
         folder = _download(repo, revision, commit, files) if online else _cached(repo, commit, None)
         return Fetched((folder / inner).parent, "circuit_tracer", f"{repo}/{inner}", commit)
+    if inner in paths and (single := single_file(inner.rpartition("/")[2])) is not None:
+        folder = _download(repo, revision, commit, [inner]) if online else _cached(repo, commit, None)
+        return Fetched((folder / inner).parent, single.format, f"{repo}/{inner}", commit)
     if inner in paths:
         inner = (folder_of(inner) or inner).removeprefix(".")
     below = [path.removeprefix(f"{inner}/") for path in paths if not inner or path.startswith(f"{inner}/")]
@@ -67,8 +70,12 @@ def fetch(ref: str, revision: str | None = None) -> Fetched:
     files = [f"{inner}/{file}" if inner else file for file in found.files]
     files += [path for path in _run_configs(found, inner) if path in paths]
     folder = _download(repo, revision, commit, files) if online else _cached(repo, commit, None)
-    within = "/".join(part for part in (inner, found.folder) if part not in ("", "."))
-    return Fetched(folder / within, found.format, f"{repo}/{within}".rstrip("/"), commit)
+    within, place = (_within(inner, part) for part in (found.folder, found.place))
+    return Fetched(folder / within, found.format, f"{repo}/{place}".rstrip("/"), commit)
+
+
+def _within(inner: str, part: str) -> str:
+    return "/".join(each for each in (inner, part) if each not in ("", "."))
 
 
 def fetch_folder(ref: str, patterns: Sequence[str], revision: str | None = None) -> Path:

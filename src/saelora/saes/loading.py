@@ -14,7 +14,7 @@ from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.records import JsonObject
 from saelora.saes import hub, registry
 from saelora.saes.build import build_sae, check_finite, describe, fingerprint, freeze
-from saelora.saes.formats import LAYOUTS, SET_CONFIGS, choose, folder_of, layer_file
+from saelora.saes.formats import LAYOUTS, SET_CONFIGS, choose, folder_of, layer_file, single_file
 from saelora.saes.processing import check_processing
 from saelora.saes.readers import READERS
 from saelora.saes.transcoder import Transcoder, TranscoderParts, build_transcoder, check_written
@@ -158,6 +158,8 @@ def _open_local(path: Path, dtype: torch.dtype) -> _Opened:
     if path.is_file():
         if layer_file(path.name) is not None and any((path.parent / config).is_file() for config in SET_CONFIGS):
             return _Opened(_read(path.parent, "circuit_tracer", path.as_posix(), dtype, None), "circuit_tracer")
+        if (single := single_file(path.name)) is not None:
+            return _Opened(_read(path.parent, single.format, path.as_posix(), dtype, None), single.format)
         folder_name = folder_of(path.as_posix())
         if folder_name is None:
             known = ", ".join(sorted({name for layout in LAYOUTS for name in layout.required}))
@@ -165,7 +167,7 @@ def _open_local(path: Path, dtype: torch.dtype) -> _Opened:
         path = Path(folder_name)
     found = choose(_walk(path), str(path))
     folder = path / found.folder
-    name = folder.as_posix()
+    name = (path / found.place).as_posix()
     entry = registry.registered(name) if "/snapshots/" in name else None
     return _Opened(_read(folder, found.format, name, dtype, entry), found.format)
 

@@ -28,13 +28,11 @@ _FORMATS = {
     "mwhanna_transcoder": "circuit_tracer",
     "llama_scope_r1_distill": "llama_scope",
     "dictionary_learning_1": "dictionary_learning",
+    "deepseek_r1": "goodfire",
 }
 # loaders of SAELens whose files no reader here knows -> where its weights are, and the tensors that SAELens takes
 _LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
 _FOREIGN = {
-    "qwen_scope": ("{path}", ("W_enc", "W_dec", "b_enc", "b_dec")),
-    "goodfire": ("{path}", tuple(name.replace("coder.", "coder_linear.") for name in _LINEAR)),
-    "deepseek_r1": ("{path}", _LINEAR),
     "llama_scope_r1_distill": ("{path}/sae_weights.safetensors", (*_LINEAR, "log_jumprelu_threshold")),
 }
 # a file of a hub repository in the cache

@@ -3,7 +3,15 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from saelora.saes.readers import circuit_tracer, dictionary_learning, gemma_scope, llama_scope, saelens, sparsify
+from saelora.saes.readers import (
+    circuit_tracer,
+    dictionary_learning,
+    gemma_scope,
+    llama_scope,
+    saelens,
+    single_file,
+    sparsify,
+)
 from saelora.saes.readers.common import Parts
 from saelora.saes.transcoder import TranscoderParts
 
@@ -15,6 +23,8 @@ READERS: dict[str, Callable[[Path, str], Parts | TranscoderParts]] = {
     "llama_scope": llama_scope.read,
     "dictionary_learning": dictionary_learning.read,
     "circuit_tracer": circuit_tracer.read,
+    "qwen_scope": single_file.read_qwen_scope,
+    "goodfire": single_file.read_goodfire,
 }
 
 __all__ = ["READERS", "Parts"]
