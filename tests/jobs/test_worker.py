@@ -23,6 +23,7 @@ def test_output_is_appended_to_the_log_and_the_exit_code_written(tmp_path: Path)
 def test_a_command_is_stopped_where_its_parent_is_interrupted_and_says_so(tmp_path: Path) -> None:
     """As Ray cancels: a flag of the interpreter, which ends no call of the system's."""
     log, code = tmp_path / "a.log", tmp_path / "a.code"
+    code.write_text("0")  # of the same job, before it was requeued
     threading.Timer(0.1, _thread.interrupt_main).start()
     with pytest.raises(KeyboardInterrupt):
         run_command(["--help"], str(Path.cwd()), str(log), str(code), {})

@@ -30,6 +30,7 @@ def run_command(words: Sequence[str], cwd: str, log: str, code_file: str, env: M
     Returns:
         The exit code.
     """
+    Path(code_file).unlink(missing_ok=True)  # of the job before SLURM requeued it
     with Path(log).open("ab") as out:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__, *words],
