@@ -28,6 +28,7 @@ from saelora.saes.loading import LoadedSAE, check_fits, load_sae
 from saelora.saes.processing import check_centring
 from saelora.saes.sets import transcoders_of
 from saelora.saes.sparse import sparse, worthwhile
+from saelora.saes.suites import with_suite
 
 VALIDATION_SEED = 0  # the same held-out rows for every training seed, so that seeds compare
 
@@ -98,7 +99,8 @@ def assemble(
         if found.hookpoint in saes:
             raise InputError(f"two SAEs at {found.hookpoint}: {saes[found.hookpoint].ref} and {ref}; give one")
         saes[found.hookpoint] = found
-    token_mask = token_mask_of(config.exempt, config, loaded, saes, recorded_policy)
+    exempt = with_suite(config.exempt, saes.values())
+    token_mask = token_mask_of(exempt, config, loaded, saes, recorded_policy)
     return Assembled(loaded, saes, token_mask, anatomy, _replacement(config, saes))
 
 

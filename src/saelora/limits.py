@@ -73,6 +73,12 @@ def exempt(value: str) -> str | None:
     return "one of bos, eos, pad, first, massive, none, or a token id"
 
 
+def exempt_of_saes(value: str) -> str | None:
+    """The same beside SAEs that are given, whose suite may say it."""
+    told = exempt(value)
+    return None if value == "suite" or told is None else told.replace("none, or", "none, suite, or")
+
+
 def temperature(value: float) -> str | None:
     """Of sampling: a smaller one than this makes infinities of logits."""
     return None if value == 0 or 1e-5 <= value < float("inf") else "0 (the likeliest token), or 0.00001 or more"

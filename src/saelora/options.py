@@ -4,7 +4,7 @@ from typing import Literal
 
 from saelora.config import Configuration, Count, option
 from saelora.errors import InputError
-from saelora.limits import POSITIVE, ROW, Within, device, exempt, transcoder_layers
+from saelora.limits import POSITIVE, ROW, Within, device, exempt_of_saes, transcoder_layers
 from saelora.models.hookpoints import parse_hookpoint
 
 
@@ -76,8 +76,9 @@ class SAEConfig(Configuration):
     exempt: list[str] = option(
         ["bos", "eos", "pad", "first"],
         "positions that SAEs leave alone: bos, eos, pad, first (of a row, whatever token stands there), first:4 (the "
-        "first four), none, token ids, or massive (norms above 10 times the median, massive:20: 20 times); repeatable",
-        limit=exempt,
+        "first four), none, token ids, massive (norms above 10 times the median, massive:20: 20 times), or suite (what "
+        "the SAEs' authors leave out, where that is known); repeatable",
+        limit=exempt_of_saes,
     )
     sparse_decode: Literal["auto", "on", "off"] = option(
         "auto", "gather active latents instead of dense SAE products: on where the SAE allows, auto where faster too"

@@ -121,10 +121,13 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     from saelora.core.check import check_against_whole
     from saelora.jobs.students import frozen_and_tuned
     from saelora.models.loading import pick_device
+    from saelora.saes.suites import hint
     from saelora.train.shard import shard_layers
 
     here = updated(config, {"adapter": None if adapter is None else str(adapter)})
     assembled = assemble(config, recorded_policy=None if recorded is None else recorded.token_policy)
+    if recorded is None and (told := hint(config.exempt, assembled.saes.values())):
+        console.say(told)
     about = described(here, assembled, recorded, given, console)
     rows = group.on_main(lambda: validation_rows(config, assembled.loaded))
     about = measured_on(about, rows, autocast_dtype(assembled.loaded))

@@ -39,6 +39,7 @@ from saelora.objectives.useful import Share, matrix_rate, useful_flops
 from saelora.reporting.card import card
 from saelora.reporting.figures import learning_curve
 from saelora.reporting.outcome import outcome
+from saelora.saes.suites import hint
 from saelora.train.loop import LoopState
 from saelora.train.shard import shard_layers
 from saelora.train.tracking import Tracker
@@ -71,8 +72,9 @@ def train_and_measure(
     console.say(f"reading {config.data}")
     rows = group.on_main(lambda: read_rows(config, assembled.loaded, config.tokens, "train", config.seed))
     heldout = group.on_main(lambda: validation_rows(config, assembled.loaded))
-    if told := reach(config, assembled):
-        console.say(told)
+    for told in (reach(config, assembled), hint(config.exempt, assembled.saes.values())):
+        if told:
+            console.say(told)
     if any(map(transcoder_in, assembled.sae_modules.values())):
         frozen = assembled.loaded.model, assembled.sae_modules, assembled.token_mask
         for line in doubts(fvu_by_site(*frozen, heldout, autocast_dtype(assembled.loaded))):
