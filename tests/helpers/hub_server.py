@@ -12,10 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+import pytest
 import yaml
+from huggingface_hub import constants
 
 Files = dict[str, bytes]
 LARGE = (".safetensors", ".npz", ".png")  # what goes through LFS, whatever its size
@@ -43,7 +46,7 @@ class Hub(ThreadingHTTPServer):
         tokens: token -> (user, whether it may write).
         repos: by name.  objects: what was uploaded, by SHA-256.
         asked: "METHOD path" of each request, without its query.
-        failing: regular expression of such a line -> (status, how often still, None for always).
+        failing: regular expression of such a line -> (status, how often still, None for always, the hub's code for it).
     """
 
     daemon_threads = True
@@ -54,12 +57,16 @@ class Hub(ThreadingHTTPServer):
         self.repos: dict[str, Repo] = {}
         self.objects: dict[str, bytes] = {}
         self.asked: list[str] = []
-        self.failing: dict[str, tuple[int, int | None]] = {}
+        self.failing: dict[str, tuple[int, int | None] | tuple[int, int | None, str]] = {}
         self.lock = threading.Lock()
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def hold(self, name: str, files: Files, commit: str) -> None:
+        """A public repository with one commit of these files."""
+        self.repos[name] = Repo(False, {"main": [(commit, files)]})
 
     def commits(self, repo: str, branch: str = "main") -> list[Files]:
         """The files of each commit, the first of them empty: the hub makes it with the repository."""
@@ -92,10 +99,11 @@ class Handler(BaseHTTPRequestHandler):
         line = f"{self.command} {path}"
         with self.server.lock:
             self.server.asked.append(line)
-            for what, (status, times) in self.server.failing.items():
+            for what, (status, times, *code) in self.server.failing.items():
                 if times != 0 and re.search(what, line):
-                    self.server.failing[what] = (status, None if times is None else times - 1)
-                    return self.answer(status, {"error": "as the test wants it"})
+                    self.server.failing[what] = (status, None if times is None else times - 1, *code)
+                    headers = {"X-Error-Code": code[0]} if code else {}
+                    return self.answer(status, {"error": "as the test wants it"}, headers)
             self.route(path, body)
 
     def route(self, path: str, body: bytes) -> None:
@@ -263,6 +271,17 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def reach(server: Hub, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the client of this process take it for the hub, with an empty cache."""
+    monkeypatch.setattr(constants, "ENDPOINT", server.url)
+    template = server.url + "/{repo_id}/resolve/{revision}/{filename}"
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # of Xet's servers there are none but the hub's own
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
 
 
 @contextmanager

@@ -1,9 +1,7 @@
 """Hub repositories and SAELens' registry, through the real hub client against a cache or a server of our own."""
 
-import http.server
 import json
 import shutil
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -11,13 +9,13 @@ import pytest
 from huggingface_hub import constants
 
 import sae_files as files
+from hub_server import Files, Hub, reach, running
 from sae_files import weights
 from saelora.errors import InputError
 from saelora.saes import registry
 from saelora.saes.loading import load_sae
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
-Files = dict[str, bytes]
 
 
 @pytest.fixture
@@ -37,65 +35,11 @@ def put_into_cache(cache: Path, repo: str, source: Path) -> None:
     shutil.copytree(source, storage / "snapshots" / COMMIT)
 
 
-class Hub:
-    """As much of the hub's HTTP interface as a download uses; records which files were fetched."""
-
-    def __init__(self) -> None:
-        self.repos: dict[str, Files] = {}
-        self.errors: dict[str, tuple[int, str]] = {}
-        self.fetched: list[str] = []
-
-    def answer(self, path: str) -> tuple[int, dict[str, str], bytes]:
-        path = path.partition("?")[0].removeprefix("/")
-        repo = "/".join(path.removeprefix("api/models/").split("/")[:2])
-        if repo in self.errors or repo not in self.repos:
-            status, code = self.errors.get(repo, (404, "RepoNotFound"))
-            return status, {"X-Error-Code": code, "X-Error-Message": code}, b"{}"
-        held = self.repos[repo]
-        if path.startswith("api/models/") and "/tree/" in path:
-            tree = [{"type": "file", "path": p, "size": len(b), "oid": "0" * 40} for p, b in held.items()]
-            return 200, {}, json.dumps(tree).encode()
-        if path.startswith("api/models/"):
-            if "/revision/" in path and path.rpartition("/")[2] not in ("main", COMMIT):
-                return 404, {"X-Error-Code": "RevisionNotFound"}, b"{}"
-            info = {"id": repo, "sha": COMMIT, "siblings": [{"rfilename": p} for p in held]}
-            return 200, {}, json.dumps(info).encode()
-        name = path.partition("/resolve/")[2].partition("/")[2]
-        self.fetched.append(name)
-        return 200, {"X-Repo-Commit": COMMIT, "ETag": f'"{abs(hash(name)):040x}"'}, held[name]
-
-
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
-    state = Hub()
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            status, headers, body = state.answer(self.path)
-            self.send_response(status)
-            for key, value in headers.items():
-                self.send_header(key, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(body)
-
-        do_HEAD = do_GET
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}"
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    yield state
-    server.shutdown()
-    server.server_close()
+    with running() as server:
+        reach(server, tmp_path / "cache", monkeypatch)
+        yield server
 
 
 def as_files(root: Path) -> Files:
@@ -113,13 +57,13 @@ def test_repository_is_read_at_its_commit_and_only_the_named_sae_is_fetched(tmp_
     inner = "layer_12/width_16k/average_l0_82"
     local = files.write_gemma_scope(tmp_path / "gemma-scope-2b-pt-mlp" / inner, weights(3))
     files.write_gemma_scope(tmp_path / "gemma-scope-2b-pt-mlp" / "layer_13/width_16k/average_l0_9", weights(4))
-    hub.repos["google/gemma-scope-2b-pt-mlp"] = as_files(tmp_path / "gemma-scope-2b-pt-mlp")
+    hub.hold("google/gemma-scope-2b-pt-mlp", as_files(tmp_path / "gemma-scope-2b-pt-mlp"), COMMIT)
     ref = f"google/gemma-scope-2b-pt-mlp/{inner}"
     loaded = load_sae(ref)
     assert (loaded.revision, loaded.format, loaded.ref) == (COMMIT, "gemma_scope", ref)
     assert str(loaded.hookpoint) == "layers.12.mlp_out"
     assert loaded.fingerprint == load_sae(str(local)).fingerprint
-    assert set(hub.fetched) == {f"{inner}/params.npz"}
+    assert {line.rpartition("/resolve/")[2] for line in hub.sent("/resolve/")} == {f"{COMMIT}/{inner}/params.npz"}
     assert load_sae(f"{ref}/params.npz", revision="main").fingerprint == loaded.fingerprint
 
 
@@ -129,7 +73,7 @@ def test_sparsify_repository_brings_its_run_configuration(tmp_path: Path, hub: H
     for name in ("layers.1", "layers.2.mlp"):
         SparseCoder(6, SparseCoderConfig(k=2, num_latents=8)).save_to_disk(tmp_path / "repo" / name)
     (tmp_path / "repo" / "config.json").write_text('{"sae": {}, "model": "some/model"}')
-    hub.repos["EleutherAI/sae-tiny"] = as_files(tmp_path / "repo")
+    hub.hold("EleutherAI/sae-tiny", as_files(tmp_path / "repo"), COMMIT)
     loaded = load_sae("EleutherAI/sae-tiny/layers.2.mlp")
     assert (str(loaded.hookpoint), loaded.model_name) == ("layers.2.mlp_module_out", "some/model")
     assert "choices: layers.1, layers.2.mlp" in refused("EleutherAI/sae-tiny")
@@ -149,14 +93,14 @@ def test_sparsify_repository_brings_its_run_configuration(tmp_path: Path, hub: H
 def test_refusals_of_the_hub_name_the_remedy(hub: Hub, status: int, code: str, remedy: str) -> None:
     import re
 
-    hub.errors["owner/name"] = (status, code)
+    hub.failing["GET /api/models/owner/name"] = (status, None, code)
     message = refused("owner/name/sae")
     assert re.search(remedy, message)
     assert "owner/name" in message
 
 
 def test_unknown_revision_is_named(tmp_path: Path, hub: Hub) -> None:
-    hub.repos["owner/name"] = as_files(files.write_saelens(tmp_path / "sae", weights()))
+    hub.hold("owner/name", as_files(files.write_saelens(tmp_path / "sae", weights())), COMMIT)
     assert load_sae("owner/name").revision == COMMIT
     assert "no revision v9" in refused("owner/name", revision="v9")
 

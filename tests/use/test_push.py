@@ -15,7 +15,7 @@ from huggingface_hub import ModelCard, constants
 
 import saelora
 import workspace as ws
-from hub_server import Hub, running
+from hub_server import Hub, reach, running
 from saelora.cli import main
 from saelora.errors import InputError
 from saelora.use.push import push
@@ -28,13 +28,7 @@ REPO = "me/run"
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub that knows this process as one that may write; its cache is empty."""
     with running() as server:
-        url = server.url
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # of Xet's servers there are none but the hub's own
-        monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+        reach(server, tmp_path / "cache", monkeypatch)
         monkeypatch.setenv("HF_TOKEN", "hf_writer")
         yield server
 

@@ -64,8 +64,8 @@ class Firing:
         self.square_R[name][rows] = _numbers(x_BSD.square().sum((1, 2)))
         self.x_RD[name] += list(_numbers(x_BSD.sum(1)))
 
-    def compute(self) -> LatentChange:
-        """What the rows so far tell."""
+    def compute(self, reads_original: bool | None = None) -> LatentChange:
+        """What the rows so far tell, and what it is of (``LatentChange.reads_original``)."""
         n = self.n_R.sum()
         return LatentChange(
             identical=self.identical,
@@ -74,6 +74,7 @@ class Firing:
             rate_correlation=correlation(self.fired_KF[Variant.BASE], self.fired_KF[Variant.ADAPTED]),
             l0={name: float(active / n) for name, active in self.active.items()},
             fvu={name: self._fvu(name) for name in self.active},
+            reads_original=reads_original,
             **self._spread(),
         )
 

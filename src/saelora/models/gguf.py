@@ -17,8 +17,7 @@ from transformers import __version__ as transformers_version
 
 from saelora.errors import InputError, first_line
 from saelora.files import write_whole
-from saelora.locks import scratch_folder
-from saelora.models.assets import cache_dir, publish
+from saelora.models.assets import cache_dir, kept
 from saelora.models.gguf_config import stated_config
 from saelora.models.gguf_file import GGUFFile, merge, read_gguf, shards_of
 from saelora.models.gguf_tensors import FACTORS
@@ -50,16 +49,15 @@ def converted(gguf: Path) -> Path:
     config = stated_config(file)
     _check_room(file)
     logger.info("converting %s once, into %s", gguf.name, target)
-    try:
-        with scratch_folder(_made(target.parent)) as temporary:
-            whole = paths[0]
-            if len(paths) > 1:
-                whole = temporary / "whole.gguf"
-                merge(file, whole)
-            publish(_convert(file, whole, config, temporary / "model"), target)
-    except OSError as error:
-        raise InputError(f"cannot write {target}: {error}; set SAELORA_CACHE to a folder with room") from error
-    return target
+
+    def make(temporary: Path) -> Path:
+        whole = paths[0]
+        if len(paths) > 1:
+            whole = temporary / "whole.gguf"
+            merge(file, whole)
+        return _convert(file, whole, config, temporary / "model")
+
+    return kept(target, make)
 
 
 def gguf_sha256(gguf: Path) -> str:

@@ -15,8 +15,10 @@ from saelora.use.reference import Run, find_run, recorded_about
 from saelora.use.run import LoadedRun
 
 _OWN = {"adapter", "parts", "out", "overwrite", "other_weights", "quiet", "device", "dtype", "shard", "compile"}
-_HERE = ("model", "revision", "sae", "hookpoint", "device", "dtype", "exempt", "other_weights", "sparse_decode")
-_HERE += ("transcoders", "transcoder_layers")
+_HERE = (
+    *("model", "revision", "sae", "hookpoint", "transcoders", "transcoder_layers"),
+    *("device", "dtype", "exempt", "other_weights", "sparse_decode"),
+)
 
 
 def load(ref: str | Path, **options: Any) -> LoadedRun:

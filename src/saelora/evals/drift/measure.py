@@ -71,8 +71,7 @@ def measure_drift(
                     add(firing, batch.start, clean, found)
     original = subject.spliced.reads if subject.spliced.replacement.mode == "parallel" else {}
     latents = {
-        str(hookpoint): replace(own.compute(), reads_original=True if hookpoint in original else None)
-        for hookpoint, own in firing.items()
+        str(hookpoint): own.compute(True if hookpoint in original else None) for hookpoint, own in firing.items()
     }
     return Drift(int(sum(distances.n)), distances.compute(), latents)
 
