@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,9 @@ def _by_llama_cpp(loaded: LoadedRun, architecture: str, adapter: Path, exact: bo
     Raises:
         InputError: llama.cpp computes something else with the adapter, though not without it; asked for if ``exact``.
     """
+    needed, free = 4 * sum(p.numel() for p in loaded.model.parameters()), shutil.disk_usage(adapter.parent).free
+    if free < needed:
+        return f"its model in float32 takes {needed / 1e9:.1f} GB beside the export, {free / 1e9:.1f} GB are free there"
     prompts = [row[:, :n] for row in rows_of(loaded) for n in range(row.shape[1], 0, -_APART)]
     with scratch_folder(adapter.parent) as work:
         base = work / "base.gguf"
