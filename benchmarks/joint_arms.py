@@ -52,7 +52,7 @@ def factor(arm: Arm, window: tuple[float, float], progress: float, share: float)
 
 LORA_RATES = (3e-4, 7e-4, 1.5e-3, 3e-3, 6e-3, 1.2e-2)
 SAE_RATES = (1e-4, 3e-4, 6e-4, 1e-3, 2e-3, 4e-3)
-JOINT_RATES = ((1.5e-3, 3e-3), (1.5e-4, 5e-4, 1.5e-3))  # adapter, decoder
+JOINT_RATES = ((7e-4, 1.5e-3), (5e-5, 1.5e-4, 5e-4))  # adapter, decoder
 
 
 def grids() -> dict[str, list[Arm]]:
@@ -62,7 +62,8 @@ def grids() -> dict[str, list[Arm]]:
     decoder = [Arm(f"decoder@{lr:g}", part="decoder", sae_lr=lr) for lr in (5e-4, 1.5e-3, 5e-3)]
     pairs = [(a, d) for a in JOINT_RATES[0] for d in JOINT_RATES[1]]
     joint = [Arm(f"joint@{a:g},{d:g}", rank=64, lr=a, part="decoder", sae_lr=d) for a, d in pairs]
-    whole = [Arm(f"joint-sae@1.5e-3,{d:g}", rank=64, lr=1.5e-3, part="sae", sae_lr=d) for d in (3e-4, 1e-3)]
+    pairs = [(7e-4, 1e-4), (1.5e-3, 3e-4)]
+    whole = [Arm(f"joint-sae@{a:g},{d:g}", rank=64, lr=a, part="sae", sae_lr=d) for a, d in pairs]
     return {"lora": lora, "sae": sae, "decoder": decoder, "joint": joint, "joint-sae": whole}
 
 

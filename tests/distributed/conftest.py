@@ -35,6 +35,9 @@ BOTH: dict[str, Any] = {**ADAPT, "tokens": 21 * ws.CONTEXT, "method": "lora+sae"
 BOTH |= {"history_points": 0}
 LINEAR: dict[str, Any] = {**BOTH, "method": "linear", "objective": "kl"}
 FINETUNE = {k: v for k, v in BOTH.items() if k not in ("method", "rank", "sae_lr")} | {"lr": 1e-3}
+REPLACED: dict[str, Any] = {**ADAPT, "tokens": 21 * ws.CONTEXT, "placement": "all", "history_points": 0}
+TRANSCODERS: dict[str, Any] = {key: value for key, value in TRAIN_SAE.items() if key not in ("hookpoint", "d_sae")}
+TRANSCODERS |= {"architecture": "skip-transcoder", "transcoder_layers": "all", "tokens": 20 * ws.CONTEXT, "d_sae": 64}
 END_TO_END: dict[str, Any] = {**TRAIN_SAE, "tokens": 20 * ws.CONTEXT, "objective": "e2e+downstream"}
 
 
@@ -53,7 +56,12 @@ class Runs:
             "linear": ("adapt", {**adapter, **LINEAR}),
             "finetune": ("finetune_sae", {**adapter, **FINETUNE}),
             "e2e": ("train_sae", {**common, **END_TO_END}),
+            "transcoders": ("train_sae", {**common, **TRANSCODERS}),
         }
+        own = [ws.write_transcoder(root / "set" / f"layers.{i}.mlp_out", layer=i) for i in range(ws.N_LAYERS)]
+        for mode in ("cascading", "parallel"):
+            options = {**common, **REPLACED, "transcoders": [str(own[0].parent)], "replacement_mode": mode}
+            self.jobs[mode] = ("adapt", options)
         base = {k: v for k, v in ws.ADAPT.items() if k not in ("history_points", "history_tokens", "rank")}
         self.recipe = {
             "base": {**base, **adapter, "tokens": 8 * ws.CONTEXT},
@@ -71,7 +79,7 @@ class Runs:
 
     def run_together(self) -> None:
         adapt, long, train = (self.jobs[name][1] for name in ("adapt", "long", "train"))
-        others = ("both", "linear", "finetune", "e2e")
+        others = ("both", "linear", "finetune", "e2e", "transcoders", "cascading", "parallel")
         given = {
             "adapt": ("adapt", {**adapt, "out": str(self.two("adapt"))}),
             "sharded": ("adapt", {**adapt, "track": None, "out": str(self.two("sharded")), "shard": True}),
@@ -83,7 +91,7 @@ class Runs:
         for name in others:
             job, options = self.jobs[name]
             given[name] = (job, {**options, "out": str(self.two(name)), "quiet": True})
-            if name != "e2e":
+            if name in ("both", "linear", "finetune"):
                 given[f"{name} sharded"] = (
                     job,
                     {**given[name][1], "out": str(self.two(f"{name}-sharded")), "shard": True},

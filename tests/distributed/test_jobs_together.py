@@ -78,6 +78,21 @@ def test_end_to_end_saes_divided_over_processes_equal_those_of_one(runs: Any) ->
     assert_close(metrics_of(runs.two("e2e")), metrics_of(runs.one("e2e")), 1e-9)
 
 
+@pytest.mark.parametrize("mode", ["cascading", "parallel"])
+def test_two_processes_adapt_round_transcoders_as_one_does(runs: Any, mode: str) -> None:
+    ours, theirs = runs.two(mode), runs.one(mode)
+    assert_same_adapter(ours, theirs, 2e-5)
+    assert_close(metrics_of(ours), metrics_of(theirs), 5e-5)
+    assert_close(*(json.loads((f / "results.json").read_text()) for f in (ours, theirs)), 5e-5)
+    assert metrics_of(theirs) != metrics_of(runs.one("parallel" if mode == "cascading" else "cascading"))
+
+
+def test_transcoders_divided_over_processes_equal_those_of_one_bit_for_bit(runs: Any) -> None:
+    for layer in range(4):
+        assert_same_sae(*(f("transcoders") / f"layers.{layer}.mlp_out" for f in (runs.two, runs.one)), 0.0)
+    assert_close(metrics_of(runs.two("transcoders")), metrics_of(runs.one("transcoders")), 0.0)
+
+
 # SPEC 11.7
 def test_evaluation_by_two_processes_draws_the_same_intervals(runs: Any) -> None:
     expected = json.loads(json.dumps(runs.alone["evaluate"]))
