@@ -1,19 +1,13 @@
 """The page to play with, served with a tiny run, in a real browser: by mouse, finger and keyboard."""
 
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvicorn
 
-import saelora
 import workspace as ws
-from saelora.use.serving.app import application
-from saelora.use.serving.engine import Engine
-from saelora.use.serving.http import Limits
+from served_page import served, visited
 
 pytestmark = pytest.mark.xdist_group("browser")
 TOKENS = "article[data-variant={}] .tokens [role=option]"
@@ -23,42 +17,14 @@ TOKENS = "article[data-variant={}] .tokens [role=option]"
 def address(workspace: ws.Workspace, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     out = tmp_path_factory.mktemp("played") / "<b>run</b>"
     assert workspace.adapt(out, "--quiet") == 0
-    engine = Engine(saelora.load(out))
-    place = socket.create_server(("127.0.0.1", 0))
-    app = application(engine, Limits(most_tokens=64, timeout=60), latent_tokens=200)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="error", timeout_graceful_shutdown=2))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [place]}, daemon=True)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("SAELORA_CACHE", str(out.parent / "cache"))
-        thread.start()
-        yield f"http://127.0.0.1:{place.getsockname()[1]}"
-        server.should_exit = True
-        engine.stop()
-        thread.join(20)
+    with served(out, out.parent / "cache") as address:
+        yield address
 
 
 @pytest.fixture
 def played(browser: Any, address: str) -> Iterator[Callable[..., Any]]:
-    """Opens the page; afterwards nothing may have been asked of others, or gone wrong in the console."""
-    contexts: list[Any] = []
-    trouble: list[str] = []
-
-    def go(view: str = "", **options: Any) -> Any:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
-        context.set_default_timeout(60_000)
-        contexts.append(context)
-        shown = context.new_page()
-        shown.on("console", lambda message: trouble.append(f"{message.type}: {message.text}"))
-        shown.on("pageerror", lambda error: trouble.append(f"error: {error}"))
-        shown.on("request", lambda request: trouble.append(request.url) if address not in request.url else None)
-        shown.goto(f"{address}/{view}")
-        shown.locator("article[data-variant=adapted]").wait_for(state="attached")
-        return shown
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert trouble == []
+    with visited(browser, address) as go:
+        yield go
 
 
 def continued(shown: Any, prompt: str = "bada lume") -> None:
@@ -160,3 +126,19 @@ def test_axe_finds_nothing_serious(played: Callable[..., Any], axe: Path, scheme
     shown.locator("#list tbody a").first.click()
     shown.locator("#one-body h3", has_text="Logit weights").wait_for()
     assert [each for each in shown.evaluate(run) if each[0] in ("serious", "critical")] == []
+
+
+def test_a_count_that_cannot_be_kept_says_so(
+    workspace: ws.Workspace, browser: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    assert workspace.adapt(out, "--quiet") == 0
+    (tmp_path / "cache").write_text("a file, where a folder is to be made")
+    with served(out, tmp_path / "cache") as address, visited(browser, address) as go:
+        shown = go("#latents")
+        shown.locator("#list tbody tr").first.wait_for()
+        shown.reload()
+        shown.locator("#counted", has_text="it cannot be kept, and will be counted again next time").wait_for()
+    said = [line for line in capfd.readouterr().err.splitlines() if "the count of latents" in line]
+    assert len(said) == 1
+    assert "will be counted again" in said[0]

@@ -6,6 +6,7 @@ and no test fails; here one does.
 
 import json
 import re
+import shlex
 import shutil
 from html import unescape
 from pathlib import Path
@@ -101,6 +102,25 @@ def test_the_reader_has_every_number_of_every_counted_token(html: str) -> None:
             assert len(numbers) == 6
             assert None not in numbers
             assert len(passage["top"][at]) == 3
+
+
+def test_the_code_on_the_page_runs_as_it_stands(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = Path("my run")
+    assert workspace.adapt(run, "--quiet") == 0
+    found = section(page(read_runs([run])), "use")
+    python, play, again = (unescape(code).strip() for code in re.findall(r"<code>(.*?)</code>", found, flags=re.DOTALL))
+    capsys.readouterr()
+    exec(python, {})
+    assert capsys.readouterr().out.strip()
+    assert shlex.split(play) == ["saelora", "open", "my run"]
+    program, *words = shlex.split(again)
+    assert program == "saelora"
+    assert main([*words, "--quiet"]) == 0
+    before, after = (json.loads((Path(name) / "results.json").read_text()) for name in ("my run", "my run-again"))
+    assert after["ce_adapted"] == before["ce_adapted"]
 
 
 def test_the_samples_are_continued_by_every_variant(html: str) -> None:

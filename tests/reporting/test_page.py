@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from page_runs import HOSTILE, dump, estimate, write_run
 from saelora.errors import InputError
 from saelora.evals.loss_result import RunResult
 from saelora.evals.tokens.text import payload
+from saelora.reporting.counted import Counted, CountedLatent, CountedPassage, CountedSAE
 from saelora.reporting.page import MARKER, page, read_runs, script_json, visible
 from saelora.reporting.page.read import differences
 from saelora.reporting.page.view import Table, cell, written
@@ -163,6 +165,25 @@ def test_several_runs_are_compared_in_rows_and_told_apart_by_name(tmp_path: Path
     assert "a/run" in results
     assert "b/run" in results
     assert [each["label"] for each in data_of(html)["runs"]] == ["a/run"]
+
+
+def counted(run: Path, token: str) -> Counted:
+    passage = CountedPassage(tokens=["a", token], values=[0.5, 2.0])
+    rare = {"density": 0.004, "density_spliced": 0.003, "most": 2.0, "n": 12, "passages": [passage]}
+    latents = [CountedLatent(latent=i, effect=effect, **rare) for i, effect in ((7, -0.25), (9, 0.125))]
+    orders = {"helped": [7], "hurt": [9], "changed": [], "strongest": [9, 7]}
+    sae = CountedSAE(n_tokens=4000, n_latents=4608, n_silent=500, least=10, orders=orders, latents=latents)
+    return Counted(about=read_runs([run])[0].about, variant="adapted", saes={"layers.12.resid_post": sae})
+
+
+def test_latents_that_were_counted_are_listed_with_passages_and_else_it_is_said_how(run: Path, html: str) -> None:
+    assert f"saelora open {run}" in section(html, "latents")
+    found = section(page([replace(read_runs([run])[0], counted=counted(run, HOSTILE[1]))]), "latents")
+    assert "helps most at latent 7 (−0.2500 nats over 12 predictions" in found
+    assert [row in found for row in ("Where the adaptation helps most", "hurts most", "The strongest")] == [True] * 3
+    assert "density the adaptation changes" not in found
+    assert 'class="s5 focus">&lt;img' in found
+    assert "<img" not in found
 
 
 def test_hostile_names_and_texts_make_no_markup(tmp_path: Path) -> None:

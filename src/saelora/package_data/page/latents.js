@@ -130,7 +130,7 @@ function facts({ figures: told, n_tokens: n, variant }) {
   return make("dl", { className: "facts" },
     item("density", told.density ? `${share(told.density)} of ${n.toLocaleString("en")} tokens, ${variant}${changed}` : `never fires on ${n.toLocaleString("en")} tokens`),
     item("largest activation", figure(told.most)),
-    item("effect of adaptation", told.effect === null ? "–" : `${effect(told.effect)} nats KL over ${told.n} predictions`));
+    item("effect of adaptation", told.effect === null ? "–" : `${effect(told.effect)} nats KL over ${told.n.toLocaleString("en")} predictions`));
 }
 
 const SVG = "http://www.w3.org/2000/svg";
@@ -147,7 +147,7 @@ function histogram({ counts, edges }) {
   const total = counts.reduce((a, b) => a + b, 0);
   return make("section", {}, make("h3", {}, "Activations"),
     make("div", { className: "histogram", role: "img", "aria-label": `Histogram of ${total} activations from ${figure(edges[0])} to ${figure(edges.at(-1))}; the fullest of ${counts.length} bins has ${most}` }, drawn),
-    make("p", { className: "axis muted" }, make("span", {}, figure(edges[0])), make("span", {}, `${total} activations, at most ${most} a bin`), make("span", {}, figure(edges.at(-1)))));
+    make("p", { className: "axis muted" }, make("span", {}, figure(edges[0])), make("span", {}, `${total.toLocaleString("en")} activations, at most ${most.toLocaleString("en")} a bin`), make("span", {}, figure(edges.at(-1)))));
 }
 
 function passages({ passages: all }) {

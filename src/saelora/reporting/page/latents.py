@@ -13,6 +13,7 @@ ORDERS = {
     "changed": "Whose density the adaptation changes most",
     "strongest": "The strongest",
 }
+_SAE = ("SAE", "text")
 _COLUMNS = [("latent", "text"), ("strongest on", "text"), ("effect", "nats"), ("density", "share")]
 _COLUMNS += [("density, spliced", "share"), ("largest activation", "number"), ("fires", "count")]
 
@@ -28,13 +29,15 @@ def section(runs: Sequence[Run]) -> Section:
         for hookpoint, sae in run.counted.saes.items():
             where = f"{run.label}, {hookpoint}" if len(runs) > 1 else hookpoint
             passages.append((where, [(own.latent, _passages(own.passages)) for own in sae.latents]))
+    several = any(run.counted is not None and len(run.counted.saes) > 1 for run in runs)
     for order, told in ORDERS.items():
-        rows = [row_of(runs, run, row) for run in runs for row in _rows(run, order)]
+        rows = [row_of(runs, run, row if several else row[1:]) for run in runs for row in _rows(run, order)]
         if rows:
-            tables.append(Table(told, by_run(runs, [("SAE", "text"), *_COLUMNS]), rows))
+            tables.append(Table(told, by_run(runs, [_SAE, *_COLUMNS] if several else _COLUMNS), rows))
     about = (
         "Counted on held-out text. Effect: mean of KL(original ‖ adapted) − KL(original ‖ spliced) where the latent "
-        "fires, in nats per prediction; below 0 the adaptation helps there. Density: share of tokens at which it fires."
+        "fires, in nats per prediction; below 0 the adaptation helps there. Density: share of tokens at which it "
+        "fires. The first of so many latents are partly so by chance where they fire few times."
     )
     return Section("latents", "Latents", about, notes, tables=tables, extra=passages, measured=bool(tables))
 
@@ -65,7 +68,8 @@ def _found(hookpoint: str, sae: CountedSAE) -> str:
     if helped is None or helped.effect is None:
         return f"{told}."
     on = f", on {_strongest_on(helped)}" if helped.passages else ""
-    return f"{told}; the adaptation helps most at latent {helped.latent} ({written(helped.effect, 'nats')} nats{on})."
+    effect = f"{written(helped.effect, 'nats')} nats over {helped.n:,} predictions{on}"
+    return f"{told}; the adaptation helps most at latent {helped.latent} ({effect})."
 
 
 def _passages(passages: Sequence[CountedPassage]) -> list[Shaded]:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from saelora.manifest import MANIFEST
 from saelora.reporting.page.read import Run
 from saelora.reporting.page.view import Section
 
@@ -33,12 +34,17 @@ def of_folder(folder: Path | None, repeat: Sequence[Code], told: str) -> Section
     return _section([("", codes)] if codes else [], is_open=True, about=about)
 
 
-def load_and_play(folder: Path) -> list[Code]:
-    """Three lines of Python, and the page that runs the model."""
+def load_and_play(folder: Path, weights: str = "adapter_config.json") -> list[Code]:
+    """Three lines of Python, and the page that runs the model.
+
+    Args:
+        weights: a file that the folder must have for it.
+    """
+    lacks = _absent(folder, weights, "what it trained")
     python = f"import saelora\nrun = saelora.load({str(folder)!r})\nprint(run.generate({PROMPT!r}))"
     return [
-        Code("Load it in Python", python),
-        Code("Play with it in the browser", f"saelora open {shlex.quote(str(folder))}"),
+        Code(f"Load it in Python{lacks}", python),
+        Code(f"Play with it in the browser{lacks}", f"saelora open {shlex.quote(str(folder))}"),
     ]
 
 
@@ -55,7 +61,14 @@ def _of(run: Run) -> list[Code]:
     parts = [name for name in run.parts if name != "loss"]
     if parts:
         repeat += f"\nsaelora evaluate --adapter {again} --parts {' '.join(parts)}"
-    return [*load_and_play(run.folder), Code("Make it again", repeat)]
+    lacks = _absent(run.folder, "config.yaml", "its configuration")
+    weights = "adapter_config.json" if run.manifest.method in ("lora", "lora+sae") else MANIFEST
+    return [*load_and_play(run.folder, weights), Code(f"Make it again{lacks}", repeat)]
+
+
+def _absent(folder: Path, name: str, what: str) -> str:
+    """That a file which the code needs is no longer there, as a page of published figures may find."""
+    return "" if (folder / name).is_file() else f" ({what} is not in this folder: {name})"
 
 
 def _again(folder: Path) -> str:

@@ -1,0 +1,60 @@
+"""The sentence that a page begins with claims no more than its figures allow."""
+
+from typing import Any
+
+import pytest
+
+from saelora.evals.loss_result import LossFigures, LossResult
+from saelora.identity import About, Heldout, ModelId
+from saelora.reporting.best import best
+from saelora.reporting.text import lead
+
+MODEL = ModelId(ref="m", fingerprint="1")
+ABOUT = About(model=MODEL, heldout=Heldout(fingerprint="a", n_rows=4, context=8))
+OTHER = ABOUT.having(heldout=Heldout(fingerprint="b", n_rows=4, context=8))
+
+
+def closing(share: float, half: float | None = 0.01, gap: float = 0.2) -> LossFigures:
+    ci95 = {} if half is None else {"gap_closed": [share - half, share + half], "ce_gap": [gap - 0.05, gap + 0.05]}
+    values = {"ce_base": 3.0, "ce_sae": 3.0 + gap, "ce_adapted": 3.0 + gap * (1 - share), "ce_gap": gap}
+    return LossFigures(**values, gap_closed=share, ci95=ci95)
+
+
+@pytest.mark.parametrize(
+    ("given", "abouts", "told"),
+    [
+        (
+            [("a", closing(0.3)), ("b", closing(0.5))],
+            [ABOUT, ABOUT],
+            "Of 2 runs, b wins back most of what its SAE costs: 50.0% (95 % interval 49.0% to 51.0%); next a 30.0% "
+            "(95 % interval 29.0% to 31.0%).",
+        ),
+        ([("a", closing(0.3, 0.2)), ("b", closing(0.5, 0.2))], [ABOUT, ABOUT], "; their intervals overlap."),
+        ([("a", closing(0.3)), ("b", closing(0.5))], [ABOUT, OTHER], "2 runs, whose figures do not all compare; "),
+        ([("a", closing(0.3)), ("b", closing(0.5))], [ABOUT, None], "; whether they compare is unknown."),
+        ([("a", closing(-0.3)), ("b", closing(-0.5))], [ABOUT, ABOUT], "none wins back anything"),
+        ([("a", closing(0.01, 0.1)), ("b", closing(-0.5))], [ABOUT, ABOUT], "that cannot be told from nothing: 1.0%"),
+        ([("a", closing(0.3)), ("b", closing(0.5, gap=0.01))], [ABOUT, ABOUT], "of the others no share can be stated"),
+        ([("a", closing(0.3, gap=0.01))] * 2, [ABOUT, ABOUT], "None of 2 runs has a gap of which a share could be"),
+    ],
+)
+def test_the_best_of_several_is_named_with_what_is_known_of_it(given: Any, abouts: Any, told: str) -> None:
+    assert told in best(given, "runs", abouts)
+
+
+def result(share: float, half: float | None = 0.01, **more: Any) -> LossResult:
+    values = closing(share, half, **more).to_json() | {"n_tokens_evaluated": 99_000, "saes": {}}
+    rest = {f"{name}_{arm}": 0.5 for name in ("kl", "top1") for arm in ("sae", "adapted")}
+    return LossResult.model_validate(values | rest)
+
+
+def test_one_runs_sentence_has_the_cross_entropies_and_what_they_stand_on() -> None:
+    assert lead(result(0.43, 0.05)) == (
+        "The SAE costs 0.200 nats per token; the adapter wins back 43.0% of that (95 % interval 38.0% to 48.0%); cross "
+        "entropy 3.200 → 3.114, original 3.000, on 99,000 predictions."
+    )
+    assert lead(result(0.43, None)).endswith("on 99,000 predictions, without intervals.")
+    assert "makes it worse" in lead(result(-0.2))
+    assert "cannot be told from nothing" in lead(result(0.01, 0.1))
+    assert "no measurable cost" in lead(result(0.5, gap=0.01))
+    assert lead(result(-9.0)).startswith("The run DIVERGED")
