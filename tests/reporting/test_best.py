@@ -54,6 +54,8 @@ def test_one_runs_sentence_has_the_cross_entropies_and_what_they_stand_on() -> N
         "entropy 3.200 → 3.114, original 3.000, on 99,000 predictions."
     )
     assert lead(result(0.43, None)).endswith("on 99,000 predictions, without intervals.")
+    one_row = result(0.43).model_copy(update={"ci95": {"gap_closed": [0.43, 0.43], "ce_gap": [0.2, 0.2]}})
+    assert lead(one_row) == lead(result(0.43, None))  # no width is no certainty
     assert "makes it worse" in lead(result(-0.2))
     assert "cannot be told from nothing" in lead(result(0.01, 0.1))
     assert "no measurable cost" in lead(result(0.5, gap=0.01))

@@ -137,8 +137,12 @@ class LossFigures(Record):
         return None if ce is None else VariantLoss(ce, kl, top1, recovered)
 
     def interval(self, name: FigureName) -> Sequence[float] | None:
-        """A figure's 95 % interval, (lower, upper)."""
-        return self.ci95.get(name)
+        """A figure's 95 % interval, (lower, upper); None where it has none.
+
+        One without width is of rows that cannot differ, mostly of a single row, and tells of no certainty.
+        """
+        found = self.ci95.get(name)
+        return None if found is None or found[0] == found[1] else found
 
     def estimate(self, name: FigureName) -> Estimate | float | None:
         """A figure with its interval where it has one; None where it was not measured."""
@@ -148,7 +152,7 @@ class LossFigures(Record):
         """A variant's cross entropy, KL, top-1 agreement and loss recovered, each with its interval."""
         found = self.of(variant) or ()
         names = [f"{figure}_{variant}" for figure in ("ce", "kl", "top1", "loss_recovered")]
-        return [with_interval(value, self.ci95.get(name)) for name, value in zip(names, found, strict=False)]
+        return [with_interval(value, self.interval(name)) for name, value in zip(names, found, strict=False)]
 
 
 def with_interval(value: float | None, interval: Sequence[float] | None) -> Estimate | float | None:
