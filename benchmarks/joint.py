@@ -6,8 +6,8 @@
 Three stages, all on one text in which no held-out document is trained on:
   choose     every method's rates (joint_arms.py), one seed, --choose-tokens, on held-out rows used for this alone
   ideas      each idea put on the best arm of lora, of finetune-sae and of joint, the same way
-  compare    --budgets x --seeds: these three, each with the up to three ideas that helped it most, and joint with its
-             best one alone; measured on the held-out test rows
+  compare    --budgets x --seeds: these three, each with the up to three ideas that helped it most, joint with its
+             best one alone, and adapter with the whole SAE; measured on the held-out test rows
 Arms of one seed see the same rows in the same order, from the same initial weights. All arms of a unit are trained in
 one pass (joint_bank.py). DIR/UNIT.json is written as a unit ends; a unit that would not end before --seconds is not
 begun; a second call with the same --out goes on, also in the middle of a unit. DIR/summary.json: by budget, arm and
@@ -319,7 +319,7 @@ def ideas(study: Study, best: dict[str, Arm]) -> dict[str, list[str]] | None:
 
 def contestants(best: dict[str, Arm], better: dict[str, list[str]]) -> list[Arm]:
     """The arms of the comparison: each method, each with up to three ideas that helped it; joint with its best one."""
-    arms = [replace(best[method], name=method) for method in METHODS if method in best]
+    arms = [replace(best[method], name=method) for method in (*METHODS, "joint-sae") if method in best]
     for method in METHODS:
         together: list[str] = []  # they set different fields
         for name in better.get(method, ()):
