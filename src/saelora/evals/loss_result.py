@@ -136,7 +136,7 @@ class LossFigures(Record):
         )
         return None if ce is None else VariantLoss(ce, kl, top1, recovered)
 
-    def interval(self, name: FigureName) -> Sequence[float] | None:
+    def interval(self, name: str) -> Sequence[float] | None:
         """A figure's 95 % interval, (lower, upper); None where it has none.
 
         One without width is of rows that cannot differ, mostly of a single row, and tells of no certainty.
