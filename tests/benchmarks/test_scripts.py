@@ -15,9 +15,7 @@ import start_up
 import step
 import sweep
 import torch
-from flops import useful_flops
 from measure import MIB, exponent, interleaved, peak_bytes, ratios
-from torch.utils.flop_counter import FlopCounterMode
 
 TINY = ["--shape", "tiny", "--device", "cpu", "--rank", "2"]
 CPU = torch.device("cpu")
@@ -126,31 +124,6 @@ def test_peak_sees_memory_that_a_call_frees_again() -> None:
             torch.ones(16 * MIB)
 
     assert 60 * MIB < peak_bytes(call, CPU) < 80 * MIB
-
-
-def test_useful_flops_are_what_a_plain_step_multiplies() -> None:
-    """Against PyTorch's count of our step with eager attention, which does all pairs where causal ones are half."""
-    parser = step.argparse.ArgumentParser()
-    settings.add_options(parser)
-    n_rows, context = 2, 8
-    setting = settings.make(parser.parse_args(TINY), n_rows, context)
-    config = setting.model.config
-    setting.model.set_attn_implementation("eager")
-    ours = settings.Ours(setting, ranks=[2])
-
-    def added_in_place(out: Any, a: Any, b: Any, **_: Any) -> int:
-        return 2 * a[0] * a[1] * b[1]
-
-    in_place = {torch.ops.aten.addmm_: added_in_place}  # which PyTorch's counter passes over
-    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
-        ours.step(setting.rows)
-    d_sae, layer = setting.sae.cfg.d_sae, setting.hookpoint.layer
-    expected = useful_flops(setting.model, n_rows, context, layer, 2, d_sae, k=0)  # gathered rows are no product
-    above_diagonal = n_rows * context * (context - 1) // 2
-    products = 2 * config.num_hidden_layers + 3 * 2 * (config.num_hidden_layers - layer - 1)
-    expected += products * 2 * above_diagonal * config.hidden_size
-    expected += 2 * setting.rows.numel() * config.vocab_size  # KL's sum over the vocabulary, written as a product
-    assert counter.get_total_flops() == expected
 
 
 def test_busy_compares_both_ways_of_waiting_on_equal_losses(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """A command in a process of its own: its output and exit code in files, asked to stop where its parent is."""
 
 import _thread
+import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,15 @@ def test_output_is_appended_to_the_log_and_the_exit_code_written(tmp_path: Path)
     assert code.read_text() == "2"
 
 
-def test_a_command_is_stopped_where_its_parent_is_interrupted_and_says_so(tmp_path: Path) -> None:
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, also where the tests' shell has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_command_is_stopped_where_its_parent_is_interrupted_and_says_so(tmp_path: Path, interruptible: None) -> None:
     """As Ray cancels: a flag of the interpreter, which ends no call of the system's."""
     log, code = tmp_path / "a.log", tmp_path / "a.code"
     code.write_text("0")  # of the same job, before it was requeued

@@ -10,6 +10,7 @@ import torch
 import saelora
 from saelora.cli import main
 from saelora.models.assets import DEFAULT_DATA, DEFAULT_MODEL, DEFAULT_SAE
+from saelora.use.export import export
 
 pytestmark = [pytest.mark.real, pytest.mark.timeout(600), pytest.mark.xdist_group("real")]
 
@@ -50,7 +51,7 @@ def test_example_generates_through_the_sae(run: Path) -> None:
 
 def test_llama_cpp_runs_the_exported_adapter_as_we_do(run: Path, tmp_path: Path) -> None:
     pytest.importorskip("xllamacpp", reason="runs adapters by llama.cpp: pip install xllamacpp")
-    found = saelora.export(ref=str(run), to="gguf", out=str(tmp_path / "gguf"), quiet=True)
+    found = export(ref=str(run), to="gguf", out=str(tmp_path / "gguf"), quiet=True)
     assert found["not_run"] is None
     assert max(found["difference"].values()) < 1e-3
 

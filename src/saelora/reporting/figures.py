@@ -64,10 +64,13 @@ def _cross_entropy(axes: Any, results: RunResult) -> None:
 
 
 def _final(axes: Any, results: RunResult, name: FigureName, scale: float, label: str) -> None:
-    """The last measurement with its interval, which by percentiles need not hold the point."""
+    """The last measurement with its interval, if it has one, which by percentiles need not hold the point."""
     value, interval = getattr(results, name), results.interval(name)
-    assert interval is not None
-    error = [[max(0.0, value - interval[0]) * scale], [max(0.0, interval[1] - value) * scale]]
+    error = None
+    if interval is None:
+        label = label.removesuffix(" (95 % interval)")
+    else:
+        error = [[max(0.0, value - interval[0]) * scale], [max(0.0, interval[1] - value) * scale]]
     axes.errorbar(
         [results.n_tokens_trained], [value * scale], yerr=error, fmt="s", color=ORANGE, capsize=4, label=label
     )
