@@ -97,6 +97,12 @@ def find_saes(paths: Iterable[str]) -> list[Found]:
     return sorted(found.values(), key=lambda one: _natural(one.folder))
 
 
+def _single_files(paths: Iterable[str]) -> list[Found]:
+    """Every file among `paths` that is an SAE by itself."""
+    named = [(PurePosixPath(path), single_file(PurePosixPath(path).name)) for path in paths]
+    return [Found(known.format, str(path.parent), (str(path),)) for path, known in named if known is not None]
+
+
 def folder_of(path: str) -> str | None:
     """The folder of the SAE that the file `path` is part of, None when no known format has a file of that name."""
     names = {name for layout in LAYOUTS for name in layout.required}
@@ -112,13 +118,11 @@ def choose(paths: Iterable[str], ref: str) -> Found:
     """
     paths = sorted(paths, key=_natural)
     found = find_saes(paths)
-    single = [path for path in paths if single_file(PurePosixPath(path).name) is not None]
-    if len(single) == 1 and not found:
-        (path,) = map(PurePosixPath, single)
-        return Found(single_file(path.name).format, str(path.parent), (str(path),))  # type: ignore[union-attr]
-    if single and not found:
+    if not found and (singles := _single_files(paths)):
+        if len(singles) == 1:
+            return singles[0]
         raise InputError(
-            f"{ref} holds {len(single)} SAEs, one a layer: name one, such as {ref.rstrip('/')}/{single[0]}"
+            f"{ref} holds {len(singles)} SAEs, one a layer: name one, such as {ref.rstrip('/')}/{singles[0].place}"
         )
     if not found and (layers := [path for path in paths if layer_file(PurePosixPath(path).name) is not None]):
         raise InputError(

@@ -17,6 +17,7 @@ from saelora.saes.build import refuse_transcoder
 from saelora.saes.hub import explain
 from saelora.saes.readers import READERS
 from saelora.saes.readers.common import Parts, account_for_tensors, read_safetensors, read_torch
+from saelora.saes.readers.single_file import LINEAR
 from saelora.saes.saelens import need_saelens, releases
 from saelora.saes.transcoder import TranscoderParts, refuse_clt
 
@@ -31,9 +32,8 @@ _FORMATS = {
     "deepseek_r1": "goodfire",
 }
 # loaders of SAELens whose files no reader here knows -> where its weights are, and the tensors that SAELens takes
-_LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
 _FOREIGN = {
-    "llama_scope_r1_distill": ("{path}/sae_weights.safetensors", (*_LINEAR, "log_jumprelu_threshold")),
+    "llama_scope_r1_distill": ("{path}/sae_weights.safetensors", (*LINEAR, "log_jumprelu_threshold")),
 }
 # a file of a hub repository in the cache
 _CACHED = re.compile(r"models--([^/]+?)--([^/]+)/snapshots/[^/]+/(.+)$")

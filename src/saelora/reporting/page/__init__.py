@@ -19,7 +19,7 @@ from saelora.reporting.page.view import Section
 MARKER = '<meta name="generator" content="saelora">'
 __all__ = ["MARKER", "Collection", "Run", "collection_page", "page", "read_collection", "read_runs"]
 _HERE = Path(__file__).parent
-_SCRIPTS = ("page.js", "fold.js", "reader.js")
+_SCRIPTS = ("dom.js", "page.js", "fold.js", "reader.js")
 _INVISIBLE = {"Cc", "Cf", "Cs", "Zl", "Zp", "Co", "Cn"}  # categories of Unicode that show nothing, or steer the text
 _SHOWN = {"\n": "↵\n", "\r": "␍", "\t": "⇥"}
 _LONGEST = 20_000  # characters of a text that are shown

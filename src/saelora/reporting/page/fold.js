@@ -1,4 +1,3 @@
-"use strict";
 (() => {
   const all = (selector) => [...document.querySelectorAll(selector)];
   const root = document.documentElement;

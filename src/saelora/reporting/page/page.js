@@ -1,18 +1,5 @@
-"use strict";
 (() => {
-  const byId = (id) => document.getElementById(id);
   const root = document.documentElement;
-
-  function element(tag, options = {}, ...children) {
-    const made = document.createElement(tag);
-    for (const [key, value] of Object.entries(options)) {
-      if (key === "text") made.textContent = value;
-      else if (key === "className") made.className = value;
-      else made.setAttribute(key, value);
-    }
-    made.append(...children);
-    return made;
-  }
 
   // ---- light and dark
 

@@ -17,8 +17,8 @@ from saelora.saes.readers.common import Parts, Spec, account_for_tensors, check_
 
 _QWEN = ("W_enc", "W_dec", "b_enc", "b_dec")
 _QWEN_REPOSITORY = re.compile(r"SAE-Res-(Qwen.+?)-W(\d+)K-L0_(\d+)")
-_LINEAR = tuple(f"{side}.{kind}" for side in ("encoder", "decoder") for kind in ("weight", "bias"))
-_GOODFIRE = tuple(name.replace("coder.", "coder_linear.") for name in _LINEAR)
+LINEAR = ("encoder.weight", "encoder.bias", "decoder.weight", "decoder.bias")
+_GOODFIRE = tuple(name.replace("coder.", "coder_linear.") for name in LINEAR)
 _OWNERS = {"Llama-": "meta-llama", "DeepSeek-": "deepseek-ai"}
 
 
@@ -50,7 +50,7 @@ def read_goodfire(folder: Path, name: str) -> Parts:
         InputError: unknown tensors, or unreadable files.
     """
     path = folder / Path(name).name
-    tensors = _tensors(path, _GOODFIRE, _LINEAR)
+    tensors = _tensors(path, _GOODFIRE, LINEAR)
     w_enc, b_enc, w_dec, b_dec = tensors.values()
     weights = {"W_enc": w_enc.T, "b_enc": b_enc, "W_dec": w_dec.T, "b_dec": b_dec}
     model = path.name.partition("-SAE-")[0]
