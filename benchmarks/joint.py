@@ -10,7 +10,8 @@ Three stages, all on one text in which no held-out document is trained on:
              best one alone, and adapter with the whole SAE; measured on the held-out test rows
 Arms of one seed see the same rows in the same order, from the same initial weights. All arms of a unit are trained in
 one pass (joint_bank.py). DIR/UNIT.json is written as a unit ends; a unit that would not end before --seconds is not
-begun; a second call with the same --out goes on, also in the middle of a unit. DIR/summary.json: by budget, arm and
+begun; a second call with the same --out goes on, also in the middle of a unit. With --chosen the first two stages are
+left out: the arms named there are compared, without ideas. DIR/summary.json: by budget, arm and
 seed KL, and KL over the best of lora's and finetune-sae's, ideas included. First of all each kind of arm is trained
 for a few steps both ways, in the bank and by the package's Distill alone (DIR/check.json).
 """
@@ -379,6 +380,17 @@ def tokens(text: str) -> int:
     return int(float(text.rstrip("kM")) * scale)
 
 
+def arm(name: str) -> tuple[str, Arm]:
+    """An arm of the grids and the method that it belongs to."""
+    for method, arms in grids().items():
+        for each in arms:
+            if each.name == name:
+                return method, each
+    raise argparse.ArgumentTypeError(
+        f"no arm {name!r}; there are {', '.join(a.name for g in grids().values() for a in g)}"
+    )
+
+
 def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
@@ -390,7 +402,8 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--dtype", default="auto", choices=["auto", "float32", "bfloat16", "float16"])
     parser.add_argument("--choose-tokens", type=tokens, default=250_000)
     parser.add_argument("--budgets", type=lambda text: [tokens(each) for each in text.split(",")], default="200k,1M,2M")
-    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--chosen", type=arm, nargs="+", help="arms by their names in joint_arms.py, as lora@0.0007")
     parser.add_argument("--test-tokens", type=tokens, default=150_000)
     parser.add_argument("--tuning-tokens", type=tokens, default=50_000)
     parser.add_argument("--validation-fraction", type=float, default=0.1)
@@ -400,7 +413,9 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", help="a regular expression: arms of the first two stages whose name it is found in")
     parser.add_argument("--contestants", help="the same for the last stage")
     parser.add_argument("--no-check", action="store_true")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    args.chosen = dict(args.chosen or ())
+    return args
 
 
 def main(argv: list[str] | None = None) -> dict[str, Any]:
@@ -430,13 +445,18 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
 
 def compare(study: Study, units: list[dict[str, Any]]) -> None:
     """All stages; the finished units of the last one are added to ``units``."""
-    best = choose(study)
-    better = None if best is None else ideas(study, best)
+    best: dict[str, Arm] | None
+    better: dict[str, list[str]] | None
+    if study.args.chosen:
+        best, better = study.args.chosen, {}
+    else:
+        best = choose(study)
+        better = None if best is None else ideas(study, best)
     if best is None or better is None:
         return
     arms = _wanted(contestants(best, better), study.args.contestants)
     for budget in study.args.budgets:
-        for seed in range(study.args.seeds):
+        for seed in study.args.seeds:
             found = study.unit(f"compare-{budget}-seed{seed}", arms, seed, budget, "test")
             if found is not None:
                 units.append(found)

@@ -18,7 +18,8 @@ SMALL = [
     "--budgets",
     "128,256",
     "--seeds",
-    "2",
+    "0",
+    "1",
     "--test-tokens",
     "160",
     "--tuning-tokens",
@@ -63,6 +64,14 @@ def test_every_arm_of_every_unit_is_measured(done: tuple[Path, dict[str, Any]]) 
         assert {"lora", "sae", "joint"} <= arms.keys()
         assert all(set(row["kl"]) == {"0", "1"} for row in arms.values())
         assert all(arms[name]["same_latents"] == {"0": 1.0, "1": 1.0} for name in ("lora", "joint"))
+
+
+def test_arms_that_are_named_are_compared_at_once(workspace: Workspace, tmp_path: Path) -> None:
+    found = joint.main(given(workspace, tmp_path, "--no-check", "--chosen", "lora@0.0007", "joint@0.0007,0.00015"))
+    assert set(found["256"]) == {"lora", "joint"}
+    assert not (tmp_path / "choose.json").exists()
+    with pytest.raises(SystemExit):
+        joint.parsed(given(workspace, tmp_path, "--chosen", "lora@7"))
 
 
 def test_training_lowers_kl(done: tuple[Path, dict[str, Any]]) -> None:
