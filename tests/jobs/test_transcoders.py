@@ -5,8 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from sae_lens import SAE
+from sae_lens.saes.transcoder import SkipTranscoder
 from safetensors import safe_open
+from safetensors.torch import load_file
 
+import saelora
 import workspace as ws
 from saelora.cli import main
 
@@ -114,18 +118,86 @@ def test_sets_with_layers_missing_or_too_many_are_one_line(
     assert "holds no transcoders" in refused(where=workspace.data)
 
 
-@pytest.mark.parametrize("options", [{"method": "linear"}, {"method": "lora+sae"}])
-def test_methods_that_train_the_sae_refuse_a_transcoder(
-    workspace: ws.Workspace,
-    transcoder: Path,
-    tmp_path: Path,
-    options: dict[str, str],
-    capsys: pytest.CaptureFixture[str],
+def test_a_linear_map_of_a_transcoder_is_refused(
+    workspace: ws.Workspace, transcoder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert workspace.adapt(tmp_path / "run", sae=transcoder, **options) == 2
-    assert "what stands at layers.1.mlp_out is a transcoder: use method lora" in " ".join(
+    assert workspace.adapt(tmp_path / "run", sae=transcoder, method="linear") == 2
+    assert "method linear maps what an SAE rebuilds, and this is a transcoder" in " ".join(
         capsys.readouterr().err.split()
     )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.fixture(scope="module")
+def trained_round(workspace: ws.Workspace, sets: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All MLPs replaced, the adapter and what the transcoders write trained."""
+    out = tmp_path_factory.mktemp("tuned") / "run"
+    more = {"method": "lora+sae", "sae_lr": 1e-3, "placement": "all"}
+    assert workspace.adapt(out, sae=None, transcoders=sets, **more) == 0
+    return out
+
+
+def test_transcoders_train_with_the_adapter_and_keep_their_latents(
+    workspace: ws.Workspace, sets: Path, trained_round: Path, tmp_path: Path
+) -> None:
+    out = trained_round
+    results = json.loads((out / "results.json").read_text())
+    assert workspace.adapt(tmp_path / "lora", sae=None, transcoders=sets, placement="all") == 0
+    alone = json.loads((tmp_path / "lora" / "results.json").read_text())
+    assert results["kl_sae"] == pytest.approx(alone["kl_sae"], abs=1e-6)
+    assert results["kl_adapted"] < alone["kl_adapted"]
+    manifest = json.loads((out / "saelora.json").read_text())
+    assert [each["hookpoint"] for each in manifest["tuned_saes"]] == [
+        f"layers.{layer}.mlp_out" for layer in range(ws.N_LAYERS)
+    ]
+    for layer, each in enumerate(manifest["tuned_saes"]):
+        ours = load_file(out / each["folder"] / "sae_weights.safetensors")
+        came = load_file(sets / f"layers.{layer}.mlp" / "sae_weights.safetensors")
+        same = {name for name, tensor in ours.items() if torch.equal(tensor, came[name])}
+        assert same == {"W_enc", "b_enc"}
+        theirs = SAE.load_from_disk(str(out / each["folder"]))
+        assert isinstance(theirs, SkipTranscoder)
+
+
+def test_a_run_that_trained_its_transcoders_is_measured_and_loaded_again(
+    workspace: ws.Workspace, trained_round: Path, tmp_path: Path
+) -> None:
+    results = json.loads((trained_round / "results.json").read_text())
+    given = {"adapter": trained_round, "out": tmp_path / "evals", "device": "cpu"}
+    assert main(["evaluate", *ws.as_flags(given), "--parts", "loss", "tokens", "drift", "replacement"]) == 0
+    found = {
+        part: json.loads((tmp_path / "evals" / f"{part}.json").read_text())["result"]
+        for part in ("loss", "replacement")
+    }
+    for key in ("ce_sae", "ce_adapted", "kl_adapted"):
+        assert found["loss"][key] == pytest.approx(results[key], abs=1e-6)
+    last = found["replacement"]["curves"]["cascading"][-1]
+    assert last["n_replaced"] == ws.N_LAYERS
+    for figure in ("ce", "kl"):
+        for variant, key in (("sae", f"{figure}_sae"), ("adapted", f"{figure}_adapted")):
+            assert last[figure][variant]["value"] == pytest.approx(found["loss"][key], abs=1e-6)
+    run = saelora.load(trained_round)
+    ids = torch.arange(3, 3 + ws.CONTEXT)[None]
+    logits = run.logits(ids)
+    with run.spliced():
+        frozen = run.logits(ids)
+    assert (logits - frozen).abs().max() > 1e-3
+    generated = run.model.generate(ids[:, :6], max_new_tokens=4, do_sample=False, use_cache=True)
+    plain = run.model.generate(ids[:, :6], max_new_tokens=4, do_sample=False, use_cache=False)
+    assert torch.equal(generated, plain)
+
+
+def test_transcoders_are_finetuned_alone(
+    workspace: ws.Workspace, sets: Path, tmp_path: Path
+) -> None:
+    def flags(out: Path) -> list[str]:
+        given = {**ws.ADAPT, "data": workspace.data, "transcoders": sets, "out": out}
+        given = {key: value for key, value in given.items() if key not in ("rank", "lr")}
+        return ["finetune-sae", str(workspace.model), *ws.as_flags(given)]
+
+    assert main(flags(tmp_path / "whole")) == 0
+    results = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert results["kl_adapted"] < results["kl_sae"]
 
 
 def test_a_transcoder_of_another_model_and_two_writers_are_one_line_each(

@@ -93,7 +93,15 @@ _ALL = (  # in the order in which they are measured and shown
     Evaluation("drift", Drift, of_trained_saes=True),
     Evaluation("faithfulness", Faithfulness, faithfulness),
     Evaluation("steering", Steering, steering),
-    Evaluation("replacement", ReplacementResult, replacement, in_all=False, of_transcoders=True, adapted=False),
+    Evaluation(
+        "replacement",
+        ReplacementResult,
+        replacement,
+        of_trained_saes=True,
+        in_all=False,
+        of_transcoders=True,
+        adapted=False,
+    ),
     Evaluation("capabilities", Capabilities, capabilities, of_trained_saes=True, on_rows=False, in_all=False),
     Evaluation("saebench", SAEBench, saebench, on_rows=False, in_all=False),
 )

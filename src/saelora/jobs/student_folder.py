@@ -3,6 +3,7 @@
 import importlib.metadata
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from saelora.files import whole_files, whole_folder
 from saelora.jobs.training_options import StudentConfig
 from saelora.manifest import MANIFEST, RESULTS, Manifest, TrainedSAE, describe, environment, write_json
 from saelora.models.adapters import adapter_fingerprint
-from saelora.models.hookpoints import Hookpoint, parse_hookpoint
+from saelora.models.hookpoints import Hookpoint, ReadPoint, parse_hookpoint
 from saelora.reporting.card import card
 from saelora.saes.build import fingerprint
 from saelora.saes.loading import LoadedSAE, load_sae
 from saelora.saes.saving import save_sae
+from saelora.saes.transcoder import Transcoder
 
 ADAPTER_FILES = ("adapter_model.safetensors", "adapter_config.json")
 
@@ -106,6 +108,13 @@ def save_saes(
     saved = []
     for hookpoint, sae in saes.items():
         came = assembled.saes[hookpoint]
+        if isinstance(sae, Transcoder):
+            assert sae.reads is not None
+            sae.cfg.metadata = SimpleNamespace(
+                model_name=came.model_name,
+                hook_name=ReadPoint(hookpoint.layer, sae.reads).tl_name,
+                hook_name_out=hookpoint.tl_name,
+            )
         sae.cfg.metadata.saelora_tuned = {
             "version": importlib.metadata.version("saelora"),
             "from": {"ref": came.ref, "fingerprint": came.fingerprint},

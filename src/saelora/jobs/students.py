@@ -12,12 +12,12 @@ from saelora.assemble import Assembled
 from saelora.core.lora import layers_of, lora_config, unreached
 from saelora.core.splice import SAE, Splice
 from saelora.core.transcoding import transcoder_in
-from saelora.errors import InputError
 from saelora.jobs import adapt
 from saelora.jobs.training_options import ADAPTED, AdapterConfig, StudentConfig, recipe_of
 from saelora.models.hookpoints import Hookpoint
 from saelora.objectives.branch import Branch
 from saelora.objectives.trainable_sae import Part, TrainableSAE
+from saelora.objectives.trainable_transcoder import trainable
 
 
 def adapter_config(config: AdapterConfig, assembled: Assembled) -> PeftConfig:
@@ -72,15 +72,10 @@ def trainable_saes(config: StudentConfig, assembled: Assembled) -> dict[Hookpoin
     """
     if config.method == "lora":
         return {}
-    if transcoders := [str(hookpoint) for hookpoint, sae in assembled.sae_modules.items() if transcoder_in(sae)]:
-        raise InputError(
-            f"method {config.method} trains SAEs, and what stands at {transcoders[0]} is a transcoder: use method lora"
-        )
     part: Part = "linear" if config.method == "linear" else config.part
     rank = config.rank if config.method == "linear" else 1
     return {
-        hookpoint: TrainableSAE(sae, part, rank=rank, seed=config.seed)
-        for hookpoint, sae in assembled.sae_modules.items()
+        hookpoint: trainable(sae, part, rank=rank, seed=config.seed) for hookpoint, sae in assembled.sae_modules.items()
     }
 
 

@@ -172,10 +172,13 @@ def _check_transcoders(config: Config) -> None:
     if config.objective != "local":
         raise InputError(
             f"--objective {config.objective} trains SAEs, whose own input is at hand where they stand: train "
-            "transcoders with --objective local, and the model around them with adapt --transcoders"
+            "transcoders with --objective local, then through the model with finetune-sae --transcoders, or with the "
+            "model around them by adapt --transcoders"
         )
     if config.start is not None:
-        raise InputError("--start goes on from an SAE, and there is no going on from a transcoder yet: leave it out")
+        raise InputError(
+            "--start goes on from an SAE: leave it out, or train transcoders further with finetune-sae --transcoders"
+        )
     if config.circuit_tracer is None:
         return
     if config.variant:

@@ -33,9 +33,9 @@ def loss_rows(results: LossResult) -> list[tuple[str, ...]]:
         found = results.of(variant)
         if found is None:
             continue
-        name = name.replace("SAE ", f"{_SAES[_are_transcoders(results)][len(results.saes) > 1]} ")
         if variant is Variant.ADAPTED:
             name = _NAMES.get(results.method, (name, ""))[0]
+        name = name.replace("SAE ", f"{_named(results)} ")
         rows.append(
             (
                 name,
@@ -59,7 +59,7 @@ def _least_gap(results: LossFigures) -> float:
 
 def headline(results: LossResult) -> str:
     """The result in one sentence; a gap that the data cannot tell from zero is not given a share."""
-    what = _NAMES.get(results.method, ("", "the adapter"))[1]
+    what = _NAMES.get(results.method, ("", "the adapter"))[1].replace("SAE", _named(results))
     gap, before, after = results.ce_gap, results.ce_sae, results.ce_adapted
     if gap is None or before is None:
         return f"The original model's cross entropy is {results.ce_base:.4f} nats per token."
@@ -109,8 +109,13 @@ def closed(results: LossFigures) -> str | None:
 def _the_saes(results: LossResult) -> str:
     """What is spliced in, as the subject of a sentence: "The SAE", "The 3 SAEs", "The 30 transcoders"."""
     n = len(results.saes)
-    name = _SAES[_are_transcoders(results)][n > 1]
+    name = _named(results)
     return f"The {n} {name}" if n > 1 else f"The {name}"
+
+
+def _named(results: LossResult) -> str:
+    """What is spliced in: "SAE", "SAEs", "transcoder", "transcoders"."""
+    return _SAES[_are_transcoders(results)][len(results.saes) > 1]
 
 
 def _are_transcoders(results: LossResult) -> bool:

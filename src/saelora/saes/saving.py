@@ -1,5 +1,6 @@
 """SAEs and transcoders written in SAELens's format, and sets of transcoders in circuit-tracer's."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import yaml
 from torch import Tensor
 
 from saelora.files import whole_files, whole_folder
+from saelora.saes.saelens import saelens_version
+from saelora.saes.transcoder import Transcoder
 
 SAE_FILES = ("sae_weights.safetensors", "cfg.json")
 _CIRCUIT_TRACER = {
@@ -18,13 +21,38 @@ _CIRCUIT_TRACER = {
 
 
 def save_sae(sae: Any, folder: Path) -> None:
-    """Write an inference SAE of SAELens's, that its ``SAE.load_from_disk`` reads: both files, or neither.
+    """Write an SAE or transcoder as SAELens does, whose ``SAE.load_from_disk`` reads it: both files, or neither.
 
     Raises:
         InputError: the disk is full or not writable.
     """
     with whole_files(folder, SAE_FILES) as part:
-        sae.save_model(part)
+        if isinstance(sae, Transcoder):
+            _save_transcoder(sae, part)
+        else:
+            sae.save_model(part)
+
+
+def _save_transcoder(transcoder: Transcoder, folder: Path) -> None:
+    """As the class of SAELens's that computes the same; its metadata have to name what it reads and writes."""
+    from safetensors.torch import save_file
+
+    cfg, version = transcoder.cfg, saelens_version()
+    known = {"sae_lens_version": version, "sae_lens_training_version": version, **vars(cfg.metadata)}
+    written = {
+        "architecture": cfg.architecture(),
+        **{key: getattr(cfg, key) for key in ("d_in", "d_sae", "d_out")},
+        "dtype": str(transcoder.dtype).removeprefix("torch."),
+        "device": "cpu",
+        "apply_b_dec_to_input": False,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": known,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in transcoder.state_dict().items()}
+    weights, config = SAE_FILES
+    save_file(tensors, folder / weights)
+    (folder / config).write_text(json.dumps(written), encoding="utf-8")
 
 
 def save_for_circuit_tracer(weights: Mapping[int, Mapping[str, Tensor]], folder: Path, model_name: str) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from saelora.core import lora
 from saelora.core.replacement import Mode, Replacement
-from saelora.core.splice import splice
+from saelora.core.splice import Splice, splice
 from saelora.core.students import Student
 from saelora.errors import InputError
 from saelora.evals.estimate import Estimate
@@ -129,14 +129,19 @@ class _Plan:
         self.students: dict[str, Student] = {}
 
     def add(self, key: Key, places: Sequence[Hookpoint], replacement: Replacement, *, adapted: bool) -> None:
-        """The model with the MLPs at some places replaced, without and with its adapter."""
-        saes = {place: self.subject.spliced.saes[place] for place in places}
-        opened = self._stack.enter_context(
-            splice(self.subject.model, saes, self.subject.token_mask, replacement=replacement)
-        )
+        """The model with the MLPs at some places replaced, without and with what was trained."""
+        opened = self._opened(self.subject.spliced, places, replacement)
         self.students[_name(key, Variant.SPLICED)] = Student(opened)
-        if adapted and self.adapter is not None:
+        own = self.subject.adapted
+        if adapted and (own is not None or self.adapter is not None):
+            opened = opened if own is None else self._opened(own, places, replacement)
             self.students[_name(key, Variant.ADAPTED)] = Student(opened, self.adapter)
+
+    def _opened(self, of: Splice, places: Sequence[Hookpoint], replacement: Replacement) -> Splice:
+        """Some of the transcoders of a splice, by themselves."""
+        subject, saes = self.subject, {place: of.saes[place] for place in places}
+        opened = splice(subject.model, saes, subject.token_mask, replacement=replacement)
+        return self._stack.enter_context(opened)
 
     def run(self, rows: Tensor, batch_rows: int, progress: Callable[[int], None]) -> _Sums:
         """Sums over counted predictions of each row."""
