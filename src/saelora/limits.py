@@ -66,6 +66,9 @@ def transcoder_layers(value: str) -> str | None:
     return "all, every:3 (another number than 3), or layers as in 0,4,8-12"
 
 
+EXEMPT = ("bos", "eos", "pad", "first")  # positions that SAEs leave alone where nobody says which
+
+
 def exempt(value: str) -> str | None:
     """A position that SAEs leave alone, as ``saelora.core.token_mask`` reads it."""
     if re.fullmatch(r"bos|eos|pad|none|first(:\d{1,6})?|massive(:\d+(\.\d+)?)?|\d{1,9}", str(value)):

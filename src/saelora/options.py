@@ -4,7 +4,7 @@ from typing import Literal
 
 from saelora.config import Configuration, Count, option
 from saelora.errors import InputError
-from saelora.limits import POSITIVE, ROW, Within, device, exempt_of_saes, transcoder_layers
+from saelora.limits import EXEMPT, POSITIVE, ROW, Within, device, exempt_of_saes, transcoder_layers
 from saelora.models.hookpoints import parse_hookpoint
 
 
@@ -74,7 +74,7 @@ class SAEConfig(Configuration):
         limit=hookpoint,
     )
     exempt: list[str] = option(
-        ["bos", "eos", "pad", "first"],
+        list(EXEMPT),
         "positions that SAEs leave alone: bos, eos, pad, first (of a row, whatever token stands there), first:4 (the "
         "first four), none, token ids, massive (norms above 10 times the median, massive:20: 20 times), or suite (what "
         "the SAEs' authors leave out, where that is known); repeatable",

@@ -187,9 +187,7 @@ def test_a_run_that_trained_its_transcoders_is_measured_and_loaded_again(
     assert torch.equal(generated, plain)
 
 
-def test_transcoders_are_finetuned_alone(
-    workspace: ws.Workspace, sets: Path, tmp_path: Path
-) -> None:
+def test_transcoders_are_finetuned_alone(workspace: ws.Workspace, sets: Path, tmp_path: Path) -> None:
     def flags(out: Path) -> list[str]:
         given = {**ws.ADAPT, "data": workspace.data, "transcoders": sets, "out": out}
         given = {key: value for key, value in given.items() if key not in ("rank", "lr")}

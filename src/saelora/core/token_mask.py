@@ -14,6 +14,7 @@ from saelora.core.massive import Massive
 from saelora.core.positions import positions
 from saelora.errors import InputError
 from saelora.identity import PolicyRecord
+from saelora.limits import EXEMPT
 from saelora.models.hookpoints import Hookpoint
 
 EXEMPT_NAMES = ("bos", "eos", "pad", "first")
@@ -35,7 +36,7 @@ class TokenPolicy:
         InputError: a name that is none of these, or "none" beside others.
     """
 
-    exempt: Sequence[str | int] = ("bos", "eos", "pad", "first")
+    exempt: Sequence[str | int] = EXEMPT
 
     def __post_init__(self) -> None:
         for item in self.exempt:

@@ -11,7 +11,7 @@ from saelora.files import in_use
 from saelora.jobs.acting import check_acting
 from saelora.jobs.run import CHECKPOINTS, RunConfig, check_out, processes, taken_up
 from saelora.jobs.sae_folder import FINISHED, names_of, target_of
-from saelora.limits import NOT_NEGATIVE, POSITIVE, ROW, SHARE, OneOf, Within, exempt, transcoder_layers
+from saelora.limits import EXEMPT, NOT_NEGATIVE, POSITIVE, ROW, SHARE, OneOf, Within, exempt, transcoder_layers
 from saelora.locks import tidy
 from saelora.manifest import RESULTS, read_json
 from saelora.named import check_named, check_sae_path
@@ -89,7 +89,7 @@ class SAETrainConfig(Configuration):
     l1_coefficient: float = option(SAERecipe.l1_coefficient, "sparsity of standard and gated SAEs", limit=NOT_NEGATIVE)
     l0_coefficient: float = option(SAERecipe.l0_coefficient, "sparsity of jumprelu SAEs", limit=NOT_NEGATIVE)
     exempt: list[str] = option(
-        ["bos", "eos", "pad", "first"],
+        list(EXEMPT),
         "positions not trained on: bos, eos, pad, first, first:4, none, token ids, massive (norms above 10 times the "
         "median; massive:20: 20 times)",
         limit=exempt,

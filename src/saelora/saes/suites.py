@@ -5,11 +5,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from saelora.errors import InputError
+from saelora.limits import EXEMPT
 from saelora.saes import registry
 from saelora.saes.loading import LoadedSAE
 
 NAME = "suite"
-DEFAULT = ("bos", "eos", "pad", "first")
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,13 @@ def with_suite(exempt: Sequence[str], saes: Iterable[LoadedSAE]) -> list[str]:
 
 def hint(exempt: Sequence[str], saes: Iterable[LoadedSAE]) -> str | None:
     """A line where the default policy is used with SAEs whose authors say theirs, and it is another."""
-    if tuple(exempt) != DEFAULT:
+    if tuple(exempt) != EXEMPT:
         return None
     suites = dict.fromkeys(filter(None, map(suite_of, saes)))
-    others = [suite for suite in suites if set(suite.exempt) - set(DEFAULT)]
+    others = [suite for suite in suites if set(suite.exempt) - set(EXEMPT)]
     if not others:
         return None
-    suite, now = others[0], " ".join(DEFAULT)
+    suite, now = others[0], " ".join(EXEMPT)
     return (
         f"the SAEs are of {suite.name}, whose authors leave out {' '.join(suite.exempt)} ({suite.source}); "
         f"left out now: {now}; --exempt {NAME} takes theirs"
