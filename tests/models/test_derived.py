@@ -20,6 +20,7 @@ from saelora.models import derived
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint, Site
 from tiny_saes import SPARE_SPECIAL, TinySAE
+from tiny_transcoders import TinyTranscoder
 
 SUBLAYERS: tuple[Site, ...] = ("attn_out", "mlp_out", "attn_module_out", "mlp_module_out", "attn_z")
 REFUSED = {  # family -> layers whose sublayers do not add up to what the layer adds, and why
@@ -109,6 +110,45 @@ def test_spliced_and_adapted_it_passes_the_check_and_every_adapter_learns(name: 
     if name in TAKEN_FOR_EXPERTS:
         wanted = {linear for linear in wanted if linear.rpartition(".")[2] not in ("gate_proj", "up_proj", "down_proj")}
     assert {key.partition(".")[2] for key in reached} == wanted
+
+
+def test_transcoders_stand_for_every_mlp_also_for_experts(name: str) -> None:
+    """By hand: a forward hook where the MLP writes, fed by one where it reads."""
+    model, batch = copy.deepcopy(families.tiny(name)), ids()
+    anatomy = anatomy_of(model)
+    saes, handles, mask = {}, [], SPARE_SPECIAL(batch)
+    for layer in range(N_LAYERS):
+        if layer in REFUSED.get(name, []):
+            with pytest.raises(InputError, match=rf"layer {layer} of this model has no mlp_module_out"):
+                anatomy.mlp(layer)
+            continue
+        saes[Hookpoint(layer, "mlp_module_out")] = TinyTranscoder(D_MODEL, seed=layer, skips=True)
+    for hookpoint, transcoder in saes.items():
+
+        def write(_m, args, kwargs, output, transcoder=transcoder):
+            x = args[0] if args else kwargs["hidden_states"]
+            first = output[0] if isinstance(output, tuple) else output
+            made = transcoder.decode(transcoder.encode(x)) + transcoder.skip(x)
+            made = torch.where(mask[..., None], made, first.view_as(made))
+            return (made.view_as(first), *output[1:]) if isinstance(output, tuple) else made.view_as(first)
+
+        handles.append(anatomy.mlp(hookpoint.layer).register_forward_hook(write, with_kwargs=True))
+    if name == "bloom":
+        with pytest.raises(InputError, match=r"layer 0 of this model has no mlp_in: its MLP adds to the stream itself"):
+            splice(model, saes, SPARE_SPECIAL).__enter__()
+    if not saes or name == "bloom":
+        return
+    by_hand = model(input_ids=batch, use_cache=False).logits
+    for handle in handles:
+        handle.remove()
+    plain = model(input_ids=batch, use_cache=False).logits
+    layers = [layer for layer in range(N_LAYERS) if layer not in REFUSED.get(name, [])]
+    adapted = get_peft_model(model, lora_config(model, list(range(N_LAYERS)), rank=2, alpha=2, replaced=layers))
+    with splice(adapted, saes, SPARE_SPECIAL) as spliced:
+        found = adapted(input_ids=batch, use_cache=False).logits
+        check_against_whole(adapted, spliced, batch)
+    assert (by_hand - plain).abs().max() > 1e-2
+    torch.testing.assert_close(found, by_hand, rtol=0, atol=1e-9)
 
 
 def test_generation_with_a_cache_is_that_without_one(name: str, model: nn.Module) -> None:

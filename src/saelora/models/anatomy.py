@@ -120,6 +120,11 @@ class Anatomy:
         if point.site == "resid_pre":
             return self.layers[point.layer], None
         if point.site == "mlp_in":
+            if is_linear(getattr(mlp, "base_layer", mlp)):
+                raise InputError(
+                    f"layer {point.layer} of this model has no mlp_in: its MLP adds to the stream itself, and the "
+                    "last linear layer of it alone is known"
+                )
             return mlp, None
         name = self.layouts[point.layer].mlp_reads
         if name is None:
