@@ -241,6 +241,18 @@ def test_a_run_goes_on_from_its_checkpoint_to_the_same_weights(
     assert results_of(out)["ci95"] == results_of(finished[name])["ci95"]
 
 
+def test_beside_an_adapter_an_sae_trains_at_a_tenth_of_its_rate_where_nobody_says_another() -> None:
+    from saelora.jobs import adapt, finetune_sae
+    from saelora.jobs.training_options import recipe_of
+
+    both = {"method": "lora+sae", "lr": 2e-3}
+    assert recipe_of(adapt.Config(**both)).sae_lr == pytest.approx(2e-4)
+    assert recipe_of(adapt.Config(**both, sae_lr=5e-4)).sae_lr == 5e-4
+    assert recipe_of(adapt.Config(method="linear")).sae_lr is None  # the map's own rate is --lr
+    assert recipe_of(adapt.Config()).sae_lr is None
+    assert recipe_of(finetune_sae.Config()).sae_lr is None
+
+
 def test_a_recorded_run_from_before_methods_can_be_gone_on_with(
     workspace: ws.Workspace, adapted: Path, tmp_path: Path
 ) -> None:

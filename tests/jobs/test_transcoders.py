@@ -160,11 +160,13 @@ def test_transcoders_train_with_the_adapter_and_keep_their_latents(
 
 
 def test_a_run_that_trained_its_transcoders_is_measured_and_loaded_again(
-    workspace: ws.Workspace, trained_round: Path, tmp_path: Path
+    trained_round: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     results = json.loads((trained_round / "results.json").read_text())
     given = {"adapter": trained_round, "out": tmp_path / "evals", "device": "cpu"}
     assert main(["evaluate", *ws.as_flags(given), "--parts", "loss", "tokens", "drift", "replacement"]) == 0
+    assert main(["evaluate", "--adapter", str(trained_round), "--parts", "steering"]) == 2
+    assert "expected --parts loss tokens drift replacement capabilities" in " ".join(capsys.readouterr().err.split())
     found = {
         part: json.loads((tmp_path / "evals" / f"{part}.json").read_text())["result"]
         for part in ("loss", "replacement")

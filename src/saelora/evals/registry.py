@@ -108,9 +108,10 @@ _ALL = (  # in the order in which they are measured and shown
 EVALUATIONS = {each.name: each for each in _ALL}
 
 
-def of_trained_saes() -> tuple[str, ...]:
-    """What can be measured of a run that trained its SAE, the losses among it."""
-    return ("loss", *(each.name for each in _ALL if each.of_trained_saes))
+def of_trained_saes(*, transcoders: bool) -> tuple[str, ...]:
+    """What can be measured of a run that trained its SAEs, or its transcoders, the losses among it."""
+    found = [each for each in _ALL if each.of_trained_saes and (transcoders or not each.of_transcoders)]
+    return ("loss", *(each.name for each in found))
 
 
 def on_rows(name: str) -> bool:

@@ -68,11 +68,12 @@ def _with_saes_beside(manifest: Manifest, folder: Path) -> Manifest:
 
 def check_parts(parts: list[str], recorded: Manifest, adapter: str) -> None:
     """Raise InputError where a part is asked of a run that trained its SAE and has nothing to say of it."""
-    others = [part for part in parts if part not in of_trained_saes()]
+    known = of_trained_saes(transcoders=bool(recorded.config.get("transcoders")))
+    others = [part for part in parts if part not in known]
     if others and recorded.tuned_saes:
         raise InputError(
             f"--parts {others[0]} is about an adapter around a frozen SAE, {adapter} trained its SAE (method "
-            f"{recorded.method}): expected --parts {' '.join(of_trained_saes())}, or some of them"
+            f"{recorded.method}): expected --parts {' '.join(known)}, or some of them"
         )
 
 

@@ -55,7 +55,9 @@ class AdapterConfig(Configuration):
         "decoder", "what of the SAE trains with lora+sae: its decoder and output bias (latents stay), or all of it"
     )
     sae_lr: float | None = option(
-        None, "peak learning rate of the SAE's own weights; default: as --lr", limit=LEARNING_RATE
+        None,
+        "peak learning rate of the SAE's own weights; default: a tenth of --lr, with linear --lr itself",
+        limit=LEARNING_RATE,
     )
     rank: int = option(64, "LoRA rank; with method linear the map's", limit=Within(least=1, most=65_536))
     alpha: float | None = option(
@@ -116,5 +118,12 @@ def recipe_of(config: StudentConfig) -> DistillRecipe:
         clip=config.clip,
         loss=config.loss,
         objective=config.objective,
-        sae_lr=config.sae_lr if isinstance(config, AdapterConfig) else None,
+        sae_lr=_sae_lr(config),
     )
+
+
+def _sae_lr(config: StudentConfig) -> float | None:
+    """Beside an adapter a decoder wants a tenth of its rate: at the same one it does harm (docs/log.md, 2026-11-28)."""
+    if not isinstance(config, AdapterConfig) or config.sae_lr is not None:
+        return config.sae_lr if isinstance(config, AdapterConfig) else None
+    return config.lr / 10 if config.method == "lora+sae" else None
