@@ -1,10 +1,15 @@
-"""How long a command takes to say something: --help, an error in its options, a run's first line.
+"""How long a command takes to say something: --help, an error in its options, a run's first line, its first token.
 
     python benchmarks/start_up.py --json benchmarks/results/start_up.json
+    python benchmarks/start_up.py --commands --run RUN [--against SRC] --json benchmarks/results/first_token.json
 
 Every command is started as a user would, `python -m saelora ...`, round by round; reported are medians of wall-clock
 seconds with their spread. The first line of a run is timed to its arrival, then the run is killed. The bounds are 1.0 s
 for --help, 1.5 s for an error in the options, 3 s for the first line; what exceeds its bound is marked.
+
+With --run, ``generate`` is timed to its first text too, in wall-clock seconds and in those of CPU that the process has
+had by then (Linux), beside the bare import of the libraries that it cannot do without. --against names the source
+folder of another commit, whose generate takes its turn in each round.
 """
 
 import argparse
@@ -17,12 +22,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measure import summary
+from measure import ratios, summary
 
 from saelora.cli import JOBS
 from saelora.manifest import environment, write_json
 
 ROOT = Path(__file__).parents[1]
+LIBRARIES = "import torch, peft, transformers.models.llama.modeling_llama; print('these\\nare there', flush=True)"
 BOUNDS = {"help": 1.0, "error": 1.5, "first_line": 3.0}
 ERRORS = {
     "adapt": "adapt --rnak 3",
@@ -50,10 +56,15 @@ FIRST = {
 def main(argv: list[str] | None = None) -> dict[str, Any]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--commands", nargs="+", default=[*JOBS], choices=[*JOBS])
+    parser.add_argument("--commands", nargs="*", default=[*JOBS], help="of these, or none")
+    parser.add_argument("--run", help="a finished run: time generate to its first token")
+    parser.add_argument("--against", type=Path, metavar="SRC", help="another source folder, for its first token")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args(argv)
+    if unknown := set(args.commands) - set(JOBS):
+        parser.error(f"no command {min(unknown)}: expected some of {', '.join(JOBS)}")
     inputs = {"repeats": args.repeats, "commands": args.commands, "load_before": os.getloadavg()[0]}
+    inputs["cores"] = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
     out: dict[str, Any] = {"inputs": inputs, "environment": environment()}
     print(out["inputs"], out["environment"], sep="\n", flush=True)
     calls = calls_of(args.commands)
@@ -65,15 +76,71 @@ def main(argv: list[str] | None = None) -> dict[str, Any]:
                 taken[key].append(spent)
     out["seconds"] = {kind: {name: summary(taken[k, name]) for k, name in taken if k == kind} for kind in BOUNDS}
     out["bounds"] = BOUNDS
-    out["slowest"] = {kind: max(found["median"] for found in out["seconds"][kind].values()) for kind in BOUNDS}
+    medians = {kind: [found["median"] for found in each.values()] for kind, each in out["seconds"].items()}
+    out["slowest"] = {kind: max(each, default=None) for kind, each in medians.items()}
     for kind, bound in BOUNDS.items():
         for name, found in out["seconds"][kind].items():
             low, high = found["spread"]
             over = f"  over {bound} s" if found["median"] > bound else ""
             print(f"{kind:11s} {name:13s} {found['median']:.2f} s  ({low:.2f} to {high:.2f}){over}")
+    if args.run:
+        out["first_token"] = first_tokens(args.run, args.against, args.repeats)
     if args.json:
         write_json(args.json, out)
     return out
+
+
+def first_tokens(run: str, against: Path | None, repeats: int) -> dict[str, Any]:
+    """Wall-clock and CPU seconds to the first token, of this source and of another, and of the bare import, in turn."""
+    generate = ["-m", "saelora", "generate", run, "Fellow citizens,", "--max-new-tokens", "4"]
+    arms = {"libraries": (["-c", LIBRARIES], ROOT / "src"), "now": (generate, ROOT / "src")}
+    if against is not None:
+        arms["before"] = (generate, against.resolve())
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in arms}
+    for round_ in range(repeats + 1):
+        for name, (words, source) in arms.items():
+            spent = first_text(words, source)
+            if round_:
+                taken[name].append(spent)
+    found: dict[str, Any] = {"libraries_are": LIBRARIES}
+    for name, spent in taken.items():
+        wall, cpu = zip(*spent, strict=True)
+        found[name] = {"wall": summary(wall), "cpu": summary(cpu)}
+        print(f"first token {name:13s} wall {told(found[name]['wall'])}, CPU {told(found[name]['cpu'])}", flush=True)
+    if against is not None:
+        for kind in ("wall", "cpu"):
+            found[f"{kind}_now_over_before"] = ratios(found["now"][kind]["values"], found["before"][kind]["values"])
+            print(f"{kind}, now over before: {told(found[f'{kind}_now_over_before'])}")
+    return found
+
+
+def told(found: dict[str, Any]) -> str:
+    return f"{found['median']:.2f} ({found['spread'][0]:.2f} to {found['spread'][1]:.2f})"
+
+
+def first_text(words: list[str], source: Path) -> tuple[float, float]:
+    """Wall-clock and CPU seconds until a process has begun the second line on stdout: the first is a heading."""
+    env = {**os.environ, "PYTHONPATH": str(source)}
+    started = time.perf_counter()
+    with subprocess.Popen([sys.executable, *words], stdout=-1, stderr=-1, env=env, bufsize=0) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        said = process.stdout.readline(), process.stdout.read(1)
+        wall, cpu = time.perf_counter() - started, cpu_seconds(process.pid)
+        process.kill()
+        error = process.stderr.read().decode()
+    if not all(said):
+        raise SystemExit(f"python {' '.join(words)} wrote {said!r}; {error}")
+    return wall, cpu
+
+
+def cpu_seconds(pid: int) -> float:
+    """CPU seconds that a process has had with all its threads; 0 where that cannot be told (not on Linux)."""
+    file = Path(f"/proc/{pid}/stat")
+    if not file.exists():
+        return 0.0
+    user, system = file.read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def calls_of(commands: list[str]) -> dict[tuple[str, str], Callable[[], float]]:

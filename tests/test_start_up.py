@@ -22,6 +22,8 @@ HEAVY = {
     "submitit",
     "ray",
 }
+# of what loads a finished run, nothing imports these
+ELSEWHERE = {"sae_lens", "datasets", "pyarrow", "matplotlib", "pandas", "sklearn", "gguf"}
 ROOT = Path(__file__).parents[1]
 # Runs pieces of code, each in a fork of an interpreter that has the command line imported and nothing else.
 FORKS = f"""
@@ -98,6 +100,24 @@ def test_the_package_imports_no_heavy_library(loaded_by: Loaded, tmp_path) -> No
 def test_what_makes_a_report_imports_no_heavy_library(loaded_by: Loaded, tmp_path) -> None:
     code = "import saelora.reporting.page, saelora.reporting.compare, saelora.reporting.sweep, saelora.reporting.card"
     assert loaded_by(code, tmp_path) == (0, "", set())
+
+
+def test_what_loads_a_run_imports_no_library_that_a_run_in_use_does_without(loaded_by: Loaded, tmp_path) -> None:
+    code = f"import sys, saelora\nsaelora.load\ncode = sorted({ELSEWHERE!r} & sys.modules.keys())"
+    assert loaded_by(code, tmp_path)[0] == []
+
+
+def test_the_collector_rests_while_what_loads_a_run_is_imported(loaded_by: Loaded, tmp_path) -> None:
+    code = """
+import gc, saelora
+passes = []
+gc.callbacks.append(lambda phase, info: passes.append(phase))
+saelora.load
+assert gc.isenabled()
+code = len(passes)"""
+    found, _, heavy = loaded_by(code, tmp_path)
+    assert "torch" in heavy
+    assert found < 20  # more than a thousand where it does not rest
 
 
 BAD = {

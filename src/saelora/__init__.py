@@ -6,6 +6,7 @@ Importing this is cheap: transformers, PEFT and SAELens are imported when a name
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from saelora.collector import resting
 from saelora.errors import InputError
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def __getattr__(name: str) -> Any:
 
         return version("saelora")
     if name in _HOMES:
-        return getattr(import_module(f"saelora.{_HOMES[name]}"), name)
+        with resting():
+            return getattr(import_module(f"saelora.{_HOMES[name]}"), name)
     raise AttributeError(f"module 'saelora' has no attribute {name!r}")
 
 

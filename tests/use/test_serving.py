@@ -1,6 +1,7 @@
 """The server, over HTTP and with OpenAI's own client: what it answers is what the loaded run generates."""
 
 import json
+import queue
 import socket
 import threading
 import time
@@ -20,8 +21,10 @@ import saelora
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
 from saelora.use.run import LoadedRun
+from saelora.use.serving import engine as engine_module
 from saelora.use.serving.app import Limits, application
 from saelora.use.serving.engine import Engine
+from saelora.use.serving.rows import Ask, Ended
 
 PROMPTS = ["bada lume", "re", "bada bada lume re", "lume"]
 
@@ -211,6 +214,47 @@ def test_many_clients_at_once_each_get_their_own_answer(client: OpenAI, referenc
 
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, asked)) == [expected[pair] for pair in asked]
+
+
+class Counting(Engine):
+    """Knows how many asks each batch held."""
+
+    def __init__(self, run: LoadedRun, **options: Any):
+        self.sizes: list[int] = []
+        super().__init__(run, **options)
+
+    def _generate(self, batch: list[Ask]) -> None:
+        self.sizes.append(len(batch))
+        super()._generate(batch)
+
+
+def test_who_was_answered_together_is_waited_for_and_not_longer_than_the_server_runs(
+    reference: LoadedRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine_module, "PATIENCE", 1000.0)  # it never runs out here
+    monkeypatch.setattr(engine_module, "SHARE", 1e9)
+    engine = Counting(reference)
+    ended: queue.Queue[Any] = queue.Queue()
+
+    def ask() -> Ask:
+        return Ask(
+            engine.ids("lume"),
+            "adapted",
+            2,
+            lambda event: ended.put(event) if isinstance(event, Ended) else None,
+            time.monotonic() + 120,
+        )
+
+    engine.submit([ask(), ask(), ask()])
+    assert [ended.get(timeout=60).reason for _ in range(3)] == ["length"] * 3
+    for _ in range(3):  # one by one, and later than an ask alone is waited for
+        engine.submit([ask()])
+        time.sleep(5 * engine_module.GATHER)
+    assert [ended.get(timeout=60).reason for _ in range(3)] == ["length"] * 3
+    assert engine.sizes == [3, 3]
+    engine.submit([ask()])
+    engine.stop()
+    assert ended.get(timeout=60).reason == "cancelled"
 
 
 @pytest.mark.parametrize(

@@ -10,9 +10,6 @@ import zlib
 from collections.abc import Iterator
 from typing import IO, Any
 
-import pyarrow
-import pyarrow.parquet
-
 from saelora.errors import InputError, first_line
 from saelora.records import JsonObject
 
@@ -31,6 +28,8 @@ def read_column(file: IO[bytes], label: str, column: str) -> Iterator[str | None
     Raises:
         InputError: damaged, no such column, or a text that is no string.
     """
+    from pyarrow import ArrowException  # here, because a run in use reads no data
+
     rows = _parquet(file, label, column) if label.endswith(".parquet") else _json_lines(file, label, column)
     index = 0
     while True:
@@ -38,7 +37,7 @@ def read_column(file: IO[bytes], label: str, column: str) -> Iterator[str | None
             text = next(rows)
         except StopIteration:
             return
-        except (OSError, EOFError, ValueError, zlib.error, RecursionError, pyarrow.ArrowException) as error:
+        except (OSError, EOFError, ValueError, zlib.error, RecursionError, ArrowException) as error:
             raise InputError(f"{label} cannot be read after {index} rows: {first_line(error)}") from error
         yield checked(text, label, index, column)
         index += 1
@@ -111,12 +110,16 @@ def _unpacked(file: IO[bytes], label: str) -> IO[bytes]:
     if label.endswith(".gz"):
         return gzip.open(file)  # type: ignore[return-value]
     if label.endswith(".zst"):
-        return io.BufferedReader(pyarrow.CompressedInputStream(file, "zstd"))
+        from pyarrow import CompressedInputStream
+
+        return io.BufferedReader(CompressedInputStream(file, "zstd"))
     return file
 
 
 def _parquet(file: IO[bytes], label: str, column: str) -> Iterator[Any]:
-    table = pyarrow.parquet.ParquetFile(file)
+    from pyarrow.parquet import ParquetFile
+
+    table = ParquetFile(file)
     if column not in (names := table.schema_arrow.names):
         raise no_column(label, column, names)
     for batch in table.iter_batches(_BATCH_ROWS, columns=[column]):

@@ -88,7 +88,8 @@ def load_sae(
     if dtype not in _DTYPES:
         raise InputError(f"dtype is {dtype}, expected one of {', '.join(map(str, _DTYPES))}")
     # weights are fingerprinted before they are narrowed, so one SAE has one fingerprint in every dtype
-    opened = _open(resolve_asset(ref), revision, torch.promote_types(dtype, torch.float32))
+    wide = torch.promote_types(dtype, torch.float32)
+    opened = _open(resolve_asset(ref), revision, wide)
     check_finite(opened.sae, ref)
     digest = fingerprint(opened.sae)
     metadata = describe(opened.sae)
@@ -99,7 +100,8 @@ def load_sae(
             raise InputError(f"{ref} is a transcoder whose files do not say what it reads: put hf_hook_name into them")
     check_processing(metadata, where, ref)
     sae: Any = freeze(opened.sae, device, dtype)
-    check_finite(sae, ref)
+    if dtype != wide:  # it may be too narrow
+        check_finite(sae, ref)
     return LoadedSAE(
         sae=sae,
         hookpoint=where,

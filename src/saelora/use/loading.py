@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from saelora.collector import resting
 from saelora.config import build
 from saelora.console import Console
 from saelora.errors import InputError
@@ -35,7 +36,8 @@ def load(ref: str | Path, **options: Any) -> LoadedRun:
     Raises:
         InputError: no such run, or its model, SAEs or adapter are missing, damaged, or not those that it was made with.
     """
-    return load_run(find_run(ref), options)
+    with resting():
+        return load_run(find_run(ref), options)
 
 
 def load_run(run: Run, options: dict[str, Any]) -> LoadedRun:

@@ -5,6 +5,7 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
+from saelora.collector import resting
 from saelora.config import configured, option
 from saelora.console import Console
 from saelora.errors import InputError
@@ -57,19 +58,21 @@ def run_server(
             f"--host {config.host} lets other machines in: set a token (--token, or {TOKEN}), or leave --host out"
         )
     try:
-        import uvicorn
+        with resting():
+            import uvicorn
 
-        from saelora.use.serving.app import application, stopping_first
-        from saelora.use.serving.engine import Engine
-        from saelora.use.serving.http import Limits
+            from saelora.use.serving.app import application, stopping_first
+            from saelora.use.serving.engine import Engine
+            from saelora.use.serving.http import Limits
     except ModuleNotFoundError as error:
         if error.name not in ("uvicorn", "fastapi", "starlette"):
             raise
         raise InputError('serving needs FastAPI and uvicorn: pip install "saelora[serve]"') from error
     with listen() as place:
-        from saelora.use.loading import load
+        with resting(keep=True):
+            from saelora.use.loading import load
 
-        loaded = load(str(config.ref), **config.loading())
+            loaded = load(str(config.ref), **config.loading())
         engine = Engine(loaded, most_rows=config.max_batch, most_waiting=config.max_waiting)
         hosts = (*LOCAL, "[") if config.host in LOCAL else ("*",)  # what Starlette takes [::1] for
         app = application(

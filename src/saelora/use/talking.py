@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+from saelora.collector import resting
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.use.options import RunOptions, TalkOptions
@@ -42,9 +43,10 @@ def opened(config: RunOptions, console: Console) -> LoadedRun:
     """
     run: Run = find_run(config.ref or "")
     console.say(f"loading {run.ref}")
-    from saelora.use.loading import load_run
+    with resting(keep=True):
+        from saelora.use.loading import load_run
 
-    return load_run(run, config.loading())
+        return load_run(run, config.loading())
 
 
 def variants_of(config: Config, loaded: LoadedRun) -> list[str]:

@@ -17,7 +17,9 @@ from saelora.use.run import LoadedRun
 from saelora.use.serving.calls import Call
 from saelora.use.serving.rows import Ask, Ended, Failed, Row
 
-GATHER = 0.01  # seconds that a first ask waits for others to join it
+GATHER = 0.01  # seconds after an ask in which another may come to join it
+# clients that were answered together ask anew together, one after the other: they are waited for so long
+PATIENCE, SHARE = 0.25, 0.1  # seconds, and the share of what their last batch took
 
 
 class Busy(Exception):
@@ -39,6 +41,8 @@ class Engine:
         self._changed = threading.Condition()
         self._tokenizing = threading.Lock()  # tokenizers of transformers are no place for two threads
         self._stopping = False
+        self._came = 0.0  # when the last ask did
+        self._expected, self._patience = 0, 0.0  # how many may wait soon, and for how long to believe it
         generation = getattr(run.model, "generation_config", None)
         ends: Any = getattr(generation, "eos_token_id", None) or []
         ends = [ends] if isinstance(ends, int) else list(ends)
@@ -61,6 +65,7 @@ class Engine:
             if self._stopping or len(self._waiting) + len(asks) > self.most_waiting:
                 raise Busy
             self._waiting.extend(asks)
+            self._came = time.monotonic()
             self._changed.notify()
 
     def when_idle(self, steps: Iterator[None]) -> None:
@@ -112,14 +117,21 @@ class Engine:
             if isinstance(first := self._waiting[0], Call):
                 self._waiting.popleft()
                 return partial(first.run, self.run, time.monotonic())
-            until = time.monotonic() + GATHER
-            while len(self._waiting) < self.most_rows and (left := until - time.monotonic()) > 0:
-                self._changed.wait(left)
+            self._gather()
             kind = first.kind
             batch = self._fitting([ask for ask in self._waiting if isinstance(ask, Ask) and ask.kind == kind])
             taken = set(map(id, batch))
             self._waiting = deque(ask for ask in self._waiting if id(ask) not in taken)
             return partial(self._answer, batch)
+
+    def _gather(self) -> None:
+        """Wait for asks to join those that wait, while more come, or are likely to, and a batch has room for them."""
+        began = time.monotonic()
+        while (n := len(self._waiting)) < self.most_rows and not self._stopping:
+            until = max(self._came + GATHER, began + self._patience * (n < self._expected))
+            if (left := until - time.monotonic()) <= 0:
+                return
+            self._changed.wait(left)
 
     def _fitting(self, asks: list[Ask]) -> list[Ask]:
         """The first, and those after it that fit into one batch: the longest prompt and answer within the positions."""
@@ -142,6 +154,7 @@ class Engine:
                 live.append(ask)
         if not live:
             return
+        began = time.monotonic()
         rows = [Row(ask, self.decode, self._ends) for ask in live]
         chosen = _Chosen(rows)
         with ExitStack() as stack:
@@ -158,6 +171,8 @@ class Engine:
                 logits_processor=[chosen],
                 stopping_criteria=[_Watched(rows, self)],
             )
+            self._expected = len(self._waiting) + len(live)  # before anybody knows that it has ended
+            self._patience = min(PATIENCE, SHARE * (time.monotonic() - began))
             for row in rows:
                 found = self._latents(row) if row.ask.latents else None
                 assert row.reason is not None
