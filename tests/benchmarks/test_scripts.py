@@ -9,6 +9,7 @@ from typing import Any
 import busy
 import pytest
 import scaling
+import serving
 import setting as settings
 import sparse_decode
 import start_up
@@ -139,6 +140,25 @@ def test_busy_compares_both_ways_of_waiting_on_equal_losses(tmp_path: Path) -> N
         assert spread_of(found["watched_idle"][work])[1] == pytest.approx(
             idle / spread_of(speed["spinning"]["idle"])[1]
         )
+
+
+def test_serving_tells_answers_apart() -> None:
+    alone = {("a", "x"): "one", ("b", "x"): "two", ("c", "x"): "two"}
+    tally = serving.Tally()
+    for prompt, answer in (("a", "one"), ("b", "two"), ("a", "two"), ("a", "on"), ("c", None)):
+        tally.take((prompt, "x"), answer, alone)
+    assert (tally.n, tally.lost, tally.not_as_alone, tally.of_another) == (5, 1, 2, 1)
+    assert [each["served"] for each in tally.examples] == ["two", "on"]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux tells another process's seconds")
+def test_start_up_times_the_second_line_and_the_processors_seconds_until_then() -> None:
+    work = "import time\nwhile time.process_time() < 0.5: pass\nprint('a heading', flush=True)\n"
+    work += "while time.process_time() < 1: pass\nprint('text', flush=True)\nwhile True: pass"
+    wall, cpu = start_up.first_text(["-c", work], start_up.ROOT / "src")
+    assert wall >= cpu - 0.02 >= 0.97
+    with pytest.raises(SystemExit, match="no line"):
+        start_up.first_text(["-c", "raise SystemExit('no line')"], start_up.ROOT / "src")
 
 
 def test_start_up_times_help_and_errors(tmp_path: Path) -> None:

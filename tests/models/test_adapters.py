@@ -118,6 +118,13 @@ def test_a_file_that_does_not_match_the_model_is_refused(fresh: Fresh, tmp_path:
     assert "\n" not in str(caught.value)
 
 
+def test_large_numbers_whose_sum_is_none_are_numbers(fresh: Fresh, tmp_path: Path) -> None:
+    folder = saved(fresh("llama"), tmp_path / "a")
+    edit(folder, lambda tensors: [t.fill_(torch.finfo(t.dtype).max) for t in tensors.values()])
+    adapted = load_adapter(fresh("llama"), folder)
+    assert any(p.sum().isinf() for name, p in adapted.named_parameters() if "lora_" in name)
+
+
 CONFIGS: dict[str, tuple[dict[str, Any], str]] = {
     "other modules": ({"target_modules": ["q_proj", "k_proj"]}, "have no place in it"),
     "modules that are not there": ({"target_modules": ["c_attn"]}, "does not load on this model"),

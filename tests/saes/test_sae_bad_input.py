@@ -88,6 +88,13 @@ def test_nan_or_inf_weights_are_counted_and_named(tmp_path: Path, bad: float) ->
     assert "3 of 20 values of b_enc are NaN or infinite" in message
 
 
+def test_large_weights_whose_sum_is_no_number_are_numbers(tmp_path: Path) -> None:
+    w = weights()
+    w["b_enc"][:3] = 3e38
+    loaded = load_sae(str(files.write_saelens(tmp_path / "sae", w)))
+    assert loaded.sae.b_enc.sum().isinf()
+
+
 def test_weights_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
     w = weights()
     w["W_dec"][0, 0] = 1e6
