@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core.calibration import TOKENS, calibrated
+from saelora.core.cross_layer import check_whole
 from saelora.core.massive import Massive
 from saelora.core.replacement import CASCADING, Replacement, replacement_of
 from saelora.core.splice import SAE, Splice, TokenMask, TokenPolicy, splice
@@ -99,6 +100,7 @@ def assemble(
         if found.hookpoint in saes:
             raise InputError(f"two SAEs at {found.hookpoint}: {saes[found.hookpoint].ref} and {ref}; give one")
         saes[found.hookpoint] = found
+    check_whole({hookpoint: found.sae for hookpoint, found in saes.items()}, anatomy.n_layers)
     exempt = with_suite(config.exempt, saes.values())
     token_mask = token_mask_of(exempt, config, loaded, saes, recorded_policy)
     return Assembled(loaded, saes, token_mask, anatomy, _replacement(config, saes))

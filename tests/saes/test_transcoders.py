@@ -284,17 +284,59 @@ def test_a_set_is_no_single_transcoder_and_names_its_layers(tmp_path: Path):
     folder = circuit_tracer(tmp_path / "set", w, SET)
     assert "holds 3 transcoders, one a layer: name one, such as" in refused(folder)
     folder = circuit_tracer(tmp_path / "clt", w, {**SET, "model_kind": "cross_layer_transcoder"})
-    assert "is a cross-layer transcoder" in refused(folder / "layer_0.safetensors")
+    assert "its folder the files of a transcoder_set" in refused(folder / "layer_0.safetensors")
     folder = circuit_tracer(tmp_path / "other", w, {**SET, "normalise": "true"})
     assert "sets normalise" in refused(folder / "layer_0.safetensors")
     folder = circuit_tracer(tmp_path / "more", {**w, "gain": torch.ones(3)}, SET)
     assert "has gain" in refused(folder / "layer_0.safetensors")
 
 
-def test_cross_layer_transcoders_of_gemma_scope_2_and_of_the_registry_are_refused(tmp_path: Path):
-    folder = gemma_scope_2(tmp_path / "gemma-scope-2-1b-pt" / "clt" / "layer_3_width_16k", weights(), False)
-    assert "is a cross-layer transcoder" in refused(folder)
-    assert "is a cross-layer transcoder" in refused("mntss-gemma-2-2b-2.5m-clt-as-per-layer/layer_0")
+@pytest.mark.parametrize("where", ["config", "file", "name"])
+def test_circuit_tracers_topk_sets_keep_the_largest_whatever_their_sign(tmp_path: Path, where):
+    w = {k: v for k, v in weights().items() if k not in ("threshold", "W_skip")}
+    w["b_enc"] = w["b_enc"] - 6  # so that some of the largest are negative
+    k = 128 if where == "name" else K
+    if where == "name":
+        w = {
+            name: tensor.repeat_interleave(8, {"W_enc": 1, "W_dec": 0, "b_enc": 0}.get(name, 0))
+            for name, tensor in w.items()
+        }
+        w["b_dec"] = weights()["b_dec"]
+    config = {**SET, "activation": "topk"} | ({"k": K} if where == "config" else {})
+    folder = tmp_path / ("crv-8b-instruct-transcoders" if where == "name" else "set")
+    circuit_tracer(folder, w | ({"k": torch.tensor(K)} if where == "file" else {}), config)
+    loaded = load_sae(str(folder / "layer_0.safetensors"), dtype=torch.float64)
+    pre = x() @ w["W_enc"].double() + w["b_enc"].double()
+    kept = pre >= pre.sort(-1, descending=True).values[..., k - 1 : k]
+    assert (kept & (pre < 0)).any()
+    expected = torch.where(kept, pre, 0.0) @ w["W_dec"].double() + w["b_dec"].double()
+    if where != "name":  # doubled latents tie
+        agrees(loaded, expected)
+        gathered, given, other = sparse(loaded.sae), x().requires_grad_(), x().requires_grad_()
+        assert gathered is not loaded.sae
+        torch.testing.assert_close(gathered.reconstruct(given), expected, rtol=0, atol=1e-10)
+        gathered.reconstruct(given).square().sum().backward()
+        loaded.sae(other).square().sum().backward()
+        torch.testing.assert_close(given.grad, other.grad, rtol=0, atol=1e-8)
+    assert (loaded.architecture, loaded.sae.cfg.k) == ("signed_topk_transcoder", k)
+
+
+@pytest.mark.parametrize(
+    ("config", "tensors", "said"),
+    [
+        ({"activation": "topk"}, {}, "has activation 'topk' and no k"),
+        ({"activation": "topk", "k": 3}, {"k": torch.tensor(K)}, "has activation 'topk' and k 3 and 4"),
+        ({"activation": "topk", "k": 0}, {}, "has k 0, expected a whole number of 1 or more"),
+        ({"activation": "topk", "k": 99}, {}, "k is 99, expected 1 to d_sae 20"),
+        ({"activation": "topk", "k": 3}, {"threshold": torch.zeros(S)}, "layer_0.safetensors a threshold"),
+        ({"activation": "gelu"}, {}, "has activation 'gelu' beside no threshold"),
+        ({"activation": "relu"}, {"threshold": torch.zeros(S)}, "has activation 'relu' beside a threshold"),
+        ({"k": 3}, {}, "has no activation: topk, and there is a k"),
+    ],
+)
+def test_activations_that_are_not_told_or_told_twice_are_refused(tmp_path: Path, config, tensors, said):
+    w = {k: v for k, v in weights().items() if k not in ("threshold", "W_skip")} | tensors
+    assert said in refused(circuit_tracer(tmp_path / "set", w, {**SET, **config}) / "layer_0.safetensors")
 
 
 def test_weights_that_do_not_fit_and_an_affine_part_that_is_not_there_are_refused(tmp_path: Path):

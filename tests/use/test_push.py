@@ -19,6 +19,7 @@ from hub_server import Hub, reach, running
 from saelora.cli import main
 from saelora.errors import InputError
 from saelora.use.push import push
+from tiny_clt import clt_weights, write_clt
 
 PROMPT = "bada lume"
 REPO = "me/run"
@@ -359,6 +360,10 @@ def _of_circuit_tracer(root: Path, workspace: ws.Workspace) -> Path:
     return root
 
 
+def _crossing(root: Path, workspace) -> Path:
+    return write_clt(root, clt_weights(ws.N_LAYERS, ws.D_MODEL, size=0.1))
+
+
 def _of_saelens(root: Path, workspace: ws.Workspace) -> Path:
     for layer in range(ws.N_LAYERS):
         ws.write_transcoder(root / f"layers.{layer}.mlp" / "width_1", layer=layer)
@@ -372,8 +377,9 @@ def _of_saelens(root: Path, workspace: ws.Workspace) -> Path:
         (_of_saelens, "/layers.*.mlp/width_1", "all", 2 * ws.N_LAYERS),
         (_of_saelens, "", "every:2", 4),
         (_of_circuit_tracer, "", "all", ws.N_LAYERS + 1),
+        (_crossing, "", "all", 2 * ws.N_LAYERS + 1),
     ],
-    ids=["saelens", "some", "circuit-tracer"],
+    ids=["saelens", "some", "circuit-tracer", "cross-layer"],
 )
 def test_transcoders_of_a_local_folder_travel_with_the_run(
     hub: Hub, workspace, tmp_path: Path, write, pattern: str, layers: str, files: int, capsys

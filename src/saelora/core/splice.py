@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from saelora.core import lora
+from saelora.core.cross_layer import Ahead, check_whole, crosses
 from saelora.core.filler import filler
 from saelora.core.partial import capturing, is_partial, keep_read, runs
 from saelora.core.passes import Passes
@@ -110,6 +111,9 @@ class Splice:
         self._clean: Seen | None = None
         self._own_clean = False  # it is of the pass that is under way alone
         self._exempt = Exempt()
+        self.crossing = {hookpoint for hookpoint, sae in self.saes.items() if crosses(sae)}
+        # what latents write into later layers: those of the pass, and where errors are added the original's
+        self._ahead, self._ahead_there = Ahead(), Ahead()
         self._centred = {hookpoint for hookpoint, sae in self.saes.items() if is_centred(sae, hookpoint)}
 
     def disabled(self) -> AbstractContextManager[None]:
@@ -196,6 +200,8 @@ class Splice:
         if self.enabled:
             self._mask = None
             self._read.clear()
+            self._ahead.clear()
+            self._ahead_there.clear()
             if self._own_clean:
                 self._clean, self._own_clean = None, False
             self._passes.end({hookpoint: int(runs(anatomy, hookpoint)) for hookpoint in self.saes})
@@ -233,7 +239,8 @@ class Splice:
             return recon
         own: SAE = self._transcoders[hookpoint]
         with torch.no_grad():
-            there = self._made_by(own, hookpoint, self.given(hookpoint, clean, mask_BS), x.dtype)[1]
+            given = self.given(hookpoint, clean, mask_BS)
+            there = self._made_by(own, hookpoint, given, mask_BS, x.dtype, self._ahead_there)[1]
         return target + (recon - there)
 
     def _rebuilt(self, hookpoint: Hookpoint, read: Tensor, x: Tensor, mask_BS: Tensor) -> Tensor:
@@ -241,48 +248,68 @@ class Splice:
         given = self.given(hookpoint, read, mask_BS)
         latents: Tensor | None
         if self._edit is None:
-            latents, recon = self._made_by(self.saes[hookpoint], hookpoint, given, x.dtype)
+            latents, recon = self._made_by(self.saes[hookpoint], hookpoint, given, mask_BS, x.dtype, self._ahead)
         else:
-            latents, recon = self._edited(self._edit, hookpoint, given, x)
+            latents, recon = self._edited(self._edit, hookpoint, given, mask_BS, x)
         if self.observer is not None:
             assert latents is not None
             self.observer(hookpoint, self.seen(hookpoint, x), latents, recon, mask_BS)
         return recon
 
     def _made_by(
-        self, sae: SAE, hookpoint: Hookpoint, given: Tensor, dtype: torch.dtype
+        self, sae: SAE, hookpoint: Hookpoint, given: Tensor, mask_BS: Tensor, dtype: torch.dtype, ahead: Ahead
     ) -> tuple[Tensor | None, Tensor]:
         """Latents, where they are formed, and reconstruction."""
-        watched = self.observer is not None or self._edit is not None
+        watched = self.observer is not None or self._edit is not None or hookpoint in self.crossing
         reconstruct = None if watched else getattr(sae, "reconstruct", None)
-        latents, recon = (None, reconstruct(given)) if reconstruct else _decoded(sae, given)
-        return latents, self._whole(hookpoint, recon, given).to(dtype)
+        if reconstruct:
+            return None, self._whole(hookpoint, reconstruct(given), given).to(dtype)
+        latents = sae.encode(given)
+        below = ahead.into(sae, hookpoint, latents, mask_BS)
+        return latents, self._whole(hookpoint, sae.decode(latents), given, below).to(dtype)
 
     def made(
-        self, hookpoint: Hookpoint, given: Float[Tensor, "*batch d_in"], dtype: torch.dtype
+        self,
+        hookpoint: Hookpoint,
+        given: Float[Tensor, "*batch d_in"],
+        mask: Bool[Tensor, "*batch"],
+        dtype: torch.dtype,
+        ahead: Ahead,
     ) -> tuple[Float[Tensor, "*batch d_sae"], Float[Tensor, "*batch d"]]:
-        """Latents [..., d_sae] and reconstruction [..., d] of what ``given`` gives, by the steps that observers see."""
-        latents, recon = _decoded(self.saes[hookpoint], given)
-        return latents, self._whole(hookpoint, recon, given).to(dtype)
+        """Latents [..., d_sae] and reconstruction [..., d] of what ``given`` gives, by the steps that observers see.
 
-    def _edited(self, edit: Edit, hookpoint: Hookpoint, given: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        Args:
+            ahead: one for all hookpoints of a pass, which are to come in the order of their layers.
+        """
+        sae = self.saes[hookpoint]
+        latents = sae.encode(given)
+        below = ahead.into(sae, hookpoint, latents, mask)
+        return latents, self._whole(hookpoint, sae.decode(latents), given, below).to(dtype)
+
+    def _edited(
+        self, edit: Edit, hookpoint: Hookpoint, given: Tensor, mask_BS: Tensor, x: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The edited latents, and what they make of x."""
         sae = self.saes[hookpoint]
         latents = sae.encode(given)
         edited = edit(hookpoint, latents)
         if not self._keeps_error:
-            return edited, self._whole(hookpoint, sae.decode(edited), given).to(x.dtype)
+            below = self._ahead.into(sae, hookpoint, edited, mask_BS)
+            return edited, self._whole(hookpoint, sae.decode(edited), given, below).to(x.dtype)
         own = sae.decode(latents)
         if _normalises(sae):
             sae.encode(given)  # decoding has used up the scale of the input, which the second one needs as well
         change = sae.decode(edited) - own
+        below = self._ahead.into(sae, hookpoint, edited - latents, mask_BS)  # linear: changes write changes
+        change = change if below is None else change + below
         kept = x if hookpoint in self.reads else self.seen(hookpoint, x)
         return edited, (kept + change).to(x.dtype)
 
-    def _whole(self, hookpoint: Hookpoint, recon: Tensor, given: Tensor) -> Tensor:
-        """With what a transcoder's skip connection adds."""
+    def _whole(self, hookpoint: Hookpoint, recon: Tensor, given: Tensor, below: Tensor | None = None) -> Tensor:
+        """With what a transcoder's skip connection adds, and latents of the layers below."""
         skip = skipped(self._transcoders[hookpoint], given) if hookpoint in self.reads else None
-        return recon if skip is None else recon + skip
+        recon = recon if skip is None else recon + skip
+        return recon if below is None else recon + below
 
     def _tokens(self, hookpoint: Hookpoint) -> Tensor:
         return self._passes.mask_of_another(hookpoint) if self._mask is None else self._mask
@@ -391,13 +418,15 @@ def splice(
 
     Raises:
         InputError: a hookpoint is out of range, an SAE is of another width, or of a centred model that this cannot be,
-            a transcoder is not the only one at its MLP or reads what this model does not have, or massive positions are
-            spared by a limit that has not been measured there; while the context is open, a pass of the model in which
-            an SAE did not run once, since what it hooks is passed by, or whose tokens' positions cannot be told.
+            a transcoder is not the only one at its MLP or reads what this model does not have, a cross-layer one is not
+            whole, or massive positions are spared by a limit that has not been measured there; while the context is
+            open, a pass of the model in which an SAE did not run once, since what it hooks is passed by, or whose
+            tokens' positions cannot be told.
     """
     anatomy = anatomy_of(model)
     check_signature(anatomy.body)
     check_writers(dict(saes))
+    check_whole(saes, anatomy.n_layers)
     for hookpoint, sae in saes.items():
         check_width(anatomy, hookpoint, sae)
         check_centring(anatomy, hookpoint, sae)
@@ -422,12 +451,6 @@ def splice(
 def _normalises(sae: SAE) -> bool:
     """Whether an SAE scales its input as it runs, and keeps the scale from encoding to decoding."""
     return getattr(configuration_of(sae), "normalize_activations", None) in AT_RUN_TIME
-
-
-def _decoded(sae: SAE, given: Tensor) -> tuple[Tensor, Tensor]:
-    """Latents and what is decoded from them."""
-    latents = sae.encode(given)
-    return latents, sae.decode(latents)
 
 
 def _recorded(args: tuple[Any, ...]) -> bool:

@@ -64,7 +64,9 @@ class Students:
         own_saes = {s: s.splice.saes if s.splice else () for s in students}
         self._clean_entry = {s: entry_layer(own_saes[s], adapted[s.adapter]) for s in students}
         self._entry = {s: entry_layer((), adapted[s.adapter]) if s.adapter else self._clean_entry[s] for s in students}
-        self._entry.update({s: self._clean_entry[s] for s in without_stem})
+        # a stem would keep what crosses layers from the layers above
+        crossing = [s for s in students if s.splice is not None and s.splice.crossing]
+        self._entry.update({s: self._clean_entry[s] for s in (*without_stem, *crossing)})
         self._heads: dict[lora.Adapter, Head] = {}
 
     def enters(self, student: Student) -> int:

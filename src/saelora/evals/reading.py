@@ -1,6 +1,6 @@
 """Whether transcoders rebuild the MLPs that they stand for from what they read, or would from something else."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from typing import Any, get_args
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from saelora.core import lora
+from saelora.core.cross_layer import Ahead
 from saelora.core.eval_mode import evaluating
 from saelora.core.numerics import wide
 from saelora.core.partial import activations
@@ -43,12 +44,17 @@ def fvu_by_site(
         points: list[Hookpoint | ReadPoint] = [*spliced.reads]
         points += [point for where in spliced.reads for point in _sites(anatomy, where)]
         seen, mask = activations(model, ids, None, points), token_mask(ids)
-        found: dict[Hookpoint, FVUs] = {}
-        for where, own in spliced.reads.items():
-            found[where] = {own.site: _fvu(spliced, where, seen[own], seen[where], mask)}
-            if found[where][own.site] > 1:
-                others = [point for point in _sites(anatomy, where) if point != own]
-                found[where] |= {p.site: _fvu(spliced, where, seen[p], seen[where], mask) for p in others}
+        own = {where: (seen[point], seen[where]) for where, point in spliced.reads.items()}
+        found = {where: {spliced.reads[where].site: fvu} for where, fvu in _fvus(spliced, own, mask)}
+        doubted = [where for where, fvus in found.items() if max(fvus.values()) > 1]
+        # where latents write into other layers, all have to read the other site
+        tried = [*spliced.reads] if doubted and spliced.crossing else doubted
+        for site in get_args(ReadSite):
+            reads = {where: ReadPoint(where.layer, site) for where in tried}
+            pairs = {where: (seen[point], seen[where]) for where, point in reads.items() if point in seen}
+            if len(pairs) == len(tried) or not spliced.crossing:
+                for where, fvu in _fvus(spliced, pairs, mask):
+                    found[where] |= {site: fvu} if where in doubted and site not in found[where] else {}
     return found
 
 
@@ -64,10 +70,16 @@ def _sites(anatomy: Anatomy, where: Hookpoint) -> list[ReadPoint]:
     return found
 
 
-def _fvu(spliced: Splice, where: Hookpoint, read: Tensor, target: Tensor, mask: Tensor) -> float:
-    recon = spliced.made(where, spliced.given(where, read, mask), target.dtype)[1]
-    x, made = wide(spliced.seen(where, target)[mask]), wide(recon[mask])
-    return float((x - made).square().sum() / (x - x.mean(0)).square().sum())
+def _fvus(
+    spliced: Splice, pairs: Mapping[Hookpoint, tuple[Tensor, Tensor]], mask: Tensor
+) -> Iterator[tuple[Hookpoint, float]]:
+    """FVU of each transcoder that reads the first of its pair, of the second."""
+    ahead = Ahead()
+    for where in sorted(pairs):
+        read, target = pairs[where]
+        recon = spliced.made(where, spliced.given(where, read, mask), mask, target.dtype, ahead)[1]
+        x, made = wide(spliced.seen(where, target)[mask]), wide(recon[mask])
+        yield where, float((x - made).square().sum() / (x - x.mean(0)).square().sum())
 
 
 def doubts(found: Mapping[Hookpoint, FVUs]) -> list[str]:

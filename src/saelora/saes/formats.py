@@ -32,11 +32,6 @@ LAYOUTS = (
     Layout("llama_scope", ("checkpoints/final.safetensors", "hyperparams.json")),
     Layout("dictionary_learning", ("ae.pt", "config.json")),
 )
-# of a folder with one transcoder a layer, layer_N.safetensors: circuit-tracer's, and those of mwhanna's repositories
-SET_CONFIGS = ("config.yaml", "wandb-config.yaml", "wanb-config.yaml")
-_LAYER_FILE = re.compile(r"^layer_(\d+)\.safetensors$")
-
-
 # files that are an SAE by themselves, by their name -> format
 _SINGLE = {
     "qwen_scope": re.compile(r"^layer(?P<layer>\d+)\.sae\.pt$"),
@@ -60,10 +55,36 @@ def single_file(name: str) -> SingleFile | None:
     return None
 
 
-def layer_file(name: str) -> int | None:
-    """The layer of a file that holds one transcoder of a set, by its name; None of other files."""
-    match = _LAYER_FILE.match(name)
-    return int(match[1]) if match else None
+@dataclass(frozen=True)
+class LayerFile:
+    """What the name of a file says that holds one layer of a set of transcoders.
+
+    Args:
+        beside: files of its folder that it is read with, where they are there.
+        crosses: it is a layer of a cross-layer transcoder.
+    """
+
+    format: str
+    layer: int
+    beside: tuple[str, ...]
+    crosses: bool = False
+
+
+# of circuit-tracer and mwhanna's repositories; circuit-tracer's cross-layer ones; Gemma Scope 2's
+SET_CONFIGS = ("config.yaml", "wandb-config.yaml", "wanb-config.yaml")
+_LAYER_FILES = (
+    (re.compile(r"^layer_(\d+)\.safetensors$"), "circuit_tracer", SET_CONFIGS, False),
+    (re.compile(r"^W_enc_(\d+)\.safetensors$"), "circuit_tracer_clt", ("config.yaml", "W_dec_{}.safetensors"), True),
+    (re.compile(r"^params_layer_(\d+)\.safetensors$"), "gemma_scope_clt", ("config.json",), True),
+)
+
+
+def layer_file(name: str) -> LayerFile | None:
+    """What a file's name says, without folders; None where it holds no layer of a set."""
+    for pattern, format, beside, crosses in _LAYER_FILES:
+        if match := pattern.match(name):
+            return LayerFile(format, int(match[1]), tuple(each.format(match[1]) for each in beside), crosses)
+    return None
 
 
 @dataclass(frozen=True)
@@ -124,10 +145,14 @@ def choose(paths: Iterable[str], ref: str) -> Found:
         raise InputError(
             f"{ref} holds {len(singles)} SAEs, one a layer: name one, such as {ref.rstrip('/')}/{singles[0].place}"
         )
-    if not found and (layers := [path for path in paths if layer_file(PurePosixPath(path).name) is not None]):
+    layers = {path: file for path in paths if (file := layer_file(PurePosixPath(path).name)) is not None}
+    if not found and layers:
+        if any(file.crosses for file in layers.values()):
+            raise InputError(f"{ref} holds a cross-layer transcoder, which is put in whole: give it with --transcoders")
+        first = f"{ref.rstrip('/')}/{next(iter(layers))}"
         raise InputError(
-            f"{ref} holds {len(layers)} transcoders, one a layer: name one, such as {ref.rstrip('/')}/{layers[0]}, or "
-            "all of them with --transcoders"
+            f"{ref} holds {len(layers)} transcoders, one a layer: name one, such as {first}, or all of them with "
+            "--transcoders"
         )
     if not found:
         known = ", ".join(str(layout) for layout in LAYOUTS)

@@ -10,7 +10,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from saelora.errors import InputError, on_one_line
-from saelora.saes.formats import SET_CONFIGS, Found, choose, folder_of, layer_file, single_file
+from saelora.saes.formats import Found, choose, folder_of, layer_file, single_file
 
 _REF = re.compile(r"^[\w.-]+/[\w.-]+(/.+)?$")
 _AT = re.compile(r"^([\w.-]+/[\w.-]+)@([^/@]+)(/.+)?$")
@@ -51,11 +51,11 @@ def fetch(ref: str, revision: str | None = None) -> Fetched:
     owner, name, *inside = ref.strip("/").split("/", 2)
     repo, inner = f"{owner}/{name}", inside[0] if inside else ""
     commit, paths, online = _list(repo, revision)
-    if inner in paths and layer_file(inner.rpartition("/")[2]) is not None:
-        beside = [f"{inner.rpartition('/')[0]}/{config}".lstrip("/") for config in SET_CONFIGS]
+    if inner in paths and (layer := layer_file(inner.rpartition("/")[2])) is not None:
+        beside = [f"{inner.rpartition('/')[0]}/{name}".lstrip("/") for name in layer.beside]
         files = [inner, *(path for path in beside if path in paths)]
         folder = _download(repo, revision, commit, files) if online else _cached(repo, commit, None)
-        return Fetched((folder / inner).parent, "circuit_tracer", f"{repo}/{inner}", commit)
+        return Fetched((folder / inner).parent, layer.format, f"{repo}/{inner}", commit)
     if inner in paths and (single := single_file(inner.rpartition("/")[2])) is not None:
         folder = _download(repo, revision, commit, [inner]) if online else _cached(repo, commit, None)
         return Fetched((folder / inner).parent, single.format, f"{repo}/{inner}", commit)

@@ -14,7 +14,7 @@ from saelora.models.hookpoints import Hookpoint, parse_hookpoint
 from saelora.records import JsonObject
 from saelora.saes import hub, registry
 from saelora.saes.build import build_sae, check_finite, describe, fingerprint, freeze
-from saelora.saes.formats import LAYOUTS, SET_CONFIGS, choose, folder_of, layer_file, single_file
+from saelora.saes.formats import LAYOUTS, choose, folder_of, layer_file, single_file
 from saelora.saes.processing import check_processing
 from saelora.saes.readers import READERS
 from saelora.saes.transcoder import Transcoder, TranscoderParts, build_transcoder, check_written
@@ -34,8 +34,8 @@ class LoadedSAE:
             activations without their mean over d_model; a splice sees to that.
         hookpoint: where it was trained, or the caller's override.
         ref: what the caller wrote.
-        format: saelens, gemma_scope, llama_scope, sparsify, dictionary_learning, circuit_tracer, or a conversion of
-            SAELens' registry.
+        format: saelens, gemma_scope, llama_scope, sparsify, dictionary_learning, circuit_tracer, a cross-layer
+            transcoder's circuit_tracer_clt or gemma_scope_clt, or a conversion of SAELens' registry.
         model_name: the model it was trained on, as its files name it.
         revision: commit hash when it came from a hub.
         fingerprint: 16 hex digits over the weights, see `saelora.saes.build.fingerprint`.
@@ -158,8 +158,9 @@ def _open_local(path: Path, dtype: torch.dtype) -> _Opened:
     # not resolved: files in the hub cache are links, and the names above them tell the hookpoint
     path = path.absolute()
     if path.is_file():
-        if layer_file(path.name) is not None and any((path.parent / config).is_file() for config in SET_CONFIGS):
-            return _Opened(_read(path.parent, "circuit_tracer", path.as_posix(), dtype, None), "circuit_tracer")
+        layer = layer_file(path.name)
+        if layer is not None and (layer.crosses or any((path.parent / name).is_file() for name in layer.beside)):
+            return _Opened(_read(path.parent, layer.format, path.as_posix(), dtype, None), layer.format)
         if (single := single_file(path.name)) is not None:
             return _Opened(_read(path.parent, single.format, path.as_posix(), dtype, None), single.format)
         folder_name = folder_of(path.as_posix())

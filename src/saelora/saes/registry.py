@@ -19,7 +19,7 @@ from saelora.saes.readers import READERS
 from saelora.saes.readers.common import Parts, account_for_tensors, read_safetensors, read_torch
 from saelora.saes.readers.single_file import LINEAR
 from saelora.saes.saelens import need_saelens, releases
-from saelora.saes.transcoder import TranscoderParts, refuse_clt
+from saelora.saes.transcoder import TranscoderParts
 
 _FORMATS = {
     "sae_lens": "saelens",
@@ -137,9 +137,12 @@ def near_releases(text: str) -> list[str]:
 
 
 def refuse_cross_layer(entry: Entry, ref: str) -> None:
-    """Raise InputError where the registry has one layer of a cross-layer transcoder."""
+    """Raise InputError where the registry has one layer of a cross-layer transcoder, for activations alone."""
     if "clt" in entry.loader.split("_") or "clt" in entry.path.split("/"):
-        refuse_clt(ref)
+        raise InputError(
+            f"{ref} is one layer of a cross-layer transcoder, with the sum of its decoders in place of each: put the "
+            f"whole in with --transcoders {entry.repo}"
+        )
 
 
 def load(entry: Entry, ref: str, dtype: torch.dtype) -> nn.Module:

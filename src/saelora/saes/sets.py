@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from saelora.errors import InputError
 from saelora.models.assets import resolve_asset
 from saelora.saes import hub, registry
-from saelora.saes.formats import find_saes, layer_file
+from saelora.saes.formats import LayerFile, find_saes, layer_file
 
 _LAYER = re.compile(r"(?:^|[/_.-])(?:layers?|blocks|h)[._](\d+)(?=[/_.-]|$)")
 _MAX_DEPTH = 5
@@ -56,10 +56,22 @@ def transcoders_of(ref: str, layers: str, n_layers: int) -> list[str]:
             "name each with --sae"
         )
     wanted, last = chosen_layers(layers, n_layers), max(by_layer)
+    crossing = any(file.crosses for names in by_layer.values() for name in names if (file := _file(name)) is not None)
     here = f"this model has layers 0 to {n_layers - 1}"
     if last >= n_layers:
         raise InputError(f"{ref} has a transcoder of layer {last}, {here}: is it for another model?")
-    if missing := [layer for layer in wanted if layer not in by_layer]:
+    missing = [layer for layer in wanted if layer not in by_layer]
+    if crossing and wanted != list(range(n_layers)):
+        raise InputError(
+            f"{ref} is a cross-layer transcoder, whose latents write into every later layer: it is put in whole, leave "
+            "--transcoder-layers out"
+        )
+    if crossing and missing:
+        raise InputError(
+            f"{ref} is a cross-layer transcoder that has no layer {missing[0]}, but {_ranges(by_layer)}; {here}: it is "
+            "for another model, or a file is missing"
+        )
+    if missing:
         raise InputError(
             f"{ref} has no transcoder of layer {missing[0]}, but of layers {_ranges(by_layer)}; {here}: choose with "
             "--transcoder-layers, if they are for this model"
@@ -118,9 +130,12 @@ def _files(root: Path) -> list[str]:
 
 
 def _layer_of(name: str) -> int | None:
-    file = layer_file(PurePosixPath(name).name)
-    found = _LAYER.findall(name)
-    return file if file is not None else int(found[-1]) if found else None
+    file, found = _file(name), _LAYER.findall(name)
+    return file.layer if file is not None else int(found[-1]) if found else None
+
+
+def _file(name: str) -> LayerFile | None:
+    return layer_file(PurePosixPath(name).name)
 
 
 def _ranges(layers: Iterable[int]) -> str:

@@ -132,15 +132,18 @@ class _Encode(torch.autograd.Function):
 
 
 def _topk(sae: Any, pre_CS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The k largest pre-activations, cut off at zero: weights, their slopes, latents, counts.
+    """The k largest pre-activations, cut off at zero unless signed: weights, their slopes, latents, counts.
 
     With rescale_acts_by_decoder_norm, latents compete by pre_act * norm of their decoder row, and decoding divides by
     that norm again: the row's weight is the pre-activation itself.
     """
     scaled_CS = pre_CS * sae.W_dec.norm(dim=-1) if sae.cfg.rescale_acts_by_decoder_norm else pre_CS
     index_CK = scaled_CS.topk(sae.cfg.k, dim=-1, sorted=False).indices
-    weight_A = pre_CS.gather(-1, index_CK).flatten().relu()
+    weight_A = pre_CS.gather(-1, index_CK).flatten()
     count_C = torch.full((len(pre_CS),), sae.cfg.k, device=pre_CS.device)
+    if getattr(sae.cfg, "activation", None) == "signed_topk":
+        return weight_A, torch.ones_like(weight_A), index_CK.flatten(), count_C
+    weight_A = weight_A.relu()
     return weight_A, (weight_A > 0).to(weight_A.dtype), index_CK.flatten(), count_C
 
 
@@ -156,7 +159,7 @@ def _jumprelu(sae: Any, pre_CS: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]
 def _kind(sae: Any) -> str | None:
     """ "topk" or "jumprelu" where ``reconstruct`` knows the SAE's arithmetic, else None."""
     if type(sae) is Transcoder:
-        return sae.cfg.activation if sae.cfg.activation in ("topk", "jumprelu") else None
+        return {"topk": "topk", "signed_topk": "topk", "jumprelu": "jumprelu"}.get(sae.cfg.activation)
     kind = architecture_of(sae)
     if kind not in ("topk", "jumprelu"):
         return None

@@ -5,7 +5,7 @@ Shapes: D d_in, S d_sae, O d_out.
 
 from dataclasses import asdict, dataclass, field
 from types import SimpleNamespace
-from typing import ClassVar, Literal, NoReturn, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -15,8 +15,8 @@ from saelora.errors import InputError
 from saelora.models.hookpoints import Hookpoint, ReadSite
 from saelora.records import JsonObject
 
-Activation = Literal["relu", "jumprelu", "topk", "groupmax"]
-_NAMED = {"relu": "", "jumprelu": "jumprelu_", "topk": "topk_", "groupmax": "groupmax_"}
+# topk takes the largest after a ReLU, signed_topk before it, so that some may be negative
+Activation = Literal["relu", "jumprelu", "topk", "signed_topk", "groupmax"]
 WRITES = ("mlp_out", "mlp_module_out")
 # the end of a name, in TransformerLens's spelling, or in transformers' with the side of the module -> what is read
 _READS: dict[str, ReadSite] = {
@@ -38,8 +38,9 @@ class TranscoderParts:
     """A transcoder as its files have it, before it is built.
 
     Args:
-        weights: W_enc [D, S], W_dec [S, O], b_enc [S], b_dec [O]; threshold [S] of jumprelu; W_skip [O, D] or none.
-        k: of topk the active latents, of groupmax the groups.
+        weights: W_enc [D, S], W_dec [S, O], b_enc [S], b_dec [O]; threshold [S] of jumprelu; W_skip [O, D] or none;
+            W_ahead [S, N, O] of a cross-layer transcoder's layer, what its latents write into the N layers above it.
+        k: of topk and signed_topk the active latents, of groupmax the groups.
         hook_in, hook_out: names of what it reads and writes.  hf_in: the former as transformers' modules have it.
     """
 
@@ -63,13 +64,16 @@ class TranscoderConfig:
     k: int | None
     skip: bool
     metadata: SimpleNamespace
+    n_ahead: int | None = None
     normalize_activations: str = "none"
     apply_b_dec_to_input: ClassVar[bool] = False
     rescale_acts_by_decoder_norm: ClassVar[bool] = False
 
     def architecture(self) -> str:
         """SAELens's name where it has one."""
-        return f"{_NAMED[self.activation]}{'skip_' if self.skip else ''}transcoder"
+        kind = "transcoder" if self.n_ahead is None else "cross_layer_transcoder"
+        named = "" if self.activation == "relu" else f"{self.activation}_"
+        return f"{named}{'skip_' if self.skip else ''}{kind}"
 
     def to_dict(self) -> JsonObject:
         return {**asdict(self), "metadata": vars(self.metadata)}
@@ -101,11 +105,11 @@ class Transcoder(nn.Module):
         kind, k = self.cfg.activation, self.cfg.k
         if kind == "jumprelu":
             return torch.relu(pre) * (pre > self.threshold).to(pre.dtype)
-        acts = torch.relu(pre)
+        acts = pre if kind == "signed_topk" else torch.relu(pre)
         if kind == "relu":
             return acts
         assert k is not None
-        if kind == "topk":
+        if kind in ("topk", "signed_topk"):
             values, index = acts.topk(k, dim=-1, sorted=False)
         else:
             values, within = acts.unflatten(-1, (k, -1)).max(-1)
@@ -125,6 +129,22 @@ class Transcoder(nn.Module):
         return made if skip is None else made + skip
 
 
+class CrossLayerTranscoder(Transcoder):
+    """One layer of a cross-layer transcoder: its latents write into its own MLP (``decode``) and into all above."""
+
+    W_ahead: nn.Parameter
+
+    @property
+    def n_ahead(self) -> int:
+        """How many layers above it writes into."""
+        return self.W_ahead.shape[1]
+
+    def ahead(self, feature_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch n_ahead d_out"]:
+        """What the latents write into each later layer, from the next one on."""
+        made = (feature_acts @ self.W_ahead.flatten(1)).to(self.dtype)
+        return made.view(*feature_acts.shape[:-1], *self.W_ahead.shape[1:])
+
+
 def build_transcoder(parts: TranscoderParts, name: str, dtype: torch.dtype) -> Transcoder:
     """The transcoder made of `parts`, on the CPU in `dtype`.
 
@@ -137,19 +157,27 @@ def build_transcoder(parts: TranscoderParts, name: str, dtype: torch.dtype) -> T
     reads = read_site(parts, name)
     names = {"hook_name": parts.hook_in, "hook_name_out": parts.hook_out, "hf_hook_name": parts.hf_in, "reads": reads}
     known = {key: value for key, value in {**parts.metadata, **names}.items() if value is not None}
-    cfg = TranscoderConfig(d_in, d_sae, d_out, parts.activation, parts.k, "W_skip" in weights, SimpleNamespace(**known))
-    return Transcoder(cfg, weights, reads)
+    n_ahead = weights["W_ahead"].shape[1] if "W_ahead" in weights else None
+    about = SimpleNamespace(**known)
+    cfg = TranscoderConfig(d_in, d_sae, d_out, parts.activation, parts.k, "W_skip" in weights, about, n_ahead)
+    return (Transcoder if n_ahead is None else CrossLayerTranscoder)(cfg, weights, reads)
 
 
 def _check_shapes(parts: TranscoderParts, name: str) -> None:
     weights = parts.weights
     if any(weights[key].ndim != 2 for key in ("W_enc", "W_dec")):
         raise InputError(
-            f"{name}: encoder and decoder have {weights['W_enc'].ndim} and {weights['W_dec'].ndim} "
-            "dimensions, expected 2 each: a cross-layer transcoder has a decoder for every later layer"
+            f"{name}: encoder and decoder have {weights['W_enc'].ndim} and {weights['W_dec'].ndim} dimensions, "
+            "expected 2 each"
         )
     (d_in, d_sae), d_out = weights["W_enc"].shape, weights["W_dec"].shape[1]
-    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_out), "b_dec": (d_out,), "W_skip": (d_out, d_in)}
+    n_ahead = weights["W_ahead"].shape[1] if "W_ahead" in weights else 0
+    shapes = {"W_ahead": (d_sae, n_ahead, d_out)} | {
+        "W_enc": (d_in, d_sae),
+        "W_dec": (d_sae, d_out),
+        "b_dec": (d_out,),
+        "W_skip": (d_out, d_in),
+    }
     for key, tensor in weights.items():
         expected = shapes.get(key, (d_sae,))
         if tuple(tensor.shape) != expected or not tensor.is_floating_point():
@@ -158,7 +186,7 @@ def _check_shapes(parts: TranscoderParts, name: str) -> None:
                 f"an encoder of d_in {d_in}, d_sae {d_sae}"
             )
     k = parts.k
-    if parts.activation in ("topk", "groupmax") and (k is None or not 0 < k <= d_sae):
+    if parts.activation in ("topk", "signed_topk", "groupmax") and (k is None or not 0 < k <= d_sae):
         raise InputError(f"{name}: k is {k}, expected 1 to d_sae {d_sae}")
     if parts.activation == "groupmax" and d_sae % (k or 1):
         raise InputError(f"{name}: {d_sae} latents cannot be divided into {k} groups of one size")
@@ -208,11 +236,3 @@ def check_written(hookpoint: Hookpoint, ref: str) -> None:
             f"{ref} is a transcoder that writes {hookpoint}: only those that write an MLP's output (mlp_out, "
             "mlp_module_out) can be spliced in"
         )
-
-
-def refuse_clt(name: str) -> NoReturn:
-    """Raise InputError: a cross-layer transcoder."""
-    raise InputError(
-        f"{name} is a cross-layer transcoder, which writes into every later layer: only transcoders of one layer can "
-        "be spliced in (SAELens's per-layer form sums its decoders, and is for activations alone)"
-    )

@@ -22,9 +22,15 @@ Weights = Callable[[range], Float[Tensor, "n_latents vocab"]]
 
 
 def decoder_of(sae: Any) -> Float[Tensor, "d_sae d"] | None:
-    """An SAE's decoder, a row a latent; None where it holds none."""
-    found = getattr(unwrapped(sae), "W_dec", None)
-    return found.detach() if isinstance(found, Tensor) and found.dim() == 2 else None
+    """An SAE's decoder, a row a latent; None where it holds none.
+
+    A cross-layer transcoder's rows are the sum of what a latent writes into its own layer and all later ones.
+    """
+    inner = unwrapped(sae)
+    found, ahead = getattr(inner, "W_dec", None), getattr(inner, "W_ahead", None)
+    if not isinstance(found, Tensor) or found.dim() != 2:
+        return None
+    return found.detach() if ahead is None else found.detach() + ahead.detach().sum(1)
 
 
 @torch.no_grad()

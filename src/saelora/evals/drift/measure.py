@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from saelora.config import Configuration
+from saelora.core.cross_layer import Ahead
 from saelora.core.numerics import wide
 from saelora.core.partial import activations
 from saelora.core.splice import Splice, TokenMask
@@ -116,10 +117,11 @@ def clean_latents(spliced: Splice, token_mask: TokenMask, students: Students, ba
         points: list[Hookpoint | ReadPoint] = [*spliced.saes, *spliced.reads.values()]
         clean = activations(students.model, batch.input_ids, None, points)
     found: Watched = {}
-    for hookpoint in spliced.saes:
+    ahead = Ahead()
+    for hookpoint in sorted(spliced.saes):
         x, read = clean[hookpoint], clean[spliced.reads.get(hookpoint, hookpoint)]
         mask = token_mask.replaced(hookpoint, x, batch.mask)
-        latents, recon = spliced.made(hookpoint, spliced.given(hookpoint, read, mask), x.dtype)
+        latents, recon = spliced.made(hookpoint, spliced.given(hookpoint, read, mask), mask, x.dtype, ahead)
         found[hookpoint] = (spliced.seen(hookpoint, x), latents, recon), mask
     return found
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from saelora.core.cross_layer import crosses
 from saelora.core.head import Head
 from saelora.core.kl_head import chunk_size
 from saelora.core.numerics import wide
@@ -71,14 +72,21 @@ class Shuffled(nn.Module):
     def __init__(self, sae: SAE, shuffle: Shuffle):
         super().__init__()
         self.sae, self.shuffle, self.spared_N = sae, shuffle, torch.empty(0)
+        if crosses(sae):
+            self.ahead = self._ahead
 
     def encode(self, x: Tensor) -> Tensor:
         self.spared_N = (x == x[..., :1]).all(-1).flatten()
         return self.sae.encode(x)
 
     def decode(self, feature_acts: Tensor) -> Tensor:
-        recon = self.sae.decode(feature_acts)
-        return recon.flatten(0, 1)[self.shuffle.source(self.spared_N)].view_as(recon)
+        return self._moved(self.sae.decode(feature_acts))
+
+    def _ahead(self, feature_acts: Tensor) -> Tensor:
+        return self._moved(self.sae.ahead(feature_acts))  # type: ignore[attr-defined]
+
+    def _moved(self, made: Tensor) -> Tensor:
+        return made.flatten(0, 1)[self.shuffle.source(self.spared_N)].view_as(made)
 
 
 @dataclass
@@ -95,11 +103,16 @@ class LatentMass:
 
 
 def decoder_norms(sae: Any, d_sae: int) -> Tensor:
-    """What an activation of 1 adds to the reconstruction, in length: [d_sae]; 1 where the SAE holds no W_dec."""
+    """What an activation of 1 adds to the reconstruction, in length: [d_sae]; 1 where the SAE holds no W_dec.
+
+    Of a cross-layer transcoder, to those of all layers that it writes into, one after the other.
+    """
     weight = getattr(sae, "W_dec", None)
     if weight is None or getattr(getattr(sae, "cfg", None), "rescale_acts_by_decoder_norm", False):
         return torch.ones(d_sae, dtype=torch.float64)  # rescaled activations hold the norm already
-    return wide(weight.detach().norm(dim=-1)).cpu()
+    norms = weight.detach().norm(dim=-1)
+    ahead = getattr(sae, "W_ahead", None)
+    return wide(norms if ahead is None else norms.hypot(ahead.detach().norm(dim=(1, 2)))).cpu()
 
 
 def top_latents(mass_S: Tensor, k: int) -> Tensor:

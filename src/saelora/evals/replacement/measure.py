@@ -70,7 +70,7 @@ def measure_replacement(
         sizes: how many MLPs are replaced at a time; ``modes``: how, "independent" for each alone.
 
     Raises:
-        InputError: there is no transcoder, or no position of the rows is replaced.
+        InputError: there is no transcoder, some of a cross-layer one are asked for, or no position is replaced.
     """
     places = sorted(subject.spliced.reads, key=lambda hookpoint: hookpoint.layer)
     if not places:
@@ -79,6 +79,11 @@ def measure_replacement(
             "with --transcoders"
         )
     sets, adapter = spread(places, sizes), lora.adapter_name(subject.model)
+    if subject.spliced.crossing and (min(map(len, sets), default=len(places)) < len(places) or "independent" in modes):
+        raise InputError(
+            "a cross-layer transcoder replaces all MLPs or none, so there are none to replace one by one: give "
+            f"--replacement-sizes {len(places)} and --replacement-modes cascading parallel"
+        )
     with ExitStack() as stack:
         plan = _Plan(subject, adapter, stack)
         for mode in CURVES:
@@ -193,11 +198,15 @@ def run(subject: Subject, config: Options) -> ReplacementResult:
     """What the run's transcoders cost, by how many of them are in, and what its adapter wins back."""
     n_rows = max(1, config.replacement_tokens // subject.rows.shape[1])
     rows = subject.rows[spaced(len(subject.rows), n_rows)]
+    sizes, modes = config.replacement_sizes, config.replacement_modes
+    if subject.spliced.crossing:  # all of it, unless something else is asked for
+        sizes = sizes if "replacement_sizes" in config.given else (len(subject.spliced.crossing),)
+        modes = modes if "replacement_modes" in config.given else CURVES
     with subject.console.progress("replacement", rows.numel()) as bar:
         return measure_replacement(
             subject,
             rows,
-            sizes=config.replacement_sizes,
-            modes=config.replacement_modes,
+            sizes=sizes,
+            modes=modes,
             progress=bar.advance,
         )

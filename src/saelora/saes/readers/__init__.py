@@ -5,6 +5,7 @@ from pathlib import Path
 
 from saelora.saes.readers import (
     circuit_tracer,
+    cross_layer,
     dictionary_learning,
     gemma_scope,
     llama_scope,
@@ -23,6 +24,8 @@ READERS: dict[str, Callable[[Path, str], Parts | TranscoderParts]] = {
     "llama_scope": llama_scope.read,
     "dictionary_learning": dictionary_learning.read,
     "circuit_tracer": circuit_tracer.read,
+    "circuit_tracer_clt": cross_layer.read_circuit_tracer,
+    "gemma_scope_clt": cross_layer.read_gemma_scope,
     "qwen_scope": single_file.read_qwen_scope,
     "goodfire": single_file.read_goodfire,
 }

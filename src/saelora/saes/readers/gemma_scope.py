@@ -25,7 +25,7 @@ from saelora.saes.readers.common import (
     text,
 )
 from saelora.saes.readers.keys import GEMMA_SCOPE
-from saelora.saes.transcoder import TranscoderParts, refuse_clt
+from saelora.saes.transcoder import TranscoderParts
 
 _SITES: dict[str, Site] = {
     "res": "resid_post",
@@ -44,15 +44,13 @@ def read(folder: Path, name: str) -> Parts | TranscoderParts:
     """Read one Gemma Scope SAE or transcoder; `name` (repository and folders) tells layer, site and model.
 
     Raises:
-        InputError: a cross-layer transcoder, unknown tensors, or unreadable files.
+        InputError: unknown tensors, or unreadable files.
     """
     npz = folder / "params.npz"
     path = npz if npz.is_file() else folder / "params.safetensors"
     raw = read_npz(path) if path == npz else read_safetensors(path)
     config = read_json(folder / "config.json") if path != npz and (folder / "config.json").is_file() else {}
     name = "/".join(Path(name).parts[-6:])
-    if re.search(r"(^|[/_-])clt([/_-]|$)", name):
-        refuse_clt(name)
     if re.search(r"transcoder", name) or "affine_skip_connection" in raw or _out(config):
         return _transcoder(raw, config, path, folder / "config.json", name)
     state = {re.sub(r"^w_", "W_", key): value for key, value in raw.items()}
@@ -70,7 +68,7 @@ def read(folder: Path, name: str) -> Parts | TranscoderParts:
         weights=weights,
         apply_b_dec_to_input=False,
         hook_name=_where(config, name),
-        model_name=config.get("model_name") or _model_name(name),
+        model_name=config.get("model_name") or model_name(name),
         metadata={"context_size": 1024, "prepend_bos": True},
     ).parts(path)
 
@@ -82,17 +80,12 @@ def _transcoder(
 
     The affine skip connection is stored as [d_in, d_out].
     """
-    _check_entries(config, config_path)
+    check_entries(config, config_path)
     if str(config.get("type", "transcoder")).lower() not in ("transcoder", "none", ""):
         raise InputError(f"{config_path} has type {config['type']!r}, expected transcoder")
     state = {re.sub(r"^w_", "W_", key): value for key, value in raw.items()}
     skip = state.pop("affine_skip_connection", None)
-    if (affine := config.get("affine_connection")) is not None and bool(affine) != (skip is not None):
-        there = "no" if skip is None else "an"
-        raise InputError(
-            f"{config_path} says affine_connection {affine}, and {path.name} has {there} affine_skip_connection: "
-            "the two are not of one transcoder"
-        )
+    check_affine(config, skip, path, config_path)
     _check_extra(state, path)
     weights = {key: take(state, key, path) for key in _WEIGHTS}
     weights |= {} if skip is None else {"W_skip": skip.T}
@@ -102,7 +95,7 @@ def _transcoder(
     if hook_in is None and layers:
         hook_in = f"blocks.{layers[-1]}.ln2.hook_normalized" if first else f"blocks.{layers[-1]}.mlp.hook_in"
     hook_out = config.get("hf_hook_point_out") or (f"blocks.{layers[-1]}.hook_mlp_out" if layers else None)
-    model = config.get("model_name") or _model_name(name)
+    model = config.get("model_name") or model_name(name)
     about = {"model_name": model, "context_size": 1024, "prepend_bos": True}
     return TranscoderParts(
         weights,
@@ -113,6 +106,16 @@ def _transcoder(
     )
 
 
+def check_affine(config: JsonObject, skip: Tensor | None, path: Path, config_path: Path) -> None:
+    """Raise InputError where the configuration says that there is an affine part, and there is none, or the reverse."""
+    if (affine := config.get("affine_connection")) is not None and bool(affine) != (skip is not None):
+        there = "no" if skip is None else "an"
+        raise InputError(
+            f"{config_path} says affine_connection {affine}, and {path.name} has {there} affine_skip_connection: "
+            "the two are not of one transcoder"
+        )
+
+
 def _out(config: JsonObject) -> bool:
     """Whether the configuration of Gemma Scope 2 names an output activation other than its input."""
     out = config.get("hf_hook_point_out")
@@ -121,13 +124,13 @@ def _out(config: JsonObject) -> bool:
 
 def _check_config(config: JsonObject, path: Path) -> None:
     """Raise InputError where Gemma Scope 2's configuration says that this is something else than a JumpReLU SAE."""
-    _check_entries(config, path)
+    check_entries(config, path)
     if config.get("affine_connection") or str(config.get("type", "sae")).lower() not in ("sae", "none", ""):
         kind = config.get("type") or "with an affine connection"
         raise InputError(f"{path} is a transcoder ({kind}): expected an SAE, choose one")
 
 
-def _check_entries(config: JsonObject, path: Path) -> None:
+def check_entries(config: JsonObject, path: Path) -> None:
     """Raise InputError where an entry is of the wrong kind, or not known."""
     for key in ("architecture", "model_name", "hf_hook_point_in", "hf_hook_point_out", "type"):
         if config.get(key) is not None:
@@ -171,7 +174,8 @@ def _hook_name(name: str) -> str | None:
     return None
 
 
-def _model_name(name: str) -> str | None:
+def model_name(name: str) -> str | None:
+    """The model that a path such as google/gemma-scope-2-1b-pt/... names, as the hub has it."""
     if match := re.search(r"gemma-scope-2-(\d+[bm])-(pt|it)", name):
         return f"google/gemma-3-{match.group(1)}-{match.group(2)}"
     if match := re.search(r"gemma-scope-(\d+b)-(pt|it)", name):

@@ -11,7 +11,7 @@ from saelora.identity import SAEId
 from saelora.jobs.recorded import BESIDE
 from saelora.manifest import Manifest
 from saelora.named import exists
-from saelora.saes.formats import SET_CONFIGS, find_saes, layer_file
+from saelora.saes.formats import find_saes, layer_file
 
 _SETS = f"{BESIDE}transcoders/"
 
@@ -84,8 +84,8 @@ def _files_of(ref: str) -> list[Path]:
     # a folder of the hub's cache may be one that the registry knows more of than its files say
     if not ref or not exists(ref) or "/snapshots/" in root.absolute().as_posix():
         return []
-    if layer_file(root.name) is not None:
-        return [root, *(path for path in (root.parent / name for name in SET_CONFIGS) if path.is_file())]
+    if (layer := layer_file(root.name)) is not None:
+        return [root, *(path for path in (root.parent / name for name in layer.beside) if path.is_file())]
     if not root.is_dir():
         return []
     found = [each for each in find_saes(path.name for path in root.iterdir() if path.is_file()) if each.folder == "."]
