@@ -13,17 +13,18 @@ from saelora.objectives.trainable_transcoder import TrainableTranscoder, trainab
 from saelora.saes.loading import load_sae
 from saelora.saes.saving import save_sae
 from saelora.saes.sparse import sparse
-from saelora.saes.transcoder import Transcoder, TranscoderParts, build_transcoder
+from saelora.saes.transcoder import CrossLayerTranscoder, Transcoder, TranscoderParts, build_transcoder
 from trainable_saes import made
 
 D_IN, D_SAE, D_OUT = 6, 20, 5
 WRITES = {"sae.W_dec", "sae.b_dec", "sae.W_skip"}
 
 
-def transcoder(activation: Any = "jumprelu", *, skip: bool = True) -> Transcoder:
+def transcoder(activation: Any = "jumprelu", *, skip: bool = True, ahead: int = 0) -> Transcoder:
     draw = torch.Generator().manual_seed(3)
     shapes = {"W_enc": (D_IN, D_SAE), "b_enc": (D_SAE,), "W_dec": (D_SAE, D_OUT), "b_dec": (D_OUT,)}
     shapes |= {"W_skip": (D_OUT, D_IN)} if skip else {}
+    shapes |= {"W_ahead": (D_SAE, ahead, D_OUT)} if ahead else {}
     weights = {name: torch.randn(shape, generator=draw, dtype=torch.float64) for name, shape in shapes.items()}
     if activation == "jumprelu":
         weights["threshold"] = torch.rand(D_SAE, generator=draw, dtype=torch.float64)
@@ -112,6 +113,10 @@ def test_what_cannot_be_trained_or_saved_is_refused_before_training() -> None:
     for activation in ("topk", "groupmax"):
         with pytest.raises(InputError, match=rf"{activation} transcoder.*could not be saved.*use method lora"):
             trainable(transcoder(activation), "decoder", rank=1, seed=0)
+    crossing = transcoder(ahead=2)
+    assert isinstance(crossing, CrossLayerTranscoder)
+    with pytest.raises(InputError, match=r"cross-layer transcoder.*could not be saved.*use method lora"):
+        trainable(crossing, "decoder", rank=1, seed=0)
     with pytest.raises(InputError, match=r"method linear maps what an SAE rebuilds.*lora\+sae"):
         trainable(transcoder(), "linear", rank=1, seed=0)
 

@@ -43,10 +43,12 @@ class TrainableTranscoder(TrainableSAE):
             )
         if part == "linear":
             raise InputError("method linear maps what an SAE rebuilds, and this is a transcoder: use lora, or lora+sae")
-        if given.cfg.activation not in _SAVED_AS_SAELENS:
+        crosses = given.cfg.n_ahead is not None
+        if crosses or given.cfg.activation not in _SAVED_AS_SAELENS:
             raise InputError(
-                f"a {given.cfg.activation} transcoder, once trained, could not be saved: SAELens's format, in which "
-                "trained ones are written, has relu and jumprelu alone; use method lora"
+                f"a {'cross-layer' if crosses else given.cfg.activation} transcoder, once trained, could not be saved: "
+                "SAELens's format, in which trained ones are written, has relu and jumprelu of one layer alone; use "
+                "method lora"
             )
         weights = given.state_dict()
         trained = [name for name in weights if (name in _WRITES if part == "decoder" else name != "threshold")]
