@@ -129,7 +129,8 @@ def test_what_does_not_hold_for_it_is_refused_in_one_line(
     assert "latents of layer 0 write into 1 layers, expected 4, as this model has 4" in adapting(transcoders=few)
     assert "layer 0 of it is not here" in adapting(sae=clt / "W_enc_1.safetensors", transcoders=None)
     assert "holds a cross-layer transcoder" in adapting(sae=clt, transcoders=None)
-    assert "is a transcoder: use method lora" in adapting(method="linear")
+    assert "and this is a transcoder: use lora" in adapting(method="linear")
+    assert "a cross-layer transcoder, once trained, could not be saved" in adapting(method="lora+sae")
     capsys.readouterr()
     words = [
         "evaluate",
