@@ -146,6 +146,10 @@ def test_transcoders_train_with_the_adapter_and_keep_their_latents(
     alone = json.loads((tmp_path / "lora" / "results.json").read_text())
     assert results["kl_sae"] == pytest.approx(alone["kl_sae"], abs=1e-6)
     assert results["kl_adapted"] < alone["kl_adapted"]
+    card = (out / "README.md").read_text()
+    assert "adapted around its transcoders" in card
+    assert "It belongs to transcoders that were trained with it and lie here too." in card
+    assert "| adapted, transcoders trained |" in card
     manifest = json.loads((out / "saelora.json").read_text())
     assert [each["hookpoint"] for each in manifest["tuned_saes"]] == [
         f"layers.{layer}.mlp_out" for layer in range(ws.N_LAYERS)

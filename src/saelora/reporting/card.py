@@ -21,16 +21,17 @@ def card(manifest: Manifest, results: LossResult) -> str:
 def adapter_card(manifest: Manifest, results: LossResult) -> str:
     """A model card: what it is, what it did, how to load it. Pure function of manifest and results."""
     model, config, tuned = manifest.model, manifest.config, manifest.tuned_saes
-    also = " It belongs to SAEs that were trained with it and lie here too." if tuned else ""
+    one, named = kind(manifest)
+    also = f" It belongs to {one}s that were trained with it and lie here too." if tuned else ""
     return f"""---
 library_name: peft
 base_model: {json.dumps(one_line(model.ref), ensure_ascii=False)}
 tags: [lora, saelora, sparse-autoencoder]
 ---
-# {code(model.ref)} adapted around its SAE
+# {code(model.ref)} adapted around its {one}{"s" * (len(manifest.saes) > 1)}
 
 A LoRA adapter (rank {config["rank"]}, placement {code(config["placement"])}) that makes the model work through these
-sparse autoencoders. It means little without them:
+{named}. It means little without them:
 
 {sae_lines(manifest)}
 
@@ -41,7 +42,7 @@ sparse autoencoders. It means little without them:
 ```python
 import saelora  # in this folder, or with its path for "."
 
-m = saelora.load(".")  # the model, adapted, through its SAEs
+m = saelora.load(".")  # the model, adapted, through its {one}s
 print(m.generate("Once upon a time"))
 {loading_lines(tuned)}```
 
@@ -53,22 +54,23 @@ Method: Chen, Engels, Tegmark, arXiv 2501.19406.
 def sae_card(manifest: Manifest, results: LossResult) -> str:
     """The card of SAEs that were trained inside a frozen model. Pure function of manifest and results."""
     model, config = manifest.model, manifest.config
+    one, _ = kind(manifest)
     if manifest.method == "linear":
         what = f"""A low-rank affine map of each reconstruction (rank {config["rank"]}), folded into the decoder of"""
     else:
-        what = "SAEs trained further inside the model, against its own predictions, from"
+        what = f"{one[0].upper()}{one[1:]}s trained further inside the model, against its own predictions, from"
     return f"""---
 library_name: saelens
 base_model: {json.dumps(one_line(model.ref), ensure_ascii=False)}
 tags: [saelora, sparse-autoencoder]
 ---
-# SAE of {code(model.ref)}, trained inside it
+# {one[0].upper()}{one[1:]} of {code(model.ref)}, trained inside it
 
 {what}
 
 {sae_lines(manifest)}
 
-The model itself is as it was. In the table, "adapted" is the model with the SAE that lies here.
+The model itself is as it was. In the table, "adapted" is the model with the {one} that lies here.
 
 {measured(manifest, results)}
 
@@ -79,6 +81,12 @@ The model itself is as it was. In the table, "adapted" is the model with the SAE
 
 Run in this folder. Its path after `--sae` names it to any command; `saelora evaluate --adapter .` measures it again.
 """
+
+
+def kind(manifest: Manifest) -> tuple[str, str]:
+    """What is spliced in: one of it, and many by the full name."""
+    transcoders = all("transcoder" in (sae.architecture or "") for sae in manifest.saes)
+    return ("transcoder", "transcoders") if transcoders else ("SAE", "sparse autoencoders")
 
 
 def sae_lines(manifest: Manifest) -> str:

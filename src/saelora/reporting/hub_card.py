@@ -12,7 +12,7 @@ import yaml
 from saelora.evals.loss_result import LossResult
 from saelora.evals.variant import Variant
 from saelora.manifest import Manifest
-from saelora.reporting.card import code, loading_lines, measured, sae_lines
+from saelora.reporting.card import code, kind, loading_lines, measured, sae_lines
 from saelora.reporting.format import finite, one_line
 from saelora.reporting.text import ARM_NAMES, has_gap
 
@@ -54,20 +54,20 @@ class Repository:
 def run_card(repo: Repository, manifest: Manifest, results: LossResult) -> str:
     """The card of a run of adapt or finetune-sae. Pure function of manifest and results, local paths left out."""
     model, config, tuned = manifest.model, manifest.config, manifest.tuned_saes
-    adapter = manifest.adapter is not None
+    adapter, (one, named) = manifest.adapter is not None, kind(manifest)
     metrics = _metrics(results)
     head = _front(repo, model.ref, config.get("data"), "peft" if adapter else "saelens", adapter, metrics)
     if adapter:
         what = (
             f"A LoRA adapter (rank {config['rank']}, placement {code(str(config['placement']))}) that makes the model"
         )
-        what += " work through these sparse autoencoders. It means little without them"
-        title = f"{code(model.ref)} adapted around its SAE"
+        what += f" work through these {named}. It means little without them"
+        title = f"{code(model.ref)} adapted around its {one}{'s' * (len(manifest.saes) > 1)}"
     elif manifest.method == "linear":
         title, what = f"SAE of {code(model.ref)} with a linear map", "A low-rank affine map folded into the decoder of"
     else:
-        title = f"SAE of {code(model.ref)}, trained inside it"
-        what = "SAEs trained further inside the model, against its own predictions, from"
+        title = f"{one[0].upper()}{one[1:]} of {code(model.ref)}, trained inside it"
+        what = f"{one[0].upper()}{one[1:]}s trained further inside the model, against its own predictions, from"
     return f"""{head}# {title}
 
 {what}:

@@ -29,7 +29,8 @@ def write_saes(loaded: LoadedRun, folder: Path, dtype: torch.dtype = torch.float
     for hookpoint, sae in loaded.saes_of_default.items():
         if transcoder_in(sae) is not None:
             raise InputError(
-                f"a transcoder writes at {hookpoint}, --to saelens is for SAEs: its own files are the export"
+                f"a transcoder writes at {hookpoint}, --to saelens is for SAEs: its own files are the "
+                "export, those of a run that trained it in the run's folder"
             )
         inner: Any = getattr(sae, "sae", sae)
         plain = copy.deepcopy(inner).to("cpu", dtype)
