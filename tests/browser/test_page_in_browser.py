@@ -225,6 +225,22 @@ def test_print_shows_what_is_folded_and_no_navigation(opened: Opened) -> None:
     folded.first.wait_for(state="attached")
 
 
+def test_a_table_that_is_a_list_on_a_narrow_screen_is_a_table_on_paper(opened: Opened) -> None:
+    shown = opened("one")
+    shown.set_viewport_size({"width": 390, "height": 800})
+    row = shown.locator("table.stacked tbody tr:visible").first
+    row.wait_for()
+    heading, cell = row.locator("xpath=ancestor::table/thead"), row.locator("td").first
+    shape = "each => [getComputedStyle(each).display, getComputedStyle(each, '::before').content, each.offsetHeight > 1]"
+    assert row.evaluate(shape)[0] == "grid"
+    assert not heading.evaluate(shape)[2]
+    assert cell.evaluate(shape)[1] != "none"
+    shown.emulate_media(media="print")
+    assert row.evaluate(shape)[0] == "table-row"
+    assert heading.evaluate(shape)[2]
+    assert cell.evaluate(shape)[1] == "none"
+
+
 def test_skip_link_leads_to_the_results(opened: Opened) -> None:
     shown = opened("one")
     shown.keyboard.press("Tab")
