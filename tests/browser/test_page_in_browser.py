@@ -231,7 +231,9 @@ def test_a_table_that_is_a_list_on_a_narrow_screen_is_a_table_on_paper(opened: O
     row = shown.locator("table.stacked tbody tr:visible").first
     row.wait_for()
     heading, cell = row.locator("xpath=ancestor::table/thead"), row.locator("td").first
-    shape = "each => [getComputedStyle(each).display, getComputedStyle(each, '::before').content, each.offsetHeight > 1]"
+    shape = (
+        "each => [getComputedStyle(each).display, getComputedStyle(each, '::before').content, each.offsetHeight > 1]"
+    )
     assert row.evaluate(shape)[0] == "grid"
     assert not heading.evaluate(shape)[2]
     assert cell.evaluate(shape)[1] != "none"
