@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -191,6 +192,26 @@ def test_a_run_that_trained_its_transcoders_is_measured_and_loaded_again(
     generated = run.model.generate(ids[:, :6], max_new_tokens=4, do_sample=False, use_cache=True)
     plain = run.model.generate(ids[:, :6], max_new_tokens=4, do_sample=False, use_cache=False)
     assert torch.equal(generated, plain)
+
+
+def test_the_frozen_transcoders_beside_trained_ones_are_put_in_by_the_same_mode(
+    trained_round: Path, tmp_path: Path
+) -> None:
+    def evaluated(*flags: str) -> Any:
+        out = tmp_path / f"loss{len(flags)}.json"
+        assert main(["evaluate", "--adapter", str(trained_round), "--device", "cpu", "--out", str(out), *flags]) == 0
+        return json.loads(out.read_text())
+
+    plain = evaluated()
+    added = evaluated("--add-error")
+    assert added["ce_sae"] == added["ce_base"]
+    parallel = evaluated("--replacement-mode", "parallel")
+    assert parallel["ce_sae"] != pytest.approx(plain["ce_sae"], abs=1e-4)
+    given = {"adapter": trained_round, "out": tmp_path / "evals", "device": "cpu"}
+    assert main(["evaluate", *ws.as_flags(given), "--parts", "replacement"]) == 0
+    curves = json.loads((tmp_path / "evals" / "replacement.json").read_text())["result"]["curves"]
+    assert parallel["ce_sae"] == pytest.approx(curves["parallel"][-1]["ce"]["sae"]["value"], abs=1e-6)
+    assert parallel["ce_adapted"] == pytest.approx(curves["parallel"][-1]["ce"]["adapted"]["value"], abs=1e-6)
 
 
 def test_transcoders_are_finetuned_alone(workspace: ws.Workspace, sets: Path, tmp_path: Path) -> None:

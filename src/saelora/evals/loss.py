@@ -53,7 +53,7 @@ def evaluate_loss(
         group: the processes that divide the batches between them; each returns the same.
         reference: the SAEs as they were, where ``saes`` were trained in the model.
         check: first see that the parts of the model that are run here give what the model itself gives.
-        replacement: how transcoders are put in.
+        replacement: how transcoders are put in, those of ``reference`` too.
 
     Returns:
         Plain data: ce_base and ce_<arm> in nats per predicted token, kl_<arm>, top1_<arm> (share of predictions
@@ -68,7 +68,9 @@ def evaluate_loss(
     batch_rows = batch_rows or _batch_rows(model, rows)
     with ExitStack() as stack:
         spliced = stack.enter_context(splice(model, saes, token_mask, replacement=replacement))
-        before = None if reference is None else stack.enter_context(splice(model, reference, token_mask))
+        before = None
+        if reference is not None:
+            before = stack.enter_context(splice(model, reference, token_mask, replacement=replacement))
         if check:
             check_against_whole(model, spliced, rows[:batch_rows], others=[before] if before else [], autocast=autocast)
         branches = {"": Student(spliced, lora.adapter_name(model))}
