@@ -423,3 +423,23 @@ def test_a_stopping_server_says_so_to_those_who_wait(slow: Served) -> None:
         with pytest.raises(APIStatusError) as caught:
             asked.result()
     assert caught.value.status_code == 503
+
+
+def test_steps_between_answers_that_fail_end_alone(reference: LoadedRun, capsys: pytest.CaptureFixture[str]) -> None:
+    engine = Engine(reference)
+    began = threading.Event()
+
+    def steps() -> Iterator[None]:
+        began.set()
+        raise RuntimeError("no room")
+        yield
+
+    engine.when_idle(steps())
+    assert began.wait(10)
+    told: queue.Queue[Any] = queue.Queue()
+    engine.submit([Ask(tuple(engine.ids("re")), "adapted", 2, told.put, time.monotonic() + 60)])
+    while not isinstance(event := told.get(timeout=10), Ended):
+        pass
+    assert event.reason == "length"
+    engine.stop()
+    assert "ended early: no room" in " ".join(capsys.readouterr().err.split())

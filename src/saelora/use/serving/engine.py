@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessor, StoppingCriteria
 
-from saelora.errors import InputError
+from saelora.console import Console
+from saelora.errors import InputError, on_one_line
 from saelora.use.run import LoadedRun
 from saelora.use.serving.calls import Call
 from saelora.use.serving.rows import Ask, Ended, Failed, Row
@@ -103,6 +104,9 @@ class Engine:
             next(self._idle[0])
         except StopIteration:
             self._idle.popleft()
+        except Exception as error:  # of these steps alone; asks are answered all the same
+            self._idle.popleft()
+            Console().say(f"what was done between answers has ended early: {on_one_line(error)}")
 
     def _next(self) -> Callable[[], None] | None:
         """What is to be done now: a call, or the first ask that waits and all of its kind, in order, or a step of what
