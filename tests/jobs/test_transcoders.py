@@ -171,7 +171,10 @@ def test_a_run_that_trained_its_transcoders_is_measured_and_loaded_again(
     given = {"adapter": trained_round, "out": tmp_path / "evals", "device": "cpu"}
     assert main(["evaluate", *ws.as_flags(given), "--parts", "loss", "tokens", "drift", "replacement"]) == 0
     assert main(["evaluate", "--adapter", str(trained_round), "--parts", "steering"]) == 2
-    assert "expected --parts loss tokens drift replacement capabilities" in " ".join(capsys.readouterr().err.split())
+    said = " ".join(capsys.readouterr().err.split())
+    assert (
+        "trained its transcoder (method lora+sae): expected --parts loss tokens drift replacement capabilities" in said
+    )
     found = {
         part: json.loads((tmp_path / "evals" / f"{part}.json").read_text())["result"]
         for part in ("loss", "replacement")
@@ -214,7 +217,20 @@ def test_the_frozen_transcoders_beside_trained_ones_are_put_in_by_the_same_mode(
     assert parallel["ce_adapted"] == pytest.approx(curves["parallel"][-1]["ce"]["adapted"]["value"], abs=1e-6)
 
 
-def test_transcoders_are_finetuned_alone(workspace: ws.Workspace, sets: Path, tmp_path: Path) -> None:
+def test_a_merged_model_names_the_transcoders_that_it_belongs_to(trained_round: Path, tmp_path: Path) -> None:
+    words = ["export", str(trained_round), "--to", "merged", "--quiet", "--out", str(tmp_path / "merged")]
+    assert main(words) == 0
+    told = " ".join((tmp_path / "merged" / "README.md").read_text().split())
+    assert "what the run trained from the SAEs named above, not to these" in told
+    assert (
+        f"sae/layers.0.mlp_out, sae/layers.1.mlp_out, sae/layers.2.mlp_out, sae/layers.3.mlp_out of {trained_round}"
+        in told
+    )
+
+
+def test_transcoders_are_finetuned_alone(
+    workspace: ws.Workspace, sets: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     def flags(out: Path) -> list[str]:
         given = {**ws.ADAPT, "data": workspace.data, "transcoders": sets, "out": out}
         given = {key: value for key, value in given.items() if key not in ("rank", "lr")}
@@ -223,6 +239,10 @@ def test_transcoders_are_finetuned_alone(workspace: ws.Workspace, sets: Path, tm
     assert main(flags(tmp_path / "whole")) == 0
     results = json.loads((tmp_path / "whole" / "results.json").read_text())
     assert results["kl_adapted"] < results["kl_sae"]
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "whole"), "--to", "peft", "--out", str(tmp_path / "out")]) == 2
+    assert "the transcoders that it trained are in its folder" in " ".join(capsys.readouterr().err.split())
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_transcoder_of_another_model_and_two_writers_are_one_line_each(

@@ -71,8 +71,9 @@ def check_parts(parts: list[str], recorded: Manifest, adapter: str) -> None:
     known = of_trained_saes(transcoders=bool(recorded.config.get("transcoders")))
     others = [part for part in parts if part not in known]
     if others and recorded.tuned_saes:
+        own = "transcoder" if all("transcoder" in (sae.architecture or "") for sae in recorded.saes) else "SAE"
         raise InputError(
-            f"--parts {others[0]} is about an adapter around a frozen SAE, {adapter} trained its SAE (method "
+            f"--parts {others[0]} is about an adapter around a frozen {own}, {adapter} trained its {own} (method "
             f"{recorded.method}): expected --parts {' '.join(known)}, or some of them"
         )
 

@@ -68,7 +68,14 @@ def _through_saes(
     check_equal(found["adapted, spliced by saelora"], ours, "the merged model through its SAEs")
     why = policy.why_no_script(loaded)
     if why is not None:
-        return [f"There is no {policy.SCRIPT}: {why}; run it through its SAEs with saelora."]
+        notes = [f"There is no {policy.SCRIPT}: {why}; run it through its SAEs with saelora."]
+        trained = [] if loaded.run.manifest is None else loaded.run.manifest.tuned_saes
+        if trained:
+            notes.append(
+                "It belongs to what the run trained from the SAEs named above, not to these themselves: "
+                f"the folders {', '.join(each.folder for each in trained)} of {loaded.run.ref}."
+            )
+        return notes
     names = {name: f"{SAES}/{name}" for name in write_saes(loaded, folder / SAES)}
     if not is_installed():
         (folder / policy.SCRIPT).write_text(policy.script(loaded, names), encoding="utf-8")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from saelora.core.transcoding import transcoder_in
 from saelora.errors import InputError
 from saelora.models.adapters import ADAPTER_CONFIG
 
@@ -41,10 +42,13 @@ class Export:
 def check_adapter(loaded: LoadedRun, to: str) -> Path:
     """The folder of a run's adapter; InputError where it trained none."""
     if not (loaded.run.folder / ADAPTER_CONFIG).is_file():
-        raise InputError(
-            f"{loaded.run.ref} trained no adapter, so that there is nothing to export --to {to}: its SAEs "
-            "go --to saelens"
+        transcoders = any(transcoder_in(sae) is not None for sae in loaded.saes_of_default.values())
+        remedy = (
+            "the transcoders that it trained are in its folder, in SAELens's format"
+            if transcoders
+            else "its SAEs go --to saelens"
         )
+        raise InputError(f"{loaded.run.ref} trained no adapter, so that there is nothing to export --to {to}: {remedy}")
     return loaded.run.folder
 
 
