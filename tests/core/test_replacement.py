@@ -10,6 +10,7 @@ from saelora.core.lora import disabled
 from saelora.core.partial import activations
 from saelora.core.replacement import Replacement, replacement_of
 from saelora.core.splice import splice
+from saelora.core.students import Student, Students
 from saelora.errors import InputError
 from saelora.evals.drift.measure import measure_drift
 from saelora.evals.faithfulness.ablation import Ablated
@@ -182,6 +183,29 @@ def test_a_pass_that_failed_leaves_nothing_to_the_next(fresh, batch):
             with handle, pytest.raises(RuntimeError, match="in the middle"):
                 model(input_ids=other, attention_mask=batch.attention)
         assert torch.equal(run(model, batch), expected)
+
+
+def test_after_a_pass_that_failed_the_model_runs_in_parts(fresh, batch):
+    model = with_adapter(fresh("llama"), [2, 3])
+
+    with splice(model, transcoders(), SPARE_SPECIAL, replacement=PARALLEL) as spliced:
+
+        def fail(*_):
+            if spliced.enabled:  # in the spliced pass, not in that of the original before it
+                raise RuntimeError("in the middle")
+
+        student = Student(spliced, "default")
+        students = Students(model, [student], [spliced])
+
+        def hidden():
+            with torch.no_grad():
+                return students.hidden(student, students.teacher(batch.ids, batch.attention))
+
+        expected = hidden()
+        handle = anatomy_of(model).layers[3].register_forward_hook(fail)
+        with handle, pytest.raises(RuntimeError, match="in the middle"):
+            model(input_ids=batch.ids.flip(1), attention_mask=batch.attention)
+        assert torch.equal(hidden(), expected)
 
 
 def test_no_gradient_goes_through_a_parallel_transcoder(fresh, batch):

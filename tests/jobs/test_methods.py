@@ -185,6 +185,14 @@ def test_parts_that_need_one_frozen_sae_are_refused(
     assert not (finished[name] / "evals").exists()
 
 
+def test_all_parts_of_a_run_that_trained_its_sae_are_those_that_say_something_of_it(
+    finished: dict[str, Path], tmp_path: Path
+) -> None:
+    given = ["evaluate", "--adapter", str(finished["linear"]), "--parts", "all", "--out", str(tmp_path / "evals")]
+    assert main([*given, "--quiet"]) == 0
+    assert {path.name for path in (tmp_path / "evals").iterdir()} == {"loss.json", "tokens.json", "drift.json"}
+
+
 def test_a_changed_sae_is_not_taken_for_the_runs_own(
     workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -159,11 +159,12 @@ class Splice:
 
         Without it, a pass of the whole model has the original run first.
         """
-        before, self._clean = self._clean, seen if self.clean_points else None
+        before = self._clean, self._own_clean  # its own: of a pass that failed
+        self._clean, self._own_clean = seen if self.clean_points else None, False
         try:
             yield
         finally:
-            self._clean = before
+            self._clean, self._own_clean = before
 
     def _run_clean(self, model: nn.Module, anatomy: Anatomy, given: dict[str, Any]) -> None:
         """Let the original model run on what a whole pass is given, and keep what it gives at ``clean_points``."""

@@ -20,7 +20,7 @@ from saelora.identity import About, measured_on
 from saelora.jobs.acting import check_acting
 from saelora.jobs.asked import Asked, read_kept
 from saelora.jobs.fetched import beside, folder_of, is_on_hub
-from saelora.jobs.recorded import check_parts, described, recorded_run, with_recorded, with_trained
+from saelora.jobs.recorded import described, fitting_parts, recorded_run, with_recorded, with_trained
 from saelora.jobs.run import processes
 from saelora.locks import tidy
 from saelora.manifest import (
@@ -105,7 +105,7 @@ def evaluate(config: Config | None = None, **options: Any) -> dict[str, Any]:
     adapter = folder_of(config.adapter) if config.adapter else None
     recorded = recorded_run(adapter) if adapter else None
     if recorded is not None:
-        check_parts(parts, recorded, str(config.adapter))
+        parts = fitting_parts(parts, config.parts, recorded, str(config.adapter))
         config = with_recorded(config, recorded, _OWN)
     parts = _with_transcoders(config, parts)
     if config.replacement_mode == "independent" and parts == ["replacement"]:

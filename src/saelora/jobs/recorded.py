@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Set
+from collections.abc import Collection, Sequence, Set
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,16 +66,26 @@ def _with_saes_beside(manifest: Manifest, folder: Path) -> Manifest:
     return manifest.model_copy(update={"config": config})
 
 
-def check_parts(parts: list[str], recorded: Manifest, adapter: str) -> None:
-    """Raise InputError where a part is asked of a run that trained its SAE and has nothing to say of it."""
+def fitting_parts(parts: list[str], named: Sequence[str], recorded: Manifest, adapter: str) -> list[str]:
+    """The parts that have something to say of a run; of one that trained its SAE, ``all`` stands for those alone.
+
+    Args:
+        named: as they were asked for, "all" perhaps among them.
+
+    Raises:
+        InputError: one is named that has nothing to say of a run that trained its SAE.
+    """
+    if not recorded.tuned_saes:
+        return parts
     known = of_trained_saes(transcoders=bool(recorded.config.get("transcoders")))
-    others = [part for part in parts if part not in known]
-    if others and recorded.tuned_saes:
+    others = [part for part in parts if part not in known and part in named]
+    if others:
         own = "transcoder" if all("transcoder" in (sae.architecture or "") for sae in recorded.saes) else "SAE"
         raise InputError(
             f"--parts {others[0]} is about an adapter around a frozen {own}, {adapter} trained its {own} (method "
             f"{recorded.method}): expected --parts {' '.join(known)}, or some of them"
         )
+    return [part for part in parts if part in known]
 
 
 def check_made_for(
