@@ -390,6 +390,15 @@ def test_temperatures_and_texts_that_nothing_can_be_made_of_are_refused(run: Loa
             call("ba\ud800")
 
 
+def test_a_latent_of_several_saes_is_asked_for_in_words_that_work(several: LoadedRun) -> None:
+    first = next(iter(several.saes))
+    with pytest.raises(InputError, match=rf"latent 'layers.1.mlp_out/9' is no number: .* as in {first}:3"):
+        several.steer({"layers.1.mlp_out/9": "+1"})
+    with pytest.raises(InputError, match=rf"latent 9 could be of \d SAEs .* as in {first}:9"):
+        several.steer({9: "+1"})
+    several.steer({f"{first}:9": "+1"})
+
+
 def test_several_hookpoints_are_steered_each_by_its_own_name(several: LoadedRun) -> None:
     """Against hooks by hand: three SAEs of one layer and one of the next, at its input, attention, MLP and output."""
     ids = torch.tensor([ids_of(several, PROMPT)])

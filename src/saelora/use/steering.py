@@ -141,9 +141,11 @@ def _place(key: Any, sizes: Mapping[Hookpoint, int]) -> Place:
     where, latent = key if isinstance(key, tuple) and len(key) == 2 else (None, key)
     if isinstance(latent, str) and where is None and ":" in latent:
         where, _, latent = latent.rpartition(":")
-    hookpoint = _hookpoint(where, sizes, key)
     if isinstance(latent, bool) or not re.fullmatch(r"\d{1,12}", str(latent).strip()):
-        raise InputError(f"latent {str(key)[:80]!r} is no number: expected 0 to {sizes[hookpoint] - 1:,}")
+        first, n = next(iter(sizes.items()))
+        expected = f"0 to {n - 1:,}" if len(sizes) == 1 else f"one after its hookpoint and a colon, as in {first}:3"
+        raise InputError(f"latent {str(key)[:80]!r} is no number: expected {expected}")
+    hookpoint = _hookpoint(where, sizes, key)
     if int(latent) >= sizes[hookpoint]:
         raise InputError(
             f"latent {int(latent):,} is not there: the SAE at {hookpoint} has latents 0 to {sizes[hookpoint] - 1:,}"
