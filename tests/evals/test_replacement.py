@@ -149,6 +149,9 @@ def test_the_words_tell_each_curve_and_which_layers_cost_most():
     unsure = replace(step(1, 0.2, 0.1), gap_closed=e(0.3, 2.0))
     told = lines(ReplacementResult(10, e(3.0), 1, {"cascading": [unsure]}, []))[1]
     assert "what that wins back cannot be told from nothing (30.0% of the cost, -170.0% to 230.0%)" in told
+    harm = replace(step(1, 0.2, 0.1), gap_closed={"value": -0.8, "low": -1.1, "high": -0.6})
+    told = lines(ReplacementResult(10, e(3.0), 1, {"cascading": [harm]}, []))[1]
+    assert told.endswith("which adds 80.0% to the cost (60.0% to 110.0%).")
     bare = lines(ReplacementResult(10, e(3.0), 1, {"cascading": [step(1, 0.2)]}, []))
     assert bare[1].endswith("1 MLP replaced: cross entropy 3.2000, KL 0.2000, top-1 90.0%.")
 

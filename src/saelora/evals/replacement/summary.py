@@ -40,6 +40,8 @@ def _closed(gap_closed: Estimate | None) -> str:
     if gap_closed is None or gap_closed["value"] is None:
         return "where the transcoders cost nothing that could be won back"
     value, low, high = numbers(gap_closed)
+    if high < 0:
+        return f"which adds {-value:.1%} to the cost ({-high:.1%} to {-low:.1%})"
     if low <= 0:
         return f"what that wins back cannot be told from nothing ({value:.1%} of the cost, {low:.1%} to {high:.1%})"
     return f"which wins back {value:.1%} of the cost ({low:.1%} to {high:.1%})"

@@ -70,7 +70,7 @@ def read_gemma_scope(folder: Path, name: str) -> TranscoderParts:
     account_for_tensors(state, (*needed, "w_dec", "affine_skip_connection"), path)
     weights = {re.sub("^w_", "W_", key): take(state, key, path) for key in needed}
     w_dec, skip = take(state, "w_dec", path), state.get("affine_skip_connection")
-    check_affine(config, skip, path, config_path)
+    check_affine(config, skip is not None, path, config_path)
     if w_dec.ndim != 3 or w_dec.shape[1] <= layer:
         raise InputError(f"{path}: w_dec has shape {tuple(w_dec.shape)}, expected [d_sae, n_layers, d_out]")
     if earlier := int((w_dec[:, :layer] != 0).sum()):

@@ -85,7 +85,7 @@ def _transcoder(
         raise InputError(f"{config_path} has type {config['type']!r}, expected transcoder")
     state = {re.sub(r"^w_", "W_", key): value for key, value in raw.items()}
     skip = state.pop("affine_skip_connection", None)
-    check_affine(config, skip, path, config_path)
+    check_affine(config, skip is not None, path, config_path)
     _check_extra(state, path)
     weights = {key: take(state, key, path) for key in _WEIGHTS}
     weights |= {} if skip is None else {"W_skip": skip.T}
@@ -106,10 +106,10 @@ def _transcoder(
     )
 
 
-def check_affine(config: JsonObject, skip: Tensor | None, path: Path, config_path: Path) -> None:
+def check_affine(config: JsonObject, affine_there: bool, path: Path, config_path: Path) -> None:
     """Raise InputError where the configuration says that there is an affine part, and there is none, or the reverse."""
-    if (affine := config.get("affine_connection")) is not None and bool(affine) != (skip is not None):
-        there = "no" if skip is None else "an"
+    if (affine := config.get("affine_connection")) is not None and bool(affine) != affine_there:
+        there = "an" if affine_there else "no"
         raise InputError(
             f"{config_path} says affine_connection {affine}, and {path.name} has {there} affine_skip_connection: "
             "the two are not of one transcoder"
