@@ -5,7 +5,7 @@
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from saelora.records import JsonObject, Number, Record
@@ -40,6 +40,12 @@ class SAEId(Record):
     revision: str | None = None
     fingerprint: str | None
     settings: JsonObject | None = None
+
+
+def all_transcoders(saes: Iterable[SAEId]) -> bool:
+    """Whether what is spliced in are transcoders, all of it."""
+    kinds = [sae.architecture or "" for sae in saes]
+    return bool(kinds) and all("transcoder" in kind for kind in kinds)
 
 
 class MassivePolicy(Record):

@@ -124,6 +124,6 @@ def recipe_of(config: StudentConfig) -> DistillRecipe:
 
 def _sae_lr(config: StudentConfig) -> float | None:
     """Beside an adapter a decoder wants a tenth of its rate: at the same one it does harm (docs/log.md, 2026-11-28)."""
-    if not isinstance(config, AdapterConfig) or config.sae_lr is not None:
-        return config.sae_lr if isinstance(config, AdapterConfig) else None
-    return config.lr / 10 if config.method == "lora+sae" else None
+    if not isinstance(config, AdapterConfig):
+        return None
+    return config.lr / 10 if config.sae_lr is None and config.method == "lora+sae" else config.sae_lr

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from saelora.evals.loss_result import LossResult
-from saelora.identity import PolicyRecord
+from saelora.identity import PolicyRecord, all_transcoders
 from saelora.manifest import Manifest, TrainedSAE
 from saelora.reporting.format import one_line
 from saelora.reporting.text import cost, headline, markdown_table, row_starts, warnings
@@ -85,8 +85,7 @@ Run in this folder. Its path after `--sae` names it to any command; `saelora eva
 
 def kind(manifest: Manifest) -> tuple[str, str]:
     """What is spliced in: one of it, and many by the full name."""
-    transcoders = all("transcoder" in (sae.architecture or "") for sae in manifest.saes)
-    return ("transcoder", "transcoders") if transcoders else ("SAE", "sparse autoencoders")
+    return ("transcoder", "transcoders") if all_transcoders(manifest.saes) else ("SAE", "sparse autoencoders")
 
 
 def sae_lines(manifest: Manifest) -> str:

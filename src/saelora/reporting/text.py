@@ -6,6 +6,7 @@ from statistics import median
 
 from saelora.evals.loss_result import FigureName, LossFigures, LossResult, SAEFigures
 from saelora.evals.variant import Variant
+from saelora.identity import all_transcoders
 from saelora.reporting.format import nats, one_line
 from saelora.reporting.outcome import DIVERGED, DONE, outcome
 
@@ -119,8 +120,7 @@ def _named(results: LossResult) -> str:
 
 
 def _are_transcoders(results: LossResult) -> bool:
-    kinds = [sae.architecture or "" for sae in results.about.saes] if results.about is not None else []
-    return bool(kinds) and all("transcoder" in kind for kind in kinds)
+    return results.about is not None and all_transcoders(results.about.saes)
 
 
 def warnings(results: LossResult) -> list[str]:
