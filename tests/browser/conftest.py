@@ -11,6 +11,7 @@ import pytest
 from page_collections import write_comparison, write_sweep
 from page_runs import write_run
 from saelora.reporting.page import collection_page, page, read_collection, read_runs
+from served_page import STILL
 
 ARGS = "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
 ARGS += "--disable-component-update --disable-sync"
@@ -60,7 +61,7 @@ def opened(browser: Any, pages: Path) -> Iterator[Callable[..., Any]]:
     trouble: list[str] = []
 
     def go(name: str, *, folded: bool = False, **options: Any) -> Any:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        context = browser.new_context(**STILL | options)
         context.set_default_timeout(60_000)
         contexts.append(context)
         shown = context.new_page()

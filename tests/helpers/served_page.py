@@ -15,6 +15,9 @@ from saelora.use.serving.app import application
 from saelora.use.serving.engine import Engine
 from saelora.use.serving.http import Limits
 
+# a page that glides on between the press and the release of a button takes the click from under it
+STILL: dict[str, Any] = {"viewport": {"width": 1280, "height": 900}, "reduced_motion": "reduce"}
+
 
 @contextmanager
 def served(run: Path, cache: Path | None = None, latent_tokens: int = 200) -> Iterator[str]:
@@ -41,7 +44,7 @@ def visited(browser: Any, address: str, patience: float = 60) -> Iterator[Callab
     trouble: list[str] = []
 
     def go(view: str = "", **options: Any) -> Any:
-        context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
+        context = browser.new_context(**STILL | options)
         context.set_default_timeout(patience * 1000)
         contexts.append(context)
         shown = context.new_page()
