@@ -83,5 +83,5 @@ def test_a_transcoder_that_reads_the_originals_stream_is_told_so_whatever_lies_b
     latents = {name: replace(each, reads_original=True) for name, each in found.latents.items()}
     told = lines(replace(found, latents=latents))[-1]
     assert "identical bit for bit" in told
-    assert "since it reads the original's stream (replacement mode parallel)" in told
+    assert "since they read the original's stream (replacement mode parallel)" in told
     assert "lies below" not in told

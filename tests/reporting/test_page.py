@@ -138,7 +138,7 @@ def test_words_that_older_versions_wrote_as_results_are_read(tmp_path: Path) -> 
     edited(run, "drift", "trained", value="the adapter with its trained SAE")
     html = page(read_runs([run]))
     assert "The adapted model goes round its SAE" in section(html, "faithfulness")
-    assert "the adapter with its trained SAE brings" in section(html, "drift")
+    assert "the training brings" in section(html, "drift")
 
 
 @pytest.mark.parametrize("changed", ["model", "saes", "token_policy"])

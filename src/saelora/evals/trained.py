@@ -12,17 +12,11 @@ class Trained(StrEnum):
 
     @classmethod
     def _missing_(cls, value: object) -> "Trained | None":
-        """Results up to version 0.1 hold the words."""
-        return next((each for each, words in _WORDS.items() if words == value), None)
+        """Results up to version 0.1 hold words."""
+        old = {"the adapter": cls.ADAPTER, "the trained SAE": cls.SAE, "the adapter with its trained SAE": cls.BOTH}
+        return old.get(str(value))
 
     @property
     def words(self) -> str:
         """As the subject or object of a sentence."""
-        return _WORDS[self]
-
-
-_WORDS = {
-    Trained.ADAPTER: "the adapter",
-    Trained.SAE: "the trained SAE",
-    Trained.BOTH: "the adapter with its trained SAE",
-}
+        return "the adapter" if self is Trained.ADAPTER else "the training"

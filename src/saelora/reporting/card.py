@@ -104,7 +104,7 @@ def measured(manifest: Manifest, results: LossResult) -> str:
 
 {markdown_table(results)}
 
-Positions left alone by the SAE: token ids {policy.exempt_ids}\
+Positions left alone: token ids {policy.exempt_ids}\
 {_first(int(policy.first))}\
 {", padding" if policy.padding else ""}{_massive(policy)}. {row_starts(results)}""".rstrip()
 

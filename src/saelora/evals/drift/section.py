@@ -27,8 +27,8 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     figures = [figure for key in _MEASURES if (figure := _figure(runs, found, key))]
     tables = [table for table in (_differences(runs, found), _latents(runs, found)) if table.rows]
     about = (
-        "How far each layer's output is from the clean original's, at the positions that the SAE replaces. A distance "
-        "of 0 is the original itself; the SAE taken out shows what an adapter alone changes."
+        "How far each layer's output is from the clean original's, at the positions that are replaced. A distance "
+        "of 0 is the original itself; the splice taken out shows what an adapter alone changes."
     )
     return [
         Section(
@@ -91,4 +91,4 @@ def _latents(runs: Sequence[Run], found: Found) -> Table:
             for of in (own.l0, own.fvu, own.fvu_rest, own.relative_error):
                 values += [None, None] if of is None else [of[Variant.BASE], of[Variant.ADAPTED]]
             rows.append(row_of(runs, run, values))
-    return Table("The SAEs' latents, original and adapted model", by_run(runs, columns), rows)
+    return Table("Latents, original and adapted model", by_run(runs, columns), rows)

@@ -54,9 +54,9 @@ def _last(layer: Layer, who: Trained) -> list[str]:
     return [
         f"At the last layer ({layer.layer}) the output lies {spliced:.1%} of its norm from the base's when spliced, "
         f"{adapted:.1%} when adapted too: L2 changes by {_number(l2)}, cosine distance by {_number(cosine)}.",
-        "With the SAE taken out, the model is the original: no adapter was trained."
+        "With the splice taken out, the model is the original: no adapter was trained."
         if who is Trained.SAE
-        else f"With the SAE taken out, the adapter alone moves that output by {clean:.1%} of its norm.",
+        else f"With the splice taken out, the adapter alone moves that output by {clean:.1%} of its norm.",
     ]
 
 
@@ -73,23 +73,23 @@ def _latents(hookpoint: str, found: LatentChange, who: Trained) -> str:
     fvu = {variant: number(estimate["value"]) for variant, estimate in found.fvu.items()}
     robust = "" if errors is None else f", a token's median error over its norm (squared) {errors[base]:.3f}"
     if found.identical:
-        must = "as they must be where neither an adapter nor another SAE lies below it"
+        must = "as they must be where neither an adapter nor another splice lies below"
         if found.reads_original:
-            must = "since it reads the original's stream (replacement mode parallel)"
+            must = "since they read the original's stream (replacement mode parallel)"
         return (
-            f"The SAE at {hookpoint} sees what it saw in the clean base: its latents are identical bit for bit "
+            f"The latents at {hookpoint} see what they saw in the clean base: they are identical bit for bit "
             f"(L0 {found.l0[base]:.1f}, FVU {fvu[base]:.3f}{robust}), {must}."
         )
     rates, l0 = found.rate_correlation, found.l0
     robust += "" if errors is None else f" → {errors[adapted]:.3f}"
     correlated = "" if rates["value"] is None else f", their firing rates correlate by {_plain(rates)}"
-    why = "was trained, and is set against what it was in the clean base"
+    why = "were trained, and are set against what they were in the clean base"
     if found.reads_original:
-        why = "reads the original's stream (replacement mode parallel), which gave other bits"
+        why = "read the original's stream (replacement mode parallel), which gave other bits"
     elif who is Trained.ADAPTER:
-        why = "sees something else than in the clean base (an adapter or another SAE lies below it)"
+        why = "see something else than in the clean base (an adapter or another splice lies below)"
     return (
-        f"The SAE at {hookpoint} {why}: the sets of active latents overlap by {_plain(found.jaccard)} "
+        f"The latents at {hookpoint} {why}: the sets of active latents overlap by {_plain(found.jaccard)} "
         f"(Jaccard){correlated}; L0 {l0[base]:.1f} → {l0[adapted]:.1f}, FVU {fvu[base]:.3f} → "
         f"{fvu[adapted]:.3f}{robust}."
     )

@@ -15,7 +15,10 @@ Grouping = Literal["by_position", "by_frequency", "by_recon_error"]
 _GROUPS: dict[Grouping, tuple[str, str]] = {
     "by_position": ("tokens before", "By position in the row: tokens before the predicted one."),
     "by_frequency": ("frequency, per million", "By how often the predicted token occurs, per million tokens."),
-    "by_recon_error": ("reconstruction error", "By the SAE's relative squared error at the predicting position."),
+    "by_recon_error": (
+        "reconstruction error",
+        "By relative squared reconstruction error at the predicting position.",
+    ),
 }
 
 

@@ -10,7 +10,7 @@ from saelora.reporting.format import nats, one_line
 _BINS: dict[Literal["by_position", "by_frequency", "by_recon_error"], tuple[str, str]] = {
     "by_position": ("position in the row", "tokens before"),
     "by_frequency": ("the predicted token's frequency in training text", "per million"),
-    "by_recon_error": ("how badly the SAE reconstructs the token", "relative squared error"),
+    "by_recon_error": ("how badly the token is reconstructed", "relative squared error"),
 }
 
 

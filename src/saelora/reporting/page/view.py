@@ -216,7 +216,7 @@ def _other_rows(run: Run, part: str, first: Run | None) -> list[str]:
 
 def _missing(run: Run, part: str) -> Note:
     if run.manifest.tuned_saes and not EVALUATIONS[part].of_trained_saes:
-        return Note(run, ["This is about an adapter around a frozen SAE; here the SAE was trained."])
+        return Note(run, ["This is about an adapter around what stays frozen; here that was trained."])
     return Note(run, command=f"saelora evaluate --adapter {quoted(run)} --parts {part}")
 
 
