@@ -14,19 +14,17 @@ from saelora.core.replacement import Replacement
 from saelora.core.splice import TokenMask, TokenPolicy, splice
 from saelora.core.students import Student, Students
 from saelora.errors import InputError
-from saelora.evals.drift.measure import measure_drift
 from saelora.evals.faithfulness.ablation import Ablated, Shuffle, Shuffled, decoder_norms
-from saelora.evals.faithfulness.interventions import faithfulness
 from saelora.evals.loss import evaluate_loss
 from saelora.evals.reading import fvu_by_site
 from saelora.evals.replacement.measure import measure_replacement
 from saelora.evals.spliced import SplicedModel
 from saelora.models.anatomy import anatomy_of
-from saelora.models.compiling import compile_layers
 from saelora.models.hookpoints import Hookpoint, ReadPoint
 from tiny_clt import clt_weights, members, written
 from tiny_saes import SPARE_SPECIAL, SpecialTokens, TinySAE, hooks_in
 from tiny_transcoders import TinyTranscoder
+from transcoder_checks import close, compiled_layers_take_and_give_back, figures_are_those_of_whole_passes, run
 from variants import replaced, rows_of, with_adapter
 
 N = 4
@@ -65,15 +63,6 @@ class PlainlyReplaced:
     def __exit__(self, *_):
         for handle in self.handles:
             handle.remove()
-
-
-def run(model, batch, **more):
-    return model(input_ids=batch.ids, attention_mask=batch.attention, **more).logits
-
-
-def close(a, b, batch, atol=1e-9):
-    seen = batch.attention.bool()
-    torch.testing.assert_close(a[seen], b[seen], rtol=0, atol=atol)
 
 
 # SPEC 1.9
@@ -301,22 +290,8 @@ def test_an_observer_sees_the_whole_of_what_is_written_and_gets_it_of_clean_acti
 
 @MODES
 def test_losses_drift_and_faithfulness_are_those_of_whole_passes(fresh, replacement):
-    rows, model, saes = rows_of(families.tiny("llama")), with_adapter(fresh("llama"), [2, 3]), members(W)
-    found = evaluate_loss(model, saes, SPARE_SPECIAL, rows, replacement=replacement)
-    counted = replaced(rows)[:, :-1].flatten()
-
-    def ce():
-        logits = model(input_ids=rows).logits[:, :-1].flatten(0, 1).detach()
-        return float(torch.nn.functional.cross_entropy(logits[counted], rows[:, 1:].flatten()[counted]))
-
-    with splice(model, saes, SPARE_SPECIAL, replacement=replacement) as spliced:
-        assert found["ce_adapted"] == pytest.approx(ce(), rel=1e-9)
-        with disabled(model):
-            assert found["ce_sae"] == pytest.approx(ce(), rel=1e-9)
-        subject = SplicedModel(model, spliced, SPARE_SPECIAL)
-        faithful, drift = faithfulness(subject, rows), measure_drift(subject, rows)
-    assert faithful.ce["adapted"]["value"] == pytest.approx(found["ce_adapted"], rel=1e-9)
-    assert (drift.layers[-1].l2["sae"]["value"] == 0) == replacement.add_error
+    model, rows = with_adapter(fresh("llama"), [2, 3]), rows_of(families.tiny("llama"))
+    figures_are_those_of_whole_passes(model, members(W), rows, replacement)
 
 
 def test_shuffled_latents_take_what_they_write_into_later_layers_with_them(fresh, batch):
@@ -370,17 +345,7 @@ def test_replacement_is_measured_of_all_mlps_and_not_of_some(fresh):
 
 @pytest.mark.usefixtures("unchecked")
 def test_compiled_layers_take_the_transcoder_and_give_it_back(fresh, batch):
-    torch._dynamo.reset()
-    model, saes = fresh("llama"), members(W)
-    with torch.no_grad():
-        clean = run(model, batch)
-        with splice(model, saes, SPARE_SPECIAL):
-            expected = run(model, batch)
-        compile_layers(model, backend="eager")
-        for _ in range(2):
-            close(run(model, batch), clean, batch)
-            with splice(model, saes, SPARE_SPECIAL):
-                close(run(model, batch), expected, batch)
+    compiled_layers_take_and_give_back(fresh("llama"), members(W), batch)
 
 
 def test_gradient_checkpointing_is_refused(fresh, batch):

@@ -6,24 +6,20 @@ import torch
 import families
 from families import D_MODEL
 from saelora.core.check import check_against_whole
-from saelora.core.lora import disabled
 from saelora.core.partial import activations
 from saelora.core.replacement import Replacement, replacement_of
 from saelora.core.splice import splice
 from saelora.core.students import Student, Students
 from saelora.errors import InputError
-from saelora.evals.drift.measure import measure_drift
 from saelora.evals.faithfulness.ablation import Ablated
-from saelora.evals.faithfulness.interventions import faithfulness
-from saelora.evals.loss import evaluate_loss
-from saelora.evals.spliced import SplicedModel
 from saelora.models.anatomy import anatomy_of
 from saelora.models.hookpoints import Hookpoint, ReadPoint
 from saelora.saes.sparse import sparse
 from saelora.saes.transcoder import TranscoderParts, build_transcoder
 from tiny_saes import SPARE_SPECIAL, TinySAE
 from tiny_transcoders import TinyTranscoder
-from variants import replaced, rows_of, with_adapter
+from transcoder_checks import figures_are_those_of_whole_passes, run
+from variants import rows_of, with_adapter
 
 PARALLEL, ADDED = Replacement("parallel"), Replacement(add_error=True)
 BOTH_ADDED = [ADDED, Replacement("parallel", add_error=True)]
@@ -44,10 +40,6 @@ def topk(layer):
     hook = f"blocks.{layer}.ln2.hook_normalized"
     parts = TranscoderParts(weights, "topk", k=8, hook_in=hook, hook_out=f"blocks.{layer}.hook_mlp_out")
     return build_transcoder(parts, "tiny", torch.float64)
-
-
-def run(model, batch):
-    return model(input_ids=batch.ids, attention_mask=batch.attention).logits
 
 
 def written(transcoder, x):
@@ -145,28 +137,13 @@ def test_the_original_stream_is_the_one_without_the_adapter(fresh):
 
 @pytest.mark.parametrize("replacement", [PARALLEL, ADDED], ids=["parallel", "added"])
 def test_losses_drift_and_faithfulness_are_those_of_whole_passes(fresh, replacement):
-    rows, model, saes = rows_of(families.tiny("llama")), with_adapter(fresh("llama"), [2, 3]), transcoders()
-    found = evaluate_loss(model, saes, SPARE_SPECIAL, rows, replacement=replacement)
-    counted = replaced(rows)[:, :-1].flatten()
-
-    def ce():
-        logits = model(input_ids=rows).logits[:, :-1].flatten(0, 1).detach()
-        return float(torch.nn.functional.cross_entropy(logits[counted], rows[:, 1:].flatten()[counted]))
-
-    with splice(model, saes, SPARE_SPECIAL, replacement=replacement) as spliced:
-        assert found["ce_adapted"] == pytest.approx(ce(), rel=1e-9)
-        with disabled(model):
-            assert found["ce_sae"] == pytest.approx(ce(), rel=1e-9)
-        subject = SplicedModel(model, spliced, SPARE_SPECIAL)
-        faithful, drift = faithfulness(subject, rows), measure_drift(subject, rows)
-    assert faithful.ce["adapted"]["value"] == pytest.approx(found["ce_adapted"], rel=1e-9)
+    model, rows = with_adapter(fresh("llama"), [2, 3]), rows_of(families.tiny("llama"))
+    found, drift = figures_are_those_of_whole_passes(model, transcoders(), rows, replacement)
     if replacement.add_error:
         assert found["kl_sae"] == pytest.approx(0, abs=1e-12)
         assert found["ce_sae"] == pytest.approx(found["ce_base"], rel=1e-12)
     else:
         assert all(each.identical for each in drift.latents.values())
-    last = drift.layers[-1].l2["sae"]["value"]
-    assert (last == 0) == replacement.add_error
 
 
 def test_a_pass_that_failed_leaves_nothing_to_the_next(fresh, batch):

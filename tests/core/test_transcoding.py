@@ -13,10 +13,10 @@ from saelora.core.splice import TokenMask, TokenPolicy, ZeroAblation, splice
 from saelora.core.students import Student, Students
 from saelora.errors import InputError
 from saelora.models.anatomy import anatomy_of
-from saelora.models.compiling import compile_layers
 from saelora.models.hookpoints import Hookpoint, ReadPoint
 from tiny_saes import SPARE_SPECIAL, SpecialTokens, TinySAE, hooks_in
 from tiny_transcoders import TheMLP, TinyTranscoder
+from transcoder_checks import close, compiled_layers_take_and_give_back, run
 from variants import rows_of, with_adapter
 
 READS = ("mlp_in", "mlp_normalized", "resid_mid", "resid_pre")
@@ -53,15 +53,6 @@ class PlainlyReplaced:
 
         self.handles = [reads.register_forward_pre_hook(keep, with_kwargs=True)]
         self.handles.append(anatomy.site(Hookpoint(WHERE.layer, site))[0].register_forward_hook(write))
-
-
-def run(model, batch):
-    return model(input_ids=batch.ids, attention_mask=batch.attention).logits
-
-
-def close(a, b, batch, atol=1e-10):
-    seen = batch.attention.bool()
-    torch.testing.assert_close(a[seen], b[seen], rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("skips", [False, True], ids=["plain", "skip"])
@@ -249,17 +240,7 @@ def test_massive_positions_are_told_by_the_output_of_the_mlp_itself(fresh, batch
 
 @pytest.mark.usefixtures("unchecked")
 def test_compiled_layers_take_the_transcoder_and_give_it_back(fresh, batch):
-    torch._dynamo.reset()
-    model, saes = fresh("llama"), {WHERE: TinyTranscoder(D_MODEL)}
-    with torch.no_grad():
-        clean = run(model, batch)
-        with splice(model, saes, SPARE_SPECIAL):
-            expected = run(model, batch)
-        compile_layers(model, backend="eager")
-        for _ in range(2):
-            close(run(model, batch), clean, batch)
-            with splice(model, saes, SPARE_SPECIAL):
-                close(run(model, batch), expected, batch)
+    compiled_layers_take_and_give_back(fresh("llama"), {WHERE: TinyTranscoder(D_MODEL)}, batch)
 
 
 def test_gradient_goes_through_the_transcoder_and_not_through_the_mlp_it_stands_for(fresh, batch):

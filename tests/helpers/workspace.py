@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 from saelora.cli import main
@@ -50,6 +51,14 @@ def as_flags(options: dict[str, Any]) -> list[str]:
             if item is not None:
                 words += ["--" + name.replace("_", "-"), str(item)]
     return words
+
+
+def one_line(capsys: pytest.CaptureFixture[str]) -> str:
+    """What stderr was told, which is the one line of a refusal."""
+    said = capsys.readouterr().err
+    assert said.startswith("saelora: ")
+    assert said.count("\n") == 1
+    return said
 
 
 def files_in(folder: Path) -> dict[str, bytes]:

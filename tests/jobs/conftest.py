@@ -1,5 +1,6 @@
 """What several files' tests of commands look at: one finished run, one finished comparison."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ def adapted(workspace: ws.Workspace, tmp_path_factory: pytest.TempPathFactory) -
     out = tmp_path_factory.mktemp("adapted") / "run"
     assert workspace.adapt(out, "--quiet") == 0
     return out
+
+
+@pytest.fixture
+def run(adapted: Path, tmp_path: Path) -> Path:
+    """A finished run that a test may write into."""
+    return Path(shutil.copytree(adapted, tmp_path / "run"))
 
 
 @pytest.fixture(scope="session")

@@ -22,13 +22,6 @@ def evaluate(*words: str, **options: Any) -> int:
     return main(["evaluate", *words, *ws.as_flags(options), "--quiet"])
 
 
-def line(capsys: pytest.CaptureFixture[str]) -> str:
-    said = capsys.readouterr().err
-    assert said.startswith("saelora: ")
-    assert said.count("\n") == 1
-    return said
-
-
 def own_flags(workspace: ws.Workspace) -> dict[str, Any]:
     return {"sae": workspace.sae, "data": workspace.data, **ws.COMMON}
 
@@ -113,7 +106,7 @@ def test_an_existing_out_is_refused_and_kept(
 ) -> None:
     (tmp_path / "results.json").write_text("mine")
     assert evaluate(str(workspace.model), out=tmp_path / "results.json", **own_flags(workspace)) == 2
-    assert "results.json exists" in line(capsys)
+    assert "results.json exists" in ws.one_line(capsys)
     assert (tmp_path / "results.json").read_text() == "mine"
 
 
@@ -121,7 +114,7 @@ def test_out_in_a_folder_that_is_not_there_is_refused(
     workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(str(workspace.model), out=tmp_path / "no" / "results.json", **own_flags(workspace)) == 2
-    assert "results.json" in line(capsys)
+    assert "results.json" in ws.one_line(capsys)
 
 
 @pytest.mark.parametrize("content", [None, "{", "[]", "{}", '{"config": {}}'])
@@ -131,7 +124,7 @@ def test_a_folder_that_is_no_finished_run_is_refused(
     if content is not None:
         (tmp_path / "saelora.json").write_text(content)
     assert evaluate("--adapter", str(tmp_path)) == 2
-    assert str(tmp_path) in line(capsys)
+    assert str(tmp_path) in ws.one_line(capsys)
 
 
 def test_truncated_adapter_is_refused(adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,7 +132,7 @@ def test_truncated_adapter_is_refused(adapted: Path, tmp_path: Path, capsys: pyt
     whole = (copy / "adapter_model.safetensors").read_bytes()
     (copy / "adapter_model.safetensors").write_bytes(whole[: len(whole) // 2])
     assert evaluate("--adapter", str(copy)) == 2
-    assert str(copy) in line(capsys)
+    assert str(copy) in ws.one_line(capsys)
 
 
 def recorded_elsewhere(adapted: Path, copy: Path, **changed: Any) -> Path:
@@ -157,7 +150,7 @@ def test_sae_that_has_changed_since_is_refused(
     other = ws.write_sae(tmp_path / "sae", layer=1, seed=5)
     copy = recorded_elsewhere(adapted, tmp_path / "copy", sae=[str(other)])
     assert evaluate("--adapter", str(copy)) == 2
-    assert "has changed since the adapter was made" in line(capsys)
+    assert "has changed since the adapter was made" in ws.one_line(capsys)
     assert evaluate("--adapter", str(copy), "--other-weights") == 0
 
 
@@ -170,7 +163,7 @@ def test_model_that_has_changed_since_is_refused(
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     copy = recorded_elsewhere(adapted, tmp_path / "copy", model=str(model))
     assert evaluate("--adapter", str(copy)) == 2
-    assert "has changed since the adapter was made" in line(capsys)
+    assert "has changed since the adapter was made" in ws.one_line(capsys)
     assert evaluate(str(model), "--adapter", str(copy), "--other-weights") == 0
 
 
@@ -186,4 +179,4 @@ def test_a_model_of_another_shape_is_refused(
     AutoModelForCausalLM.from_config(config).save_pretrained(model)
     capsys.readouterr()
     assert evaluate(str(model), "--adapter", str(adapted), "--other-weights") == 2
-    assert "does not load on this model" in line(capsys)
+    assert "does not load on this model" in ws.one_line(capsys)

@@ -17,13 +17,6 @@ def evaluate(adapter: Path, *words: str, **options: Any) -> int:
     return main(["evaluate", *flags, *ws.as_flags({**SMALL, **options}), "--quiet"])
 
 
-def line(capsys: pytest.CaptureFixture[str]) -> str:
-    said = capsys.readouterr().err
-    assert said.startswith("saelora: ")
-    assert said.count("\n") == 1
-    return said
-
-
 def test_the_part_is_written_and_told_in_words(
     adapted: Path, workspace: ws.Workspace, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -60,7 +53,7 @@ def test_another_sae_that_sits_elsewhere_is_refused(
 ) -> None:
     other = ws.write_sae(tmp_path / "sae", layer=2)
     assert evaluate(adapted, out=tmp_path / "evals", other_sae=other) == 2
-    assert "sits at layers.2.resid_post, the adapter's at layers.1.resid_post" in line(capsys)
+    assert "sits at layers.2.resid_post, the adapter's at layers.1.resid_post" in ws.one_line(capsys)
 
 
 def test_another_sae_of_another_width_is_refused(
@@ -68,7 +61,7 @@ def test_another_sae_of_another_width_is_refused(
 ) -> None:
     other = ws.write_sae(tmp_path / "sae", layer=1, d_in=16)
     assert evaluate(adapted, out=tmp_path / "evals", other_sae=other) == 2
-    assert "d_in 16" in line(capsys)
+    assert "d_in 16" in ws.one_line(capsys)
 
 
 @pytest.mark.parametrize(
@@ -83,4 +76,4 @@ def test_bad_options_are_refused(
     adapted: Path, tmp_path: Path, options: dict[str, Any], said: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert evaluate(adapted, out=tmp_path / "evals", **options) == 2
-    assert said in line(capsys)
+    assert said in ws.one_line(capsys)

@@ -17,20 +17,8 @@ from saelora.manifest import Manifest
 FEW = {"eval_tokens": 3 * ws.CONTEXT}
 
 
-@pytest.fixture
-def run(adapted: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(adapted, tmp_path / "run"))
-
-
 def evaluate(*words: str, **options: Any) -> int:
     return main(["evaluate", *words, *ws.as_flags({**FEW, **options}), "--quiet"])
-
-
-def line(capsys: pytest.CaptureFixture[str]) -> str:
-    said = capsys.readouterr().err
-    assert said.startswith("saelora: ")
-    assert said.count("\n") == 1
-    return said
 
 
 def edit(run: Path) -> None:
@@ -46,7 +34,7 @@ def test_an_sae_that_the_adapter_was_not_made_with_is_refused_unless_forced(
 ) -> None:
     other = ws.write_sae(tmp_path / "sae", layer=layer, seed=5)
     assert evaluate("--adapter", str(adapted), sae=other) == 2
-    said = line(capsys)
+    said = ws.one_line(capsys)
     assert "was made with SAE" in said
     assert f"layers.{layer}.resid_post" in said
     assert "--other-weights" in said
@@ -67,7 +55,7 @@ def test_the_runs_own_sae_by_another_path_needs_no_force(
 
 def test_the_sae_at_another_hookpoint_is_refused(adapted: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate("--adapter", str(adapted), hookpoint="layers.2.resid_post") == 2
-    assert "leave out --sae and --hookpoint" in line(capsys)
+    assert "leave out --sae and --hookpoint" in ws.one_line(capsys)
 
 
 # SPEC 12.6
@@ -79,7 +67,7 @@ def test_a_model_that_is_named_and_is_another_is_refused(
     weights["model.norm.weight"] = 2 * weights["model.norm.weight"]
     save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
     assert evaluate(str(model), "--adapter", str(adapted)) == 2
-    assert "was made with model" in line(capsys)
+    assert "was made with model" in ws.one_line(capsys)
 
 
 def model(revision: str | None, fingerprint: str | None = None) -> ModelId:
@@ -105,7 +93,7 @@ def test_hub_models_are_told_apart_by_their_commit() -> None:
 def test_an_adapter_that_was_changed_after_its_run_is_refused(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     edit(run)
     assert evaluate("--adapter", str(run)) == 2
-    assert "has changed since its run ended" in line(capsys)
+    assert "has changed since its run ended" in ws.one_line(capsys)
     assert evaluate("--adapter", str(run), "--other-weights", "--json") == 0
     assert "its run ended with" in json.loads(capsys.readouterr().out)["about"]["other_weights"][0]
 
@@ -141,7 +129,7 @@ def test_a_trained_sae_takes_no_other_ones_place(
     out, other = tmp_path / "run", ws.write_sae(tmp_path / "sae", layer=2)
     assert workspace.adapt(out, "--quiet", method="linear", tokens=4 * ws.CONTEXT) == 0
     assert evaluate("--adapter", str(out), "--other-weights", sae=other) == 2
-    assert "trained an SAE at layers.1.resid_post" in line(capsys)
+    assert "trained an SAE at layers.1.resid_post" in ws.one_line(capsys)
     ws.write_sae(out / "sae", layer=1, seed=3)
     assert evaluate("--adapter", str(out), "--other-weights", "--json") == 0
     assert "a trained SAE that has changed" in json.loads(capsys.readouterr().out)["about"]["other_weights"][0]

@@ -1,7 +1,6 @@
 """saelora evaluate --parts: which parts are measured, where their results go, and what is refused beforehand."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -15,21 +14,8 @@ from saelora.jobs.evaluate import ALL, Config, parts_of
 FEW = {"eval_tokens": 3 * ws.CONTEXT}
 
 
-@pytest.fixture
-def run(adapted: Path, tmp_path: Path) -> Path:
-    """A finished run that a test may write into."""
-    return Path(shutil.copytree(adapted, tmp_path / "run"))
-
-
 def evaluate(*words: str, **options: object) -> int:
     return main(["evaluate", *words, *ws.as_flags({**FEW, **options}), "--quiet"])
-
-
-def line(capsys: pytest.CaptureFixture[str]) -> str:
-    said = capsys.readouterr().err
-    assert said.startswith("saelora: ")
-    assert said.count("\n") == 1
-    return said
 
 
 def test_parts_are_written_beside_the_adapter_with_what_they_were_measured_on(run: Path) -> None:
@@ -175,12 +161,12 @@ def test_a_part_that_fails_leaves_the_others_in_one_json_file_too(run: Path, tmp
 def test_a_part_beyond_the_loss_needs_an_adapter(workspace: ws.Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     flags = {"sae": workspace.sae, "data": workspace.data, **ws.COMMON}
     assert evaluate(str(workspace.model), "--parts", "tokens", **flags) == 2
-    assert "--adapter" in line(capsys)
+    assert "--adapter" in ws.one_line(capsys)
 
 
 def test_an_unknown_part_is_named(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert evaluate("--adapter", str(run), "--parts", "drfit") == 2
-    assert "'drfit'" in line(capsys)
+    assert "'drfit'" in ws.one_line(capsys)
 
 
 def test_all_stands_for_what_needs_nothing_further() -> None:

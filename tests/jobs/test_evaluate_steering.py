@@ -33,13 +33,6 @@ def result(out: Path) -> Any:
     return json.loads((out / "steering.json").read_text(), parse_constant=lambda name: pytest.fail(f"{name} in JSON"))
 
 
-def line(capsys: pytest.CaptureFixture[str]) -> str:
-    said = capsys.readouterr().err
-    assert said.startswith("saelora: ")
-    assert said.count("\n") == 1
-    return said
-
-
 def lines_of(path: Path, *rows: dict[str, Any]) -> Path:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
@@ -159,14 +152,14 @@ def test_bad_options_are_one_line(
     adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], says: str
 ) -> None:
     assert steering(adapted, tmp_path, *flags) == 2
-    assert says in line(capsys)
+    assert says in ws.one_line(capsys)
     assert not (tmp_path / "steering.json").exists()
 
 
 def test_a_text_on_both_sides_is_refused(adapted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     one, two = (lines_of(tmp_path / name, {"text": "the same"}) for name in ("p.jsonl", "n.jsonl"))
     assert steering(adapted, tmp_path / "out", steering_positives=one, steering_negatives=two) == 2
-    assert "positives and the negatives" in line(capsys)
+    assert "positives and the negatives" in ws.one_line(capsys)
 
 
 def test_too_few_texts_are_refused_with_their_number(
@@ -174,6 +167,6 @@ def test_too_few_texts_are_refused_with_their_number(
 ) -> None:
     own = lines_of(tmp_path / "p.jsonl", {"text": "ba de fi go", "set": "tuning"}, {"text": "lu na", "set": "test"})
     assert steering(adapted, tmp_path / "out", steering_positives=own) == 2
-    said = line(capsys)
+    said = ws.one_line(capsys)
     assert "has 1 positives among the test texts" in said
     assert "--steering-positives" in said
