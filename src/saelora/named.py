@@ -63,11 +63,13 @@ def check_model(ref: str, config: ModelConfig) -> None:
 
 
 def check_saes(config: SAEConfig) -> None:
-    """Raise InputError where there is no SAE, a path is not there, or hookpoints are not one each."""
+    """Raise InputError where there is no SAE, a path is not there, hookpoints are not one each, or layers of no set."""
     if not config.sae and not config.transcoders:
         raise InputError("no SAE given: name one with --sae, e.g. --sae gemma-scope-2b-pt-res-canonical/layer_12/...")
     if config.hookpoint and len(config.hookpoint) != len(config.sae):
         raise InputError(f"{len(config.hookpoint)} --hookpoint for {len(config.sae)} --sae: give one each, or none")
+    if config.transcoder_layers != "all" and not config.transcoders:
+        raise InputError("--transcoder-layers does nothing without --transcoders: give that too, or leave it out")
     for ref in config.sae:
         check_sae_path(ref)
     for ref in config.transcoders:

@@ -3,8 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from saelora.evals.drift.result import Drift
 from saelora.evals.drift.summary import lines
+from saelora.evals.trained import Trained
 from saelora.records import from_json
 
 
@@ -67,6 +70,23 @@ def test_identical_latents_are_told_as_such_and_different_ones_by_their_size():
     assert "0.700 (0.690 to 0.710) (Jaccard)" in other
     assert "rates correlate by 0.900" in other
     assert "L0 32.0 → 35.5, FVU 0.145 → 0.200" in other
+
+
+@pytest.mark.parametrize("trained", [Trained.SAE, Trained.BOTH])
+def test_of_what_was_trained_no_more_is_said_than_is_known(trained):
+    found = replace(result(*LAYERS, identical=False), trained=trained)
+    assert "(they were trained, or an adapter or another splice lies below)" in lines(found)[-1]
+    reading = {name: replace(each, reads_original=True) for name, each in found.latents.items()}
+    assert "were trained, and read the original's stream" in lines(replace(found, latents=reading))[-1]
+
+
+def test_identical_latents_whose_decoder_was_trained_show_what_became_of_fvu():
+    found = result(*LAYERS)
+    fvu = {"base": e(0.145), "adapted": e(0.139)}
+    latents = {name: replace(each, fvu=fvu) for name, each in found.latents.items()}
+    told = lines(replace(found, latents=latents, trained=Trained.BOTH))[-1]
+    assert "identical bit for bit (L0 32.0, FVU 0.145 → 0.139)" in told
+    assert "FVU 0.145)" in lines(found)[-1]
 
 
 def test_layers_are_listed_as_ranges():

@@ -51,6 +51,7 @@ def test_every_figure_equals_plain_forwards(fresh):
     assert hooks_in(model) == before
     assert found.n_predictions == len(ce_base)
     assert found.ce_base["value"] == pytest.approx(float(ce_base.mean()), rel=1e-9)
+    assert "The run's SAE is taken out here" in lines(found)[0]
 
     def check(saes, mode, ce, kl, top1):
         with splice(model, saes, SPARE_SPECIAL, replacement=Replacement(mode)):
@@ -137,6 +138,7 @@ RESULT = ReplacementResult(
 
 def test_the_words_tell_each_curve_and_which_layers_cost_most():
     told = lines(RESULT)
+    assert "taken out" not in told[0]
     assert told[0].startswith("The original's cross entropy is 3.0000 nats over 1,234 predictions")
     assert told[2] == (
         "Cascading (each transcoder reads the replaced stream), 8 MLPs replaced: cross entropy 5.0000, KL 2.0000, "

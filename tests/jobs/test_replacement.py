@@ -75,12 +75,13 @@ def test_with_errors_added_the_spliced_model_costs_nothing(runs: dict[str, Path]
     [
         ({"replacement_mode": "independent"}, "measure each layer alone by evaluate --parts replacement"),
         ({"flags": "--add-error"}, "adapt without it, and measure with it by evaluate --add-error"),
+        ({"transcoder_layers": "0,1", "transcoders": None}, "--transcoder-layers does nothing without --transcoders"),
         (
             {"replacement_mode": "parallel", "transcoders": None},
             "replacement_mode parallel is about transcoders, and there is none among the SAEs",
         ),
     ],
-    ids=["independent", "error added", "no transcoder"],
+    ids=["independent", "error added", "layers of no set", "no transcoder"],
 )
 def test_what_no_adapter_can_be_trained_around_is_one_line(
     workspace: ws.Workspace,
@@ -136,7 +137,7 @@ def test_drift_says_which_transcoders_read_the_originals_stream(
         assert ("as they must be where neither" in said) == (
             mode == "cascading" and latents["layers.0.mlp_out"]["identical"]
         )
-        assert ("since it reads the original's stream" in said) == (mode == "parallel")
+        assert ("since they read the original's stream" in said) == (mode == "parallel")
 
 
 def test_a_replacement_model_is_measured_without_an_adapter_too(

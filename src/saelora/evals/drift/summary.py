@@ -76,6 +76,8 @@ def _latents(hookpoint: str, found: LatentChange, who: Trained) -> str:
         must = "as they must be where neither an adapter nor another splice lies below"
         if found.reads_original:
             must = "since they read the original's stream (replacement mode parallel)"
+        if (trained := fvu[adapted]) != fvu[base]:  # its decoder was trained
+            robust = f" → {trained:.3f}{robust}" + ("" if errors is None else f" → {errors[adapted]:.3f}")
         return (
             f"The latents at {hookpoint} see what they saw in the clean base: they are identical bit for bit "
             f"(L0 {found.l0[base]:.1f}, FVU {fvu[base]:.3f}{robust}), {must}."
@@ -83,16 +85,22 @@ def _latents(hookpoint: str, found: LatentChange, who: Trained) -> str:
     rates, l0 = found.rate_correlation, found.l0
     robust += "" if errors is None else f" → {errors[adapted]:.3f}"
     correlated = "" if rates["value"] is None else f", their firing rates correlate by {_plain(rates)}"
-    why = "were trained, and are set against what they were in the clean base"
-    if found.reads_original:
-        why = "read the original's stream (replacement mode parallel), which gave other bits"
-    elif who is Trained.ADAPTER:
-        why = "see something else than in the clean base (an adapter or another splice lies below)"
     return (
-        f"The latents at {hookpoint} {why}: the sets of active latents overlap by {_plain(found.jaccard)} "
-        f"(Jaccard){correlated}; L0 {l0[base]:.1f} → {l0[adapted]:.1f}, FVU {fvu[base]:.3f} → "
+        f"The latents at {hookpoint} {_why(found, who)}: the sets of active latents overlap by "
+        f"{_plain(found.jaccard)} (Jaccard){correlated}; L0 {l0[base]:.1f} → {l0[adapted]:.1f}, FVU {fvu[base]:.3f} → "
         f"{fvu[adapted]:.3f}{robust}."
     )
+
+
+def _why(found: LatentChange, who: Trained) -> str:
+    """Why latents are not what they were in the clean base; of what was trained, the result does not say which part."""
+    if found.reads_original:
+        if who is Trained.ADAPTER:
+            return "read the original's stream (replacement mode parallel), which gave other bits"
+        return "were trained, and read the original's stream (replacement mode parallel)"
+    if who is Trained.ADAPTER:
+        return "see something else than in the clean base (an adapter or another splice lies below)"
+    return "are not what they were in the clean base (they were trained, or an adapter or another splice lies below)"
 
 
 def _plain(e: Estimate) -> str:

@@ -64,7 +64,7 @@ def measure_replacement(
     """Losses of the model with some of its MLPs replaced, on packed rows [n_rows, context].
 
     All share each batch's clean pass, and the layers below the lowest replaced one. SAEs that are no transcoders are
-    left out.
+    taken out.
 
     Args:
         sizes: how many MLPs are replaced at a time; ``modes``: how, "independent" for each alone.
@@ -103,6 +103,7 @@ def measure_replacement(
         n_transcoders=len(places),
         curves=curves,
         alone=alone,
+        n_taken_out=len(subject.spliced.saes) - len(places),
     )
 
 

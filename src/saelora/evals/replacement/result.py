@@ -46,6 +46,7 @@ class ReplacementResult:
         n_transcoders: that there are.
         curves: by mode, from few replaced MLPs to many.
         alone: by layer, from the lowest; empty where it was not asked for.
+        n_taken_out: SAEs that sit in the model otherwise, and in none of these.
     """
 
     n_predictions: int
@@ -53,3 +54,4 @@ class ReplacementResult:
     n_transcoders: int
     curves: dict[str, list[Step]]
     alone: list[Alone]
+    n_taken_out: int = 0

@@ -19,6 +19,9 @@ def lines(result: ReplacementResult) -> list[str]:
         f"The original's cross entropy is {number(result.ce_base['value']):.4f} nats over {result.n_predictions:,} "
         f"predictions; there are transcoders of {_mlps(result.n_transcoders)}."
     ]
+    if result.n_taken_out:
+        saes = "SAE is" if result.n_taken_out == 1 else f"{result.n_taken_out} SAEs are"
+        told[0] += f" The run's {saes} taken out here, with the adapter too."
     for mode, steps in result.curves.items():
         told += [f"{_READS.get(mode, mode)}, {_mlps(step.n_replaced)} replaced: {_step(step)}." for step in steps]
     return [*told, *_alone(result)]
