@@ -6,7 +6,7 @@
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from saelora.records import JsonObject, Number, Record
 
@@ -42,10 +42,49 @@ class SAEId(Record):
     settings: JsonObject | None = None
 
 
+class Kind(NamedTuple):
+    """What is spliced in, by name: one of it, and several."""
+
+    one: str
+    many: str
+
+    def of(self, n: int) -> str:
+        """The name of n."""
+        return self.many if n > 1 else self.one
+
+
+SAE, TRANSCODER = Kind("SAE", "SAEs"), Kind("transcoder", "transcoders")
+BOTH = Kind("SAE or transcoder", "SAEs and transcoders")
+
+
+def kind_of(*saes: SAEId) -> Kind:
+    """What these are: SAEs, transcoders, or some of each."""
+    kinds = {TRANSCODER if "transcoder" in (sae.architecture or "") else SAE for sae in saes}
+    return BOTH if len(kinds) > 1 else next(iter(kinds), SAE)
+
+
 def all_transcoders(saes: Iterable[SAEId]) -> bool:
     """Whether what is spliced in are transcoders, all of it."""
-    kinds = [sae.architecture or "" for sae in saes]
-    return bool(kinds) and all("transcoder" in kind for kind in kinds)
+    return kind_of(*saes) is TRANSCODER
+
+
+def replacement_name(replacement: JsonObject | None) -> str:
+    """How transcoders were put in, as ``About`` records it: "cascading", "parallel with errors added"."""
+    said = replacement or {}
+    return f"{said.get('mode', 'cascading')}{' with errors added' if said.get('add_error') else ''}"
+
+
+def replacement_words(replacement: JsonObject | None, kind: Kind, n: int) -> str:
+    """The same of n that are spliced in, as part of a sentence; nothing where they read the replaced stream."""
+    said = replacement or {}
+    told = []
+    if said.get("mode") == "parallel":
+        who = "each transcoder " if kind is BOTH else "each " if n > 1 else ""
+        told.append(f"{who}reading the original's stream (parallel)")
+    if said.get("add_error"):
+        whose = "the transcoders'" if kind is BOTH else "their" if n > 1 else "its"
+        told.append(f"with {whose} errors added back")
+    return ", ".join(told)
 
 
 class MassivePolicy(Record):
@@ -97,6 +136,14 @@ class About(Record):
     def having(self, **found: Any) -> "About":
         """The same with these fields set."""
         return self.model_copy(update=found)
+
+
+def other_replacement(one: About, other: About) -> str | None:
+    """That two were measured with transcoders put in otherwise, in words; None where they were not."""
+    if one.replacement == other.replacement:
+        return None
+    mode, before = (replacement_name(each.replacement) for each in (one, other))
+    return f"transcoders put in otherwise ({mode}, not {before})"
 
 
 def heldout_rows(rows: Any) -> Heldout:

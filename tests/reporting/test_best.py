@@ -59,4 +59,12 @@ def test_one_runs_sentence_has_the_cross_entropies_and_what_they_stand_on() -> N
     assert "makes it worse" in lead(result(-0.2))
     assert "cannot be told from nothing" in lead(result(0.01, 0.1))
     assert "no measurable cost" in lead(result(0.5, gap=0.01))
-    assert lead(result(-9.0)).startswith("The run DIVERGED")
+    of_a_run = result(-9.0).model_copy(update={"n_tokens_trained": 50_000})
+    assert lead(of_a_run).startswith("The run DIVERGED")
+
+
+def test_only_of_a_runs_own_result_is_it_said_that_the_training_diverged() -> None:
+    told = lead(result(-9.0))
+    assert told.startswith(
+        "Adapted it is far worse than spliced: cross entropy 5.000, spliced 3.200. If it was trained "
+    )

@@ -1,9 +1,23 @@
 """Tables and sentences, from results alone."""
 
+from typing import Any
+
 import pytest
 
 from run_results import RESULTS, result, without
-from saelora.reporting.text import has_gap, headline, loss_rows, loss_table, markdown_table, row_starts, samples_text
+from saelora.evals.loss_result import RunResult
+from saelora.evals.variant import Variant
+from saelora.reporting.names import of_results
+from saelora.reporting.text import (
+    ended_worse,
+    has_gap,
+    headline,
+    loss_rows,
+    loss_table,
+    markdown_table,
+    row_starts,
+    samples_text,
+)
 
 
 def test_table_has_a_row_for_each_model_with_its_numbers():
@@ -153,3 +167,88 @@ def test_of_many_saes_a_terminal_shows_ranges() -> None:
 def test_several_saes_are_counted() -> None:
     results = of_transcoders(3)
     assert headline(result({**results, "about": None})).startswith("The 3 SAEs cost 0.250 nats")
+
+
+PARALLEL, ADDED = {"mode": "parallel", "add_error": False}, {"mode": "cascading", "add_error": True}
+BOTH = {"mode": "parallel", "add_error": True}
+
+
+def replaced(n: int, replacement: dict | None, **more: Any) -> RunResult:
+    results = of_transcoders(n)
+    about = {**results["about"], **({} if replacement is None else {"replacement": replacement})}
+    return result({**results, "about": about, **more})
+
+
+@pytest.mark.parametrize(
+    ("n", "replacement", "told", "row"),
+    [
+        (4, None, "The 4 transcoders cost", "spliced (transcoders in)"),
+        (
+            4,
+            PARALLEL,
+            "The 4 transcoders, each reading the original's stream (parallel), cost",
+            "spliced (transcoders in, parallel)",
+        ),
+        (
+            1,
+            PARALLEL,
+            "The transcoder, reading the original's stream (parallel), costs",
+            "spliced (transcoder in, parallel)",
+        ),
+        (
+            4,
+            ADDED,
+            "The 4 transcoders, with their errors added back, cost",
+            "spliced (transcoders in, cascading with errors added)",
+        ),
+        (
+            4,
+            BOTH,
+            "The 4 transcoders, each reading the original's stream (parallel), with their errors added back, cost",
+            "spliced (transcoders in, parallel with errors added)",
+        ),
+    ],
+)
+def test_how_transcoders_were_put_in_is_told(n: int, replacement: dict | None, told: str, row: str) -> None:
+    results = replaced(n, replacement)
+    assert headline(results).startswith(f"{told} 0.250 nats")
+    names = [each[0] for each in loss_rows(results)]
+    mode = "" if replacement is None else f" ({row.partition(', ')[2]}"
+    assert names[1:3] == [row, f"spliced + adapted{mode}"]
+    assert row in loss_table(results)
+    assert row in markdown_table(results)
+
+
+def test_saes_and_transcoders_are_each_called_what_they_are() -> None:
+    results = of_transcoders(3)
+    results["about"]["saes"][1]["architecture"] = "topk"
+    results["about"]["replacement"] = PARALLEL
+    told = loss_table(result(results))
+    start = "The 3 SAEs and transcoders, each transcoder reading the original's stream (parallel), cost 0.250 nats"
+    assert headline(result(results)).startswith(start)
+    assert "spliced (SAEs and transcoders in, parallel)" in told
+    for line in ("Transcoder at layers.0.mlp_out:", "SAE at layers.1.mlp_out:", "Transcoder at layers.2.mlp_out:"):
+        assert line in told
+
+
+@pytest.mark.parametrize(
+    ("method", "adapted", "clean"),
+    [
+        ("lora", "spliced + adapted", "adapted, transcoders taken out"),
+        ("lora+sae", "adapted, transcoders trained", "adapted, transcoders taken out"),
+        ("sae", "spliced, transcoders finetuned", "transcoders taken out"),
+    ],
+)
+def test_what_a_method_made_is_called_what_it_is(method: str, adapted: str, clean: str) -> None:
+    names = of_results(replaced(4, None, method=method))
+    assert (names[Variant.ADAPTED], names[Variant.ADAPTED_CLEAN]) == (adapted, clean)
+
+
+def test_only_a_run_is_said_to_have_ended_worse_than_it_began() -> None:
+    """An evaluation may put transcoders in otherwise than the training did."""
+    worse = {"ce_adapted": 3.5, "ci95": {}}
+    run = replaced(4, ADDED, **worse)
+    evaluated = run.model_copy(update={"n_tokens_trained": None})
+    figures = "cross entropy 3.5000 against 3.2500, KL to the original 0.1000 against 0.2000 nats per token"
+    assert ended_worse(run) == f"This ended worse than the spliced model that it began from: {figures}"
+    assert ended_worse(evaluated) == f"As measured here, the adapted model is worse than the spliced one: {figures}"

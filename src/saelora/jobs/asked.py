@@ -8,7 +8,7 @@ from saelora.config import Configuration, to_dict
 from saelora.console import Console
 from saelora.errors import InputError, SomeFailed, on_one_line
 from saelora.evals.registry import EVALUATIONS, on_rows
-from saelora.identity import OTHER_ROWS, About, sae_names, same_saes, text_differs
+from saelora.identity import OTHER_ROWS, About, other_replacement, sae_names, same_saes, text_differs
 from saelora.manifest import PartFile, part_file, read_json
 from saelora.options import DataConfig
 from saelora.records import JsonObject
@@ -144,12 +144,7 @@ def other_subject(path: Path, file: PartFile, about: About) -> None:
         differs.append(f"another adapter ({then.adapter}, not {about.adapter})")
     if then.tuned_saes and about.tuned_saes and then.tuned_saes != about.tuned_saes:
         differs.append(f"another trained SAE ({then.tuned_saes}, not {about.tuned_saes})")
-    if then.replacement != about.replacement:
-        differs.append(f"transcoders put in otherwise ({_put_in(then)}, not {_put_in(about)})")
+    if told := other_replacement(then, about):
+        differs.append(told)
     if differs:
         raise InputError(f"{path} was measured on {' and '.join(differs)}: {_REMEDY}")
-
-
-def _put_in(about: About) -> str:
-    said = about.replacement or {"mode": "cascading"}
-    return f"{said['mode']}{' with the error added' if said.get('add_error') else ''}"

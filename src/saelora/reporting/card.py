@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 
 from saelora.evals.loss_result import LossResult
-from saelora.identity import PolicyRecord, all_transcoders
+from saelora.identity import SAE, PolicyRecord, kind_of
 from saelora.manifest import Manifest, TrainedSAE
 from saelora.reporting.format import one_line
 from saelora.reporting.text import cost, headline, markdown_table, row_starts, warnings
@@ -21,17 +21,17 @@ def card(manifest: Manifest, results: LossResult) -> str:
 def adapter_card(manifest: Manifest, results: LossResult) -> str:
     """A model card: what it is, what it did, how to load it. Pure function of manifest and results."""
     model, config, tuned = manifest.model, manifest.config, manifest.tuned_saes
-    one, named = kind(manifest)
-    also = f" It belongs to {one}s that were trained with it and lie here too." if tuned else ""
+    many, spliced = kind_of(*manifest.saes).many, spliced_in(manifest)
+    also = f" It belongs to {many} that were trained with it and lie here too." if tuned else ""
     return f"""---
 library_name: peft
 base_model: {json.dumps(one_line(model.ref), ensure_ascii=False)}
 tags: [lora, saelora, sparse-autoencoder]
 ---
-# {code(model.ref)} adapted around its {one}{"s" * (len(manifest.saes) > 1)}
+# {code(model.ref)} adapted around its {spliced}
 
 A LoRA adapter (rank {config["rank"]}, placement {code(config["placement"])}) that makes the model work through these
-{named}. It means little without them:
+{full_name(manifest)}. It means little without them:
 
 {sae_lines(manifest)}
 
@@ -42,7 +42,7 @@ A LoRA adapter (rank {config["rank"]}, placement {code(config["placement"])}) th
 ```python
 import saelora  # in this folder, or with its path for "."
 
-m = saelora.load(".")  # the model, adapted, through its {one}s
+m = saelora.load(".")  # the model, adapted, through its {spliced}
 print(m.generate("Once upon a time"))
 {loading_lines(tuned)}```
 
@@ -54,23 +54,23 @@ Method: Chen, Engels, Tegmark, arXiv 2501.19406.
 def sae_card(manifest: Manifest, results: LossResult) -> str:
     """The card of SAEs that were trained inside a frozen model. Pure function of manifest and results."""
     model, config = manifest.model, manifest.config
-    one, _ = kind(manifest)
+    spliced, lie = spliced_in(manifest), "lie" if len(manifest.saes) > 1 else "lies"
     if manifest.method == "linear":
         what = f"""A low-rank affine map of each reconstruction (rank {config["rank"]}), folded into the decoder of"""
     else:
-        what = f"{one[0].upper()}{one[1:]}s trained further inside the model, against its own predictions, from"
+        what = f"{capital(spliced)} trained further inside the model, against its own predictions, from"
     return f"""---
 library_name: saelens
 base_model: {json.dumps(one_line(model.ref), ensure_ascii=False)}
 tags: [saelora, sparse-autoencoder]
 ---
-# {one[0].upper()}{one[1:]} of {code(model.ref)}, trained inside it
+# {capital(spliced)} of {code(model.ref)}, trained inside it
 
 {what}
 
 {sae_lines(manifest)}
 
-The model itself is as it was. In the table, "adapted" is the model with the {one} that lies here.
+The model itself is as it was. In the table, "adapted" is the model with the {spliced} that {lie} here.
 
 {measured(manifest, results)}
 
@@ -83,9 +83,20 @@ Run in this folder. Its path after `--sae` names it to any command; `saelora eva
 """
 
 
-def kind(manifest: Manifest) -> tuple[str, str]:
-    """What is spliced in: one of it, and many by the full name."""
-    return ("transcoder", "transcoders") if all_transcoders(manifest.saes) else ("SAE", "sparse autoencoders")
+def spliced_in(manifest: Manifest) -> str:
+    """What is spliced in, by how many there are: "SAE", "transcoders"."""
+    return kind_of(*manifest.saes).of(len(manifest.saes))
+
+
+def full_name(manifest: Manifest) -> str:
+    """What is spliced in, as a card names it first."""
+    kind = kind_of(*manifest.saes)
+    return "sparse autoencoders" if kind is SAE else kind.many
+
+
+def capital(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
 
 
 def sae_lines(manifest: Manifest) -> str:

@@ -12,9 +12,10 @@ import yaml
 from saelora.evals.loss_result import LossResult
 from saelora.evals.variant import Variant
 from saelora.manifest import Manifest
-from saelora.reporting.card import code, kind, loading_lines, measured, sae_lines
+from saelora.reporting import names
+from saelora.reporting.card import capital, code, full_name, loading_lines, measured, sae_lines, spliced_in
 from saelora.reporting.format import finite, one_line
-from saelora.reporting.text import ARM_NAMES, has_gap
+from saelora.reporting.text import has_gap
 
 PAPER = "2501.19406"
 # what the default model is called on the hub
@@ -54,20 +55,23 @@ class Repository:
 def run_card(repo: Repository, manifest: Manifest, results: LossResult) -> str:
     """The card of a run of adapt or finetune-sae. Pure function of manifest and results, local paths left out."""
     model, config, tuned = manifest.model, manifest.config, manifest.tuned_saes
-    adapter, (one, named) = manifest.adapter is not None, kind(manifest)
+    adapter, spliced = manifest.adapter is not None, spliced_in(manifest)
     metrics = _metrics(results)
     head = _front(repo, model.ref, config.get("data"), "peft" if adapter else "saelens", adapter, metrics)
     if adapter:
         what = (
             f"A LoRA adapter (rank {config['rank']}, placement {code(str(config['placement']))}) that makes the model"
         )
-        what += f" work through these {named}. It means little without them"
-        title = f"{code(model.ref)} adapted around its {one}{'s' * (len(manifest.saes) > 1)}"
+        what += f" work through these {full_name(manifest)}. It means little without them"
+        title = f"{code(model.ref)} adapted around its {spliced}"
     elif manifest.method == "linear":
-        title, what = f"SAE of {code(model.ref)} with a linear map", "A low-rank affine map folded into the decoder of"
+        title, what = (
+            f"{capital(spliced)} of {code(model.ref)} with a linear map",
+            "A low-rank affine map folded into the decoder of",
+        )
     else:
-        title = f"{one[0].upper()}{one[1:]} of {code(model.ref)}, trained inside it"
-        what = f"{one[0].upper()}{one[1:]}s trained further inside the model, against its own predictions, from"
+        title = f"{capital(spliced)} of {code(model.ref)}, trained inside it"
+        what = f"{capital(spliced)} trained further inside the model, against its own predictions, from"
     return f"""{head}# {title}
 
 {what}:
@@ -153,12 +157,16 @@ def _front(repo: Repository, model: str, data: Any, library: str, adapter: bool,
 def _metrics(results: LossResult) -> list[dict[str, Any]]:
     """What the hub's model-index takes: each figure with its interval."""
     found = []
-    for variant, arm in ARM_NAMES.items():
+    for variant, arm in names.of_results(results).items():
         for figure, told in _FIGURES.items():
             found += _metric(results, f"{figure}_{variant}", f"{told}: {arm}")
     if has_gap(results):
-        found += _metric(results, "gap_closed", "share of the SAE's cost won back")
+        found += _metric(results, "gap_closed", f"share of the {_whose(results)} cost won back")
     return found
+
+
+def _whose(results: LossResult) -> str:
+    return names.possessive(names.spliced_in(results))
 
 
 def _metric(results: LossResult, name: str, told: str) -> list[dict[str, Any]]:
@@ -181,13 +189,13 @@ def _sae_metrics(name: str, found: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 def _table(results: LossResult) -> str:
     """The intervals, which the table of losses has no room for."""
-    rows = []
+    rows, called = [], names.of_results(results)
     for variant in (Variant.SPLICED, Variant.ADAPTED, Variant.ADAPTED_CLEAN):
         for figure, told in _FIGURES.items():
             interval = results.ci95.get(f"{figure}_{variant}")
             value = getattr(results, f"{figure}_{variant}", None)
             if value is not None and interval is not None:
-                rows.append(f"| {ARM_NAMES[variant]}: {told} | {value:.4f} | {interval[0]:.4f} to {interval[1]:.4f} |")
+                rows.append(f"| {called[variant]}: {told} | {value:.4f} | {interval[0]:.4f} to {interval[1]:.4f} |")
     return "\n".join(["| | | 95 % interval |", "|---|---|---|", *rows]) if rows else ""
 
 
@@ -203,7 +211,7 @@ def _peft(repo: Repository, manifest: Manifest) -> str:
         return ""
     at = f", revision={manifest.model.revision!r}" if manifest.model.revision else ""
     own = f", revision={repo.revision!r}" if repo.revision else ""
-    return f"""The adapter alone, without the SAE that it was made for, loads with PEFT:
+    return f"""The adapter alone, without the {spliced_in(manifest)} that it was made for, loads with PEFT:
 
 ```python
 from peft import PeftModel
@@ -218,7 +226,7 @@ model = PeftModel.from_pretrained(model, {repo.name!r}{own})
 
 def _own_saes(repo: Repository, manifest: Manifest) -> str:
     lines = loading_lines(manifest.tuned_saes, "FOLDER")
-    return f"""The trained SAE by SAELens alone, after `hf download {repo.name} --local-dir FOLDER`:
+    return f"""The trained {spliced_in(manifest)} by SAELens alone, after `hf download {repo.name} --local-dir FOLDER`:
 
 ```python
 {lines}```

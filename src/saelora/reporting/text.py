@@ -5,24 +5,12 @@ from collections.abc import Callable, Sequence
 from statistics import median
 
 from saelora.evals.loss_result import FigureName, LossFigures, LossResult, SAEFigures
-from saelora.evals.variant import Variant
-from saelora.identity import all_transcoders
+from saelora.identity import kind_of, replacement_words
+from saelora.reporting import names
 from saelora.reporting.format import nats, one_line
 from saelora.reporting.outcome import DIVERGED, DONE, outcome
 
-ARM_NAMES = {
-    Variant.BASE: "original model",
-    Variant.SPLICED: "spliced (SAE in)",
-    Variant.ADAPTED: "spliced + adapted",
-    Variant.ADAPTED_CLEAN: "adapted, SAE taken out",
-}
-# method -> what to call its outcome, and what made it
-_NAMES = {
-    "linear": ("spliced + linear map", "the linear map"),
-    "lora+sae": ("adapted, SAE trained", "the adapter with the SAE trained"),
-    "sae": ("spliced, SAE finetuned", "finetuning"),
-}
-_SAES = {False: ("SAE", "SAEs"), True: ("transcoder", "transcoders")}
+ARM_NAMES = names.NEUTRAL
 _MANY = 8  # SAEs: of more a terminal is told ranges
 _HEADER = ("", "cross entropy", "KL to original", "top-1 agreement", "loss recovered")
 
@@ -30,13 +18,10 @@ _HEADER = ("", "cross entropy", "KL to original", "top-1 agreement", "loss recov
 def loss_rows(results: LossResult) -> list[tuple[str, ...]]:
     """One row per model: name, cross entropy, KL, top-1 agreement, loss recovered."""
     rows: list[tuple[str, ...]] = []
-    for variant, name in ARM_NAMES.items():
+    for variant, name in names.of_results(results).items():
         found = results.of(variant)
         if found is None:
             continue
-        if variant is Variant.ADAPTED:
-            name = _NAMES.get(results.method, (name, ""))[0]
-        name = name.replace("SAE ", f"{_named(results)} ")
         rows.append(
             (
                 name,
@@ -60,11 +45,16 @@ def _least_gap(results: LossFigures) -> float:
 
 def headline(results: LossResult) -> str:
     """The result in one sentence; a gap that the data cannot tell from zero is not given a share."""
-    what = _NAMES.get(results.method, ("", "the adapter"))[1].replace("SAE", _named(results))
+    what = names.maker(results)
     gap, before, after = results.ce_gap, results.ce_sae, results.ce_adapted
     if gap is None or before is None:
         return f"The original model's cross entropy is {results.ce_base:.4f} nats per token."
     if after is not None and outcome(results) == DIVERGED:
+        if results.n_tokens_trained is None:
+            return (
+                f"Adapted it is far worse than spliced: cross entropy {after:.3f}, spliced {before:.3f}. If it was "
+                "trained as it is measured here, the run DIVERGED: train anew with a lower --lr."
+            )
         return (
             f"The run DIVERGED: cross entropy {after:.3f} after training, {before:.3f} before. Train anew with a lower "
             "--lr."
@@ -108,19 +98,11 @@ def closed(results: LossFigures) -> str | None:
 
 
 def _the_saes(results: LossResult) -> str:
-    """What is spliced in, as the subject of a sentence: "The SAE", "The 3 SAEs", "The 30 transcoders"."""
-    n = len(results.saes)
-    name = _named(results)
-    return f"The {n} {name}" if n > 1 else f"The {name}"
-
-
-def _named(results: LossResult) -> str:
-    """What is spliced in: "SAE", "SAEs", "transcoder", "transcoders"."""
-    return _SAES[_are_transcoders(results)][len(results.saes) > 1]
-
-
-def _are_transcoders(results: LossResult) -> bool:
-    return results.about is not None and all_transcoders(results.about.saes)
+    """What is spliced in, as the subject of a sentence, and how: "The SAE", "The 3 SAEs", "The 30 transcoders"."""
+    n, kind = len(results.saes), names.kind(results)
+    subject = f"The {n} {kind.many}" if n > 1 else f"The {kind.one}"
+    how = "" if results.about is None else replacement_words(results.about.replacement, kind, n)
+    return f"{subject}, {how}," if how else subject
 
 
 def warnings(results: LossResult) -> list[str]:
@@ -133,7 +115,11 @@ def warnings(results: LossResult) -> list[str]:
 
 
 def ended_worse(results: LossFigures) -> str | None:
-    """That the outcome is worse than the spliced model it began from, in words; None where ``outcome`` says "done"."""
+    """That the outcome is worse than the spliced model, in words; None where ``outcome`` says "done".
+
+    Only of a run's own result is it known that the spliced model is the one that it began from: an evaluation may put
+    transcoders in otherwise than the training did, or read another text.
+    """
     if outcome(results) == DONE:
         return None
     figures = [
@@ -145,6 +131,8 @@ def ended_worse(results: LossFigures) -> str | None:
         if after is not None and before is not None
     ]
     told = f": {', '.join(figures)} nats per token" if figures else ""
+    if isinstance(results, LossResult) and results.n_tokens_trained is None:
+        return f"As measured here, the adapted model is worse than the spliced one{told}"
     return f"This ended worse than the spliced model that it began from{told}"
 
 
@@ -163,13 +151,20 @@ def loss_table(results: LossResult) -> str:
     ]
     lines += ["", headline(results), *(f"CAREFUL: {told}" for told in warnings(results)), cost(results)]
     lines += [starts] if (starts := row_starts(results)) else []
-    name = _SAES[_are_transcoders(results)]
-    lines += _sae_lines(results.saes, f"{name[0][0].upper()}{name[0][1:]} at", name[1], " (active latents per token)")
-    lines += _sae_lines(results.saes_adapted, "As trained, at", "as trained", "")
+    lines += _sae_lines(results.saes, _places(results), names.kind(results).many, " (active latents per token)")
+    as_trained = dict.fromkeys(results.saes_adapted, "As trained, at")
+    lines += _sae_lines(results.saes_adapted, as_trained, "as trained", "")
     return "\n".join(line.rstrip() for line in lines)
 
 
-def _sae_lines(saes: dict[str, SAEFigures], name: str, several: str, meaning: str) -> list[str]:
+def _places(results: LossResult) -> dict[str, str]:
+    """What each line on one of those spliced in begins with, by hookpoint: "SAE at", "Transcoder at"."""
+    kinds = {} if results.about is None else {sae.hookpoint: kind_of(sae).one for sae in results.about.saes}
+    found = {hookpoint: kinds.get(hookpoint, names.kind(results).one) for hookpoint in results.saes}
+    return {hookpoint: f"{name[0].upper()}{name[1:]} at" for hookpoint, name in found.items()}
+
+
+def _sae_lines(saes: dict[str, SAEFigures], begins: dict[str, str], several: str, meaning: str) -> list[str]:
     if len(saes) > _MANY:
         ranges = ", ".join(
             f"{figure} {_range([getattr(s, key) for s in saes.values()], form)}"
@@ -179,7 +174,7 @@ def _sae_lines(saes: dict[str, SAEFigures], name: str, several: str, meaning: st
         return [f"{len(saes)} {several}: {ranges}{meaning}; the largest FVU is that of {worst}."]
     lines = []
     for hookpoint, sae in saes.items():
-        lines.append(f"{name} {hookpoint}: {fvu_text(sae)}, L0 {sae.l0:.1f}{meaning}.")
+        lines.append(f"{begins[hookpoint]} {hookpoint}: {fvu_text(sae)}, L0 {sae.l0:.1f}{meaning}.")
         lines += [f"  {told[0].upper()}{told[1:]}." for told in (error_text(sae), massive_text(sae)) if told]
     return lines
 

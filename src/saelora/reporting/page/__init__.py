@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from saelora.evals.registry import EVALUATIONS
-from saelora.reporting.card import kind
+from saelora.reporting.card import spliced_in
 from saelora.reporting.format import one_line
 from saelora.reporting.page import collections, latents, lead, losses, provenance, usage
 from saelora.reporting.page.collections import Collection, read_collection
@@ -72,7 +72,7 @@ def _rendered(title: str, sections: Sequence[Section], first: Lead, runs: Sequen
 def _title(runs: Sequence[Run]) -> str:
     if len(runs) > 1:
         return f"{len(runs)} adapted models compared"
-    return f"{one_line(runs[0].manifest.model.ref)} around its {kind(runs[0].manifest)[0]}"
+    return f"{one_line(runs[0].manifest.model.ref)} around its {spliced_in(runs[0].manifest)}"
 
 
 def script_json(value: Any) -> str:
