@@ -221,7 +221,10 @@ def test_a_merged_model_names_the_transcoders_that_it_belongs_to(trained_round: 
     words = ["export", str(trained_round), "--to", "merged", "--quiet", "--out", str(tmp_path / "merged")]
     assert main(words) == 0
     told = " ".join((tmp_path / "merged" / "README.md").read_text().split())
-    assert "what the run trained from the SAEs named above, not to these" in told
+    assert "what the run trained from the transcoders named above, not to these" in told
+    assert "run through these transcoders:" in told
+    assert "cross entropy through the transcoders " in told
+    assert "run it through its transcoders with saelora" in told
     assert (
         f"sae/layers.0.mlp_out, sae/layers.1.mlp_out, sae/layers.2.mlp_out, sae/layers.3.mlp_out of {trained_round}"
         in told

@@ -13,6 +13,7 @@ from saelora.core.merging import plain_copy
 from saelora.core.splice import splice
 from saelora.errors import InputError, on_one_line
 from saelora.evals.loss import evaluate_loss
+from saelora.identity import kind_of
 from saelora.models.loading import quiet_transformers
 from saelora.saes.saelens import is_installed
 from saelora.use.exports import policy
@@ -66,13 +67,13 @@ def _through_saes(
     with splice(plain, loaded.saes_of_default, loaded.token_mask, replacement=loaded.replacement):
         found["adapted, spliced by saelora"] = largest(ours, _logits(plain, rows))
     check_equal(found["adapted, spliced by saelora"], ours, "the merged model through its SAEs")
-    why = policy.why_no_script(loaded)
+    why, kind = policy.why_no_script(loaded), kind_of(*loaded.about.saes)
     if why is not None:
-        notes = [f"There is no {policy.SCRIPT}: {why}; run it through its SAEs with saelora."]
+        notes = [f"There is no {policy.SCRIPT}: {why}; run it through its {kind.many} with saelora."]
         trained = [] if loaded.run.manifest is None else loaded.run.manifest.tuned_saes
         if trained:
             notes.append(
-                "It belongs to what the run trained from the SAEs named above, not to these themselves: "
+                f"It belongs to what the run trained from the {kind.many} named above, not to these themselves: "
                 f"the folders {', '.join(each.folder for each in trained)} of {loaded.run.ref}."
             )
         return notes
@@ -94,7 +95,7 @@ def _cost_of_rounding(
         rows = validation_rows(config, loaded.loaded)
     except InputError as error:
         return {}, f"What the rounding costs was not measured: {on_one_line(error)}"
-    saes = loaded.saes_of_default
+    saes, kind = loaded.saes_of_default, kind_of(*loaded.about.saes)
     with loaded.adapted_clean():
         own = evaluate_loss(
             loaded.model,
@@ -119,8 +120,8 @@ def _cost_of_rounding(
         "n_tokens_evaluated": own["n_tokens_evaluated"],
     }
     told = (
-        f"On {own['n_tokens_evaluated']:,} held-out predictions: cross entropy through the SAE {own['ce_sae']:.4f}, "
-        f"adapted {own['ce_adapted']:.4f}, merged in {_name(target)} {after['ce_sae']:.4f} nats"
+        f"On {own['n_tokens_evaluated']:,} held-out predictions: cross entropy through the {kind.of(len(saes))} "
+        f"{own['ce_sae']:.4f}, adapted {own['ce_adapted']:.4f}, merged in {_name(target)} {after['ce_sae']:.4f} nats"
     )
     if won <= 0:
         return figures, f"{told}; the adapter won nothing there."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from saelora.identity import sae_names
+from saelora.identity import kind_of, sae_names
 from saelora.reporting.format import one_line
 from saelora.use.exports import policy
 from saelora.use.exports.target import TEXTS, Export
@@ -21,12 +21,12 @@ _TITLES = {
 
 def readme(loaded: LoadedRun, to: str, found: Export) -> bytes:
     """What it is, what was seen when it was run, and how it is run right."""
-    base = one_line(loaded.base)
+    base, kind = one_line(loaded.base), kind_of(*loaded.about.saes)
     seen = "\n".join(f"| {what} | {value:.3g} |" for what, value in found.difference.items())
     about = "\n".join(f"- {one_line(note)}" for note in found.notes)
     text = f"""# {_TITLES[to].format(base=base)}
 
-Exported by saelora from a run on `{base}`, whose figures are of the model run through these SAEs:
+Exported by saelora from a run on `{base}`, whose figures are of the model run through these {kind.many}:
 {one_line(sae_names(loaded.about.saes))}.
 
 {policy.in_words(loaded)} Text is to begin with BOS where the tokenizer has one.
