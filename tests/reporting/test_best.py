@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from saelora.evals.loss_result import LossFigures, LossResult
-from saelora.identity import About, Heldout, ModelId
+from saelora.identity import About, Heldout, ModelId, SAEId
 from saelora.reporting.best import best
 from saelora.reporting.text import lead
 
@@ -40,6 +40,20 @@ def closing(share: float, half: float | None = 0.01, gap: float = 0.2) -> LossFi
 )
 def test_the_best_of_several_is_named_with_what_is_known_of_it(given: Any, abouts: Any, told: str) -> None:
     assert told in best(given, "runs", abouts)
+
+
+@pytest.mark.parametrize(
+    ("kinds", "told"),
+    [
+        (("topk", "topk"), "what its SAE costs"),
+        (("skip_transcoder", "transcoder"), "what its transcoders cost"),
+        (("topk", "skip_transcoder"), "what its splice costs"),
+    ],
+)
+def test_what_costs_is_called_what_it_is(kinds: tuple[str, str], told: str) -> None:
+    given = [("a", closing(0.3)), ("b", closing(0.5))]
+    saes = [SAEId(hookpoint="layers.0.mlp_out", fingerprint="f", architecture=kind) for kind in kinds]
+    assert told in best(given, "runs", [ABOUT.having(saes=[sae]) for sae in saes])
 
 
 def result(share: float, half: float | None = 0.01, **more: Any) -> LossResult:

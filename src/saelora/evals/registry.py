@@ -48,7 +48,9 @@ class Evaluation:
         of_trained_saes: it has something to say of a run that trained its SAE.
         on_rows: it is measured on the run's held-out rows; False: it brings texts of its own.
         in_all: ``--parts all`` includes it: it needs nothing beside the adapter's run.
-        of_transcoders: it is about MLPs that ``--transcoders`` replaces, and ``--parts all`` includes it for them.
+        of_transcoders: it is about MLPs that ``--transcoders`` replaces, and ``--parts all`` includes it for them; it
+            measures each mode of replacement that it is asked for, whatever the run's own is.
+        of_saes: it is about SAEs alone, and refused where a transcoder is spliced in.
         adapted: it needs an adapter.
     """
 
@@ -59,6 +61,7 @@ class Evaluation:
     on_rows: bool = True
     in_all: bool = True
     of_transcoders: bool = False
+    of_saes: bool = False
     adapted: bool = True
 
     def run(self, subject: "Subject", config: Configuration) -> JsonObject:
@@ -103,7 +106,7 @@ _ALL = (  # in the order in which they are measured and shown
         adapted=False,
     ),
     Evaluation("capabilities", Capabilities, capabilities, of_trained_saes=True, on_rows=False, in_all=False),
-    Evaluation("saebench", SAEBench, saebench, on_rows=False, in_all=False),
+    Evaluation("saebench", SAEBench, saebench, on_rows=False, in_all=False, of_saes=True),
 )
 EVALUATIONS = {each.name: each for each in _ALL}
 

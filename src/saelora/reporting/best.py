@@ -3,33 +3,37 @@
 from collections.abc import Sequence
 
 from saelora.evals.loss_result import LossFigures
-from saelora.identity import About, groups
+from saelora.identity import BOTH, SAE, TRANSCODER, About, groups, kind_of
 from saelora.reporting.text import closed
 
 Named = tuple[str, LossFigures]
+_COSTS = {SAE: "SAE costs", TRANSCODER: "transcoders cost", BOTH: "splice costs"}
+_WHOSE = {SAE: "the SAE's", TRANSCODER: "the transcoders'", BOTH: "the splice's"}
 
 
 def best(given: Sequence[Named], what: str, abouts: Sequence[About | None]) -> str:
-    """Which wins back most of what its SAE costs, and the next one.
+    """Which wins back most of what its {its}, and the next one.
 
     Args:
         what: they are, such as "runs".
         abouts: on what each was measured: those that do not compare are not ranked.
     """
     n, ranked, letters = f"{len(given)} {what}", ranking(given), set(groups(abouts))
+    kind = kind_of(*(sae for about in abouts if about is not None for sae in about.saes))
+    its = _COSTS[kind]
     if not ranked:
         return f"None of {n} has a gap of which a share could be stated."
     told = [f"{name} {closed(figures)}" for name, figures in ranked]
     if len(letters - {"?"}) > 1:
-        return f"{n}, whose figures do not all compare; shares of the SAE's cost won back: {_listed(told)}."
+        return f"{n}, whose figures do not all compare; shares of {_WHOSE[kind]} cost won back: {_listed(told)}."
     unknown = "; whether they compare is unknown" if "?" in letters and len(given) > 1 else ""
     (name, first), among = ranked[0], f"Of {n}, "
     if (first.gap_closed or 0.0) < 0:
-        return f"{among}none wins back anything of what its SAE costs: {_listed(told)}{unknown}."
+        return f"{among}none wins back anything of what its {its}: {_listed(told)}{unknown}."
     if (first.interval("gap_closed") or [first.gap_closed or 0.0])[0] <= 0:
-        said = f"{name} wins back most of what its SAE costs, but that cannot be told from nothing: {closed(first)}"
+        said = f"{name} wins back most of what its {its}, but that cannot be told from nothing: {closed(first)}"
         return f"{among}{said}{unknown}."
-    said = f"{among}{name} wins back most of what its SAE costs: {closed(first)}"
+    said = f"{among}{name} wins back most of what its {its}: {closed(first)}"
     if len(ranked) == 1:
         others = "; of the others no share can be stated" if len(given) > 1 else ""
         return f"{said}{others}{unknown}."

@@ -6,13 +6,23 @@ from saelora.evals.capabilities.result import Capabilities, Difference, Score, T
 from saelora.reporting.page import charts
 from saelora.reporting.page.charts import Series, style
 from saelora.reporting.page.read import Run
-from saelora.reporting.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
-from saelora.reporting.text import ARM_NAMES
+from saelora.reporting.page.view import (
+    Figure,
+    Section,
+    Table,
+    by_run,
+    estimates,
+    measured,
+    named,
+    notes,
+    row_of,
+    shared_names,
+)
 
 _DIFFERENCES: dict[Difference, str] = {
     "adapted_minus_sae": "adapted − spliced",
     "sae_minus_base": "spliced − original",
-    "adapted_clean_minus_base": "SAE taken out − original",
+    "adapted_clean_minus_base": "splice taken out − original",
 }
 Found = Sequence[tuple[int, Run, Capabilities]]
 
@@ -69,7 +79,8 @@ def _scores(runs: Sequence[Run], found: Found) -> Table:
     arms = list(dict.fromkeys(arm for _, _, r in found for task in r.tasks for arm in task.scores))
     columns = [("task", "text"), ("metric", "text"), ("documents", "count"), ("shots", "count")]
     columns += [("guessing gives", "number")]
-    columns += [(ARM_NAMES.get(arm, arm), "text") for arm in arms]
+    called = {str(variant): name for variant, name in shared_names(runs, "capabilities").items()}
+    columns += [(called.get(arm, arm), "text") for arm in arms]
     rows = []
     for _, run, result in found:
         for task in result.tasks:

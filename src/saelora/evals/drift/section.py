@@ -8,8 +8,19 @@ from saelora.evals.variant import Variant
 from saelora.reporting.page import charts
 from saelora.reporting.page.charts import Series, style
 from saelora.reporting.page.read import Run
-from saelora.reporting.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
-from saelora.reporting.text import ARM_NAMES
+from saelora.reporting.page.view import (
+    Figure,
+    Section,
+    Table,
+    by_run,
+    estimates,
+    measured,
+    named,
+    names_of,
+    notes,
+    row_of,
+    shared_names,
+)
 
 _MEASURES: dict[Literal["relative_l2", "cosine_distance"], tuple[str, str]] = {
     "relative_l2": (
@@ -50,20 +61,22 @@ def _figure(runs: Sequence[Run], found: Found, key: Literal["relative_l2", "cosi
     for i, run, result in found:
         by_layer = [(layer.layer, getattr(layer, key)) for layer in result.layers]
         for j, variant in enumerate(AWAY):
-            name = named(runs, run, ARM_NAMES[variant])
+            name = named(runs, run, names_of(run, "drift")[variant])
             look = style(i, j) if len(runs) > 1 else style(j)
             values = estimates([distances[variant] for _, distances in by_layer])
             series.append(Series(name, [i for i, _ in by_layer], *values, style={**look, "markersize": 3.5}))
         rows += [row_of(runs, run, [i, *(distances[variant] for variant in AWAY)]) for i, distances in by_layer]
     if not rows:
         return None
-    columns = [("layer", "text"), *((ARM_NAMES[arm], "number") for arm in AWAY)]
+    called = shared_names(runs, "drift")
+    columns = [("layer", "text"), *((called[arm], "number") for arm in AWAY)]
     svg = charts.lines(series, key.replace("_", "-"), "layer", y, zero=True)
     return Figure(key.replace("_", "-"), told, svg, Table(f"{told[:-1]}, by layer", by_run(runs, columns), rows))
 
 
 def _differences(runs: Sequence[Run], found: Found) -> Table:
-    columns = [("layer", "text"), *((f"L2, {ARM_NAMES[arm]}", "number") for arm in AWAY)]
+    called = shared_names(runs, "drift")
+    columns = [("layer", "text"), *((f"L2, {called[arm]}", "number") for arm in AWAY)]
     columns += [("L2, adapted − spliced", "number"), ("cosine distance, adapted − spliced", "number")]
     rows = []
     for _, run, result in found:

@@ -10,8 +10,19 @@ from saelora.reporting.page import charts
 from saelora.reporting.page.charts import Series, style
 from saelora.reporting.page.losses import SPREAD
 from saelora.reporting.page.read import Run
-from saelora.reporting.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
-from saelora.reporting.text import ARM_NAMES
+from saelora.reporting.page.view import (
+    Figure,
+    Section,
+    Table,
+    by_run,
+    estimates,
+    measured,
+    named,
+    names_of,
+    notes,
+    row_of,
+    shared_names,
+)
 
 Found = Sequence[tuple[int, Run, Faithfulness]]
 Order = Literal["random", "top"]
@@ -77,14 +88,15 @@ def _attention(runs: Sequence[Run], found: Found) -> Figure | None:
         for j, variant in enumerate(SIDE_BY_SIDE):
             look = style(i, j) if len(runs) > 1 else style((2, 1, 0)[j])
             values = estimates([_shares(layer)[j] for layer in layers])
-            name = named(runs, run, ARM_NAMES[variant])
+            name = named(runs, run, names_of(run, "faithfulness")[variant])
             series.append(Series(name, [layer.layer for layer in layers], *values, style={**look, "markersize": 3.5}))
         rows += [row_of(runs, run, [layer.layer, *_shares(layer)]) for layer in layers]
         if layers:
             rows.append(row_of(runs, run, ["all", *(attention.mean[variant] for variant in SIDE_BY_SIDE)]))
     if not rows:
         return None
-    columns = [("layer", "text"), *((ARM_NAMES[variant], "number") for variant in SIDE_BY_SIDE)]
+    called = shared_names(runs, "faithfulness")
+    columns = [("layer", "text"), *((called[variant], "number") for variant in SIDE_BY_SIDE)]
     told = "Attention that replaced positions pay to those which the SAE leaves alone: a way round it would raise this."
     svg = charts.lines(series, "attention", "layer", "share of attention")
     return Figure("attention", told, svg, Table("Attention to exempt positions", by_run(runs, columns), rows))
@@ -113,7 +125,7 @@ def _checks(runs: Sequence[Run], found: Found) -> Table:
                 rows.append(row_of(runs, run, values))
         out = result.sae_taken_out
         clean = [out.ce_base, out.ce_adapted_clean, None, out.harm, None]
-        rows.append(row_of(runs, run, ["SAE taken out (beside the original model)", *clean]))
+        rows.append(row_of(runs, run, ["splice taken out (beside the original model)", *clean]))
     return Table("Interventions", by_run(runs, columns), rows)
 
 

@@ -73,7 +73,7 @@ def _runs(runs: Sequence[Run]) -> tuple[str | None, str]:
             bars.append(GapBar(run.label, spliced - base, adapted - base, ends_of_left(run.results)))
     if not bars:
         return None, ""
-    told = "Of each run the cost of its SAE, from the original model (0) to the spliced one, and what was won back."
+    told = "Of each run the cost of its splice, from the original model (0) to the spliced one, and what was won back."
     if any(has_gap(run.results) for run in runs):
         told += " Whiskers are 95 % intervals."
     return charts.gap_bars(bars, "lead"), told

@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 
 from saelora.evals.loss_result import LossResult
-from saelora.identity import About, groups, not_comparable
+from saelora.identity import BOTH, SAE, Kind, groups, kind_of, not_comparable, replacement_name
+from saelora.reporting import names
 from saelora.reporting.format import finite
 from saelora.reporting.page import charts
 from saelora.reporting.page.charts import GapBar, Series, style
-from saelora.reporting.page.read import Run, other_rows
-from saelora.reporting.page.view import Figure, Section, Table, by_run, row_of
-from saelora.reporting.text import ARM_NAMES, has_gap
+from saelora.reporting.page.read import Run, apart
+from saelora.reporting.page.view import Figure, Section, Table, by_run, names_of, row_of
+from saelora.reporting.text import has_gap
 
 # what stands beside FVU, which a token or two may make: key -> the column's name and form
 SPREAD = {
@@ -23,10 +24,12 @@ SPREAD = {
 
 def comparison(runs: Sequence[Run]) -> Table:
     """A row a run: what it was and what it bought."""
+    spliced, by_mode = _kind(runs), any(run.about.replacement for run in runs)
     columns = [
         ("run", "text"),
         ("model", "text"),
-        ("SAEs", "text"),
+        (spliced.many, "text"),
+        *([("transcoders put in", "text")] if by_mode else []),
         ("rank", "number"),
         ("placement", "text"),
         ("tokens", "count"),
@@ -35,7 +38,7 @@ def comparison(runs: Sequence[Run]) -> Table:
         ("CE adapted", "nats"),
         ("gap closed", "share"),
         ("KL adapted", "nats"),
-        ("CE, SAE out", "nats"),
+        (f"CE, {spliced.one} out" if spliced is not BOTH else "CE, splice out", "nats"),
     ]
     letters = groups([run.about for run in runs])
     marked = len(set(letters)) > 1
@@ -49,6 +52,7 @@ def comparison(runs: Sequence[Run]) -> Table:
             *([letter] if marked else []),
             run.manifest.model.ref,
             saes,
+            *([_put_in(run)] if by_mode else []),
             config.get("rank"),
             config.get("placement"),
         ]
@@ -59,9 +63,16 @@ def comparison(runs: Sequence[Run]) -> Table:
 
 
 def arms(
-    results: Sequence[tuple[Run, LossResult]], caption: str = "Variants of the model", folded: bool = False
+    results: Sequence[tuple[Run, LossResult]],
+    caption: str = "Variants of the model",
+    folded: bool = False,
+    part: str = "",
 ) -> Table:
-    """The variants of each run's model, with 95 % intervals."""
+    """The variants of each run's model, with 95 % intervals.
+
+    Args:
+        part: that measured them; empty for the run itself.
+    """
     columns = [
         ("model", "text"),
         ("cross entropy", "nats"),
@@ -73,17 +84,30 @@ def arms(
     rows = [
         row_of(runs, run, [name, *found.estimates(variant)])
         for run, found in results
-        for variant, name in ARM_NAMES.items()
+        for variant, name in names_of(run, part).items()
         if found.of(variant) is not None
     ]
     return Table(f"{caption}: nats per predicted token, with 95 % intervals", by_run(runs, columns), rows, folded)
 
 
+def _kind(runs: Sequence[Run]) -> Kind:
+    """What is spliced in, in any of the runs."""
+    return kind_of(*(sae for run in runs for sae in run.manifest.saes))
+
+
+def _put_in(run: Run) -> str | None:
+    """How the run's transcoders were put in; None where it has none."""
+    return None if kind_of(*run.manifest.saes) is SAE else replacement_name(run.about.replacement)
+
+
 def saes(runs: Sequence[Run]) -> Table:
-    """The SAEs' own figures."""
+    """The own figures of what is spliced in, as it came, and as trained where a run trained it."""
+    kind, trained = _kind(runs), any(run.results.saes_adapted for run in runs)
     columns = [
         ("hookpoint", "text"),
-        ("SAE", "text"),
+        *([("kind", "text")] if kind is BOTH else []),
+        (kind.one, "text"),
+        *([("weights", "text")] if trained else []),
         ("latents", "count"),
         ("FVU", "number"),
         *SPREAD.values(),
@@ -97,11 +121,20 @@ def saes(runs: Sequence[Run]) -> Table:
     rows = []
     for run in runs:
         for sae in run.manifest.saes:
-            figures = run.results.saes.get(sae.hookpoint)
-            own = [sae.hookpoint, sae.ref, sae.d_sae]
-            rows.append(row_of(runs, run, [*own, *(getattr(figures, key, None) for key in keys)]))
-    told = "SAEs (FVU: fraction of variance unexplained; error of a token: squared, over its squared norm; L0: active "
-    return Table(f"{told}latents per token)", by_run(runs, columns), rows)
+            own = [sae.hookpoint, *([kind_of(sae).one] if kind is BOTH else []), sae.ref]
+            for weights, found in (("as they came", run.results.saes), ("as trained", run.results.saes_adapted)):
+                figures = found.get(sae.hookpoint)
+                if figures is None and weights == "as trained":
+                    continue
+                row = [*own, *([weights] if trained else []), sae.d_sae]
+                rows.append(row_of(runs, run, [*row, *(getattr(figures, key, None) for key in keys)]))
+    told = f"{kind.many} (FVU: fraction of variance unexplained; error of a token: squared, over its squared norm; L0: "
+    return Table(f"{told[0].upper()}{told[1:]}active latents per token)", by_run(runs, columns), rows)
+
+
+def _spliced_in(runs: Sequence[Run]) -> str:
+    """Its name, in the plural where any run has several."""
+    return _kind(runs).of(max(len(run.manifest.saes) for run in runs))
 
 
 def gap(runs: Sequence[Run]) -> Figure | None:
@@ -119,7 +152,7 @@ def gap(runs: Sequence[Run]) -> Figure | None:
     if not bars:
         return None
     columns = [("run", "text"), ("CE original", "nats"), ("CE spliced", "nats"), ("CE adapted", "nats")]
-    columns += [("cost of the SAE", "nats"), ("won back", "nats"), ("gap closed", "share")]
+    columns += [(f"cost of the {_spliced_in(runs)}", "nats"), ("won back", "nats"), ("gap closed", "share")]
     told = "The gap: from the original model (0) to the spliced one, and how much of it was won back."
     if any(bar.interval for bar in bars):
         told += " The whisker is the 95 % interval of that share."
@@ -162,9 +195,14 @@ def learning_curve(runs: Sequence[Run]) -> Figure | None:
     )
     columns = [("tokens", "count"), ("gap closed", "share"), ("cross entropy", "nats"), ("KL", "nats")]
     told = "Learning curve on held-out text."
-    told += " " if shares else " The SAE has no measurable cost, so the cross entropy itself is shown. "
+    told += " " if shares else f" {_no_cost(runs)}, so the cross entropy itself is shown. "
     told += "The points are measured on a few rows only; the table above on all of them."
     return Figure("learning-curve", told, svg, Table("Learning curve", by_run(runs, columns), rows))
+
+
+def _no_cost(runs: Sequence[Run]) -> str:
+    name = _spliced_in(runs)
+    return f"The {name} {'have' if name.endswith('s') else 'has'} no measurable cost"
 
 
 def overview(runs: Sequence[Run]) -> Section:
@@ -174,15 +212,15 @@ def overview(runs: Sequence[Run]) -> Section:
     again = [(run, run.again) for run in runs if run.again is not None]
     tables = [saes(runs)]
     if again:
-        tables.append(arms(again, "Measured again by saelora evaluate", folded=True))
+        tables.append(arms(again, "Measured again by saelora evaluate", folded=True, part="loss"))
     figures = [figure for figure in (gap(runs), learning_curve(runs)) if figure is not None]
     about = (
         "Held-out text, each row read by every variant of the model. Loss recovered: 100 % is the original model, 0 % "
-        "the model with the SAE's output replaced by zeros."
+        f"the model with the {names.possessive(_spliced_in(runs))} output replaced by zeros."
     )
     told = not_comparable([run.about for run in runs], "runs") if len(runs) > 1 else []
     for run in runs:
-        if "loss" in run.parts and (found := other_rows(run.parts["loss"].about or About(), run.about)):
+        if "loss" in run.parts and (found := apart(run, "loss")):
             name = f"{run.label}: the" if len(runs) > 1 else "The"
             told.append(f"{name} losses that were measured again do not compare with the first ones: {found}.")
     gist = [(run.label if len(runs) > 1 else "", _gist(run.results)) for run in runs]

@@ -4,19 +4,23 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from saelora.evals.registry import on_rows
-from saelora.identity import About, SAEId
+from saelora.identity import About, SAEId, kind_of
 from saelora.records import Record
+from saelora.reporting.card import capital
 from saelora.reporting.page.read import Run
 from saelora.reporting.page.view import Section, Table, by_run, row_of, written
 
 
 def section(runs: Sequence[Run]) -> Section:
     """Every run's provenance."""
+    kind = kind_of(*(sae for run in runs for sae in run.manifest.saes))
     tables = [
         Table("Model", by_run(runs, _NAMED), _flat(runs, [(run, run.manifest.model) for run in runs])),
-        Table("SAEs", by_run(runs, _NAMED), _flat(runs, [(run, _numbered(run.manifest.saes)) for run in runs])),
         Table(
-            "Token policy (positions that the SAE leaves alone)",
+            capital(kind.many), by_run(runs, _NAMED), _flat(runs, [(run, _numbered(run.manifest.saes)) for run in runs])
+        ),
+        Table(
+            "Token policy (positions that are left alone)",
             by_run(runs, _NAMED),
             _flat(runs, [(run, run.manifest.token_policy or {}) for run in runs]),
         ),
@@ -121,5 +125,5 @@ def _part(run: Run, name: str, several: bool) -> Table:
 
 def _about(about: About) -> dict[str, str]:
     told = {"model": about.model.fingerprint if about.model is not None else None}
-    told |= {f"SAE at {sae.hookpoint}": sae.fingerprint for sae in about.saes}
+    told |= {f"{capital(kind_of(sae).one)} at {sae.hookpoint}": sae.fingerprint for sae in about.saes}
     return {key: value for key, value in told.items() if value}

@@ -8,7 +8,7 @@ from typing import TypeVar
 from saelora.errors import InputError
 from saelora.evals.loss_result import LossResult, RunResult
 from saelora.evals.registry import EVALUATIONS
-from saelora.identity import OTHER_ROWS, About, sae_names, same_saes, text_differs
+from saelora.identity import OTHER_ROWS, About, kind_of, other_replacement, sae_names, same_saes, text_differs
 from saelora.manifest import MANIFEST, RESULTS, Manifest, PartFile, part_file, read_json
 from saelora.records import JsonObject
 from saelora.reporting.counted import Counted
@@ -117,10 +117,21 @@ def differences(run: Run, name: str) -> list[str]:
     about, own = run.parts[name].about or About(), run.about
     told = [each for each in text_differs(about, own)[0] if not each.startswith(OTHER_ROWS)]
     if "saes" in about.model_fields_set and not same_saes(about.saes, run.manifest.saes):
-        told.append(f"SAE {sae_names(about.saes)}")
+        told.append(f"{kind_of(*about.saes).of(len(about.saes))} {sae_names(about.saes)}")
     if about.adapter and own.adapter and about.adapter != own.adapter:
         told.append(f"another adapter ({about.adapter})")
     return told
+
+
+def apart(run: Run, name: str) -> str | None:
+    """Why a part's figures do not compare with the run's result, in words: other rows, transcoders put in otherwise."""
+    about = run.parts[name].about
+    if about is None:
+        return None
+    evaluation = EVALUATIONS.get(name)
+    told = [other_rows(about, run.about)] if evaluation is None or evaluation.on_rows else []
+    told += [other_replacement(about, run.about)] if evaluation is None or not evaluation.of_transcoders else []
+    return " and ".join(each for each in told if each) or None
 
 
 def other_rows(about: About, other: About) -> str | None:

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from saelora.evals.registry import EVALUATIONS
-from saelora.identity import About
+from saelora.evals.variant import Variant
+from saelora.identity import SAE, About, kind_of
+from saelora.reporting import names
 from saelora.reporting.format import finite
-from saelora.reporting.page.read import R, Run, differences, other_rows
+from saelora.reporting.page.read import R, Run, apart, differences, other_rows
 
 # A column's numbers are written as text, nats, share, count or number. An estimate {"value", "low", "high"} is written
 # with its interval.
@@ -63,7 +65,7 @@ class Note:
     command: str | None = None
     told: str = "Not measured yet"  # before the command
     warning: str | None = None
-    rows: Sequence[str] = ()  # with what it does not compare, since it was measured on other rows
+    rows: Sequence[str] = ()  # with what it does not compare: other rows, transcoders put in otherwise
 
 
 @dataclass(frozen=True)
@@ -204,12 +206,11 @@ def _warning(run: Run, part: str) -> str | None:
 
 
 def _other_rows(run: Run, part: str, first: Run | None) -> list[str]:
-    if not EVALUATIONS[part].on_rows:
-        return []
-    about, told = run.parts[part].about or About(), []
-    if found := other_rows(about, run.about):
-        told.append(f"Its figures do not compare with the result above: {found}.")
-    if first is not None and (found := other_rows(about, first.parts[part].about or About())):
+    about = run.parts[part].about or About()
+    told = [f"Its figures do not compare with the result above: {found}."] if (found := apart(run, part)) else []
+    if first is None or not EVALUATIONS[part].on_rows:
+        return told
+    if found := other_rows(about, first.parts[part].about or About()):
         told.append(f"Its figures do not compare with those of {first.label}: {found}.")
     return told
 
@@ -217,6 +218,8 @@ def _other_rows(run: Run, part: str, first: Run | None) -> list[str]:
 def _missing(run: Run, part: str) -> Note:
     if run.manifest.tuned_saes and not EVALUATIONS[part].of_trained_saes:
         return Note(run, ["This is about an adapter around what stays frozen; here that was trained."])
+    if EVALUATIONS[part].of_saes and kind_of(*run.manifest.saes) is not SAE:
+        return Note(run, ["This is about SAEs alone; here a transcoder is spliced in."])
     return Note(run, command=f"saelora evaluate --adapter {quoted(run)} --parts {part}")
 
 
@@ -230,6 +233,26 @@ def quoted_path(path: Path) -> str:
     import shlex
 
     return shlex.quote(str(path))
+
+
+def names_of(run: Run, part: str = "") -> dict[Variant, str]:
+    """What the variants of a run's model are called where its result is told, or that of a part.
+
+    Args:
+        part: empty for the result.
+    """
+    about = (run.parts[part].about if part else None) or run.about
+    return names.of_saes(run.manifest.saes, run.results.method, about.replacement)
+
+
+def shared_names(runs: Sequence[Run], part: str = "") -> dict[Variant, str]:
+    """The same for a column that all runs share: a name that is all theirs, or one that says less."""
+    each = [names_of(run, part) for run in runs if not part or part in run.parts]
+    return {variant: _shared([own[variant] for own in each], neutral) for variant, neutral in names.NEUTRAL.items()}
+
+
+def _shared(each: Sequence[str], neutral: str) -> str:
+    return each[0] if len(set(each)) == 1 else neutral
 
 
 def measured(runs: Sequence[Run], kind: type[R]) -> list[tuple[int, Run, R]]:
