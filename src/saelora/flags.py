@@ -4,6 +4,7 @@ import argparse
 import inspect
 import types
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
@@ -51,3 +52,22 @@ def _add_option(group: Any, name: str, field: FieldInfo, hint: Any) -> None:
         group.add_argument(flag, metavar=choices, **alone, **common)
     else:
         group.add_argument(flag, metavar=name.upper(), **common)
+
+
+def as_words(kind: type[Configuration], values: Mapping[str, Any]) -> list[str]:
+    """Options as words of a command line, positional ones first; None and an empty list have no words."""
+    first, words = [], []
+    for name, value in values.items():
+        field, flag = kind.model_fields[name], "--" + name.replace("_", "-")
+        items = [str(each) for each in value] if isinstance(value, list | tuple) else [str(value)]
+        if value is None or not items:
+            continue
+        if declared(field, "positional"):
+            first += items
+        elif isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-", 1))
+        elif typing.get_origin(field.annotation) is list:
+            words += [word for item in items for word in (flag, item)]
+        else:
+            words += [flag, *items]
+    return [*first, *words]

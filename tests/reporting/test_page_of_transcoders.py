@@ -1,14 +1,19 @@
 """The page of runs around transcoders: named as what they are, with how they were put in."""
 
+import argparse
 import html
 import json
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from page_runs import dump, write_run
+from saelora.config import build, to_dict
+from saelora.flags import add_options, as_words
+from saelora.jobs.evaluate import Config
 from saelora.reporting.page import page, read_runs
 
 PARALLEL = {"mode": "parallel", "add_error": False}
@@ -145,3 +150,53 @@ def test_what_is_always_refused_of_transcoders_is_not_suggested(tmp_path: Path) 
         assert "This is about SAEs alone; here a transcoder is spliced in." in section(made, "saebench")
         assert "--parts saebench" not in made
         assert "--parts steering" in made
+
+
+def commands(folder: Path) -> list[list[str]]:
+    lines = section(page(read_runs([folder])), "use").splitlines()
+    return [shlex.split(line.partition("</code>")[0]) for line in lines if line.startswith("saelora evaluate")]
+
+
+def with_options(folder: Path, name: str, **options: Any) -> None:
+    path = folder / "evals" / f"{name}.json"
+    file = json.loads(path.read_text())
+    dump(path, {**file, "options": {**file["options"], **options}})
+
+
+def test_the_code_that_makes_it_again_has_the_options_that_each_part_was_measured_with(tmp_path: Path) -> None:
+    folder = of_transcoders(tmp_path / "run", parts=("tokens", "drift", "faithfulness", "steering"))
+    again = ["saelora", "evaluate", "--adapter", f"{folder}-again"]
+    assert commands(folder) == [[*again, "--parts", "tokens", "drift", "faithfulness", "steering"]]
+    fresh = {"replacement_mode": "cascading", "add_error": False, "ablation_draws": 3, "steering_n": 10}
+    for name in ("tokens", "drift", "faithfulness", "steering"):
+        with_options(folder, name, **fresh, device="auto", lr=0.5)
+    assert commands(folder) == [[*again, "--parts", "tokens", "drift", "faithfulness", "steering"]]
+    for name in ("drift", "faithfulness"):
+        with_options(folder, name, replacement_mode="parallel", add_error=True, ablation_draws=1)
+    with_options(folder, "steering", exempt=["bos", "first:3"], steering_latents=[3, 5], other_weights=True)
+    assert commands(folder) == [
+        [*again, "--parts", "tokens"],
+        [
+            *(*again, "--replacement-mode", "parallel", "--add-error"),
+            *("--parts", "drift", "faithfulness", "--ablation-draws", "1"),
+        ],
+        [
+            *(*again, "--exempt", "bos", "--exempt", "first:3", "--other-weights"),
+            *("--parts", "steering", "--steering-latents", "3", "5"),
+        ],
+    ]
+
+
+def test_options_as_words_are_what_the_command_line_reads() -> None:
+    parser = argparse.ArgumentParser()
+    add_options(parser, Config)
+    given = {
+        "add_error": True,
+        "capability_bos": False,
+        "exempt": ["none", "bos"],
+        "steering_scale": [0.5, 1.0],
+        "data": "my texts",
+        "model": "m",
+    }
+    read = build(Config, vars(parser.parse_args(as_words(Config, {**given, "revision": None, "sae": []}))))
+    assert {name: to_dict(read)[name] for name in read.given} == given

@@ -5,12 +5,19 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from saelora.config import to_dict
+from saelora.evals.registry import EVALUATIONS
+from saelora.flags import as_words
 from saelora.manifest import MANIFEST
+from saelora.options import SplicedConfig
+from saelora.records import JsonObject
 from saelora.reporting.page.read import Run
 from saelora.reporting.page.view import Section
 
 ABOUT = "Code that runs as it stands, from the folder that this page was made in."
 PROMPT = "The state of our union is"
+_OF_MACHINE = ("device", "dtype", "shard", "compile")  # which evaluate does not take from the run
+_WHOLE = ("model", "sae", "transcoders", "data")  # where one is not the run's, its companions are not taken from it
 
 
 @dataclass(frozen=True)
@@ -57,13 +64,47 @@ def _of(run: Run) -> list[Code]:
     again = _again(run.folder)
     command = "finetune-sae" if run.manifest.method == "sae" else "adapt"
     config = shlex.quote(str(run.folder / "config.yaml"))
-    repeat = f"saelora {command} --config {config} --out {again}"
-    parts = [name for name in run.parts if name != "loss"]
-    if parts:
-        repeat += f"\nsaelora evaluate --adapter {again} --parts {' '.join(parts)}"
+    repeat = "\n".join([f"saelora {command} --config {config} --out {again}", *_evaluations(run, again)])
     lacks = _absent(run.folder, "config.yaml", "its configuration")
     weights = "adapter_config.json" if run.manifest.method in ("lora", "lora+sae") else MANIFEST
     return [*load_and_play(run.folder, weights), Code(f"Make it again{lacks}", repeat)]
+
+
+def _evaluations(run: Run, again: str) -> list[str]:
+    """The commands that measure its parts with the options that they had, one for all that share theirs."""
+    together: dict[tuple[str, ...], list[str]] = {}
+    for name, file in run.parts.items():
+        shared = tuple(_words_of_all(run, file.options or {}))
+        if name != "loss" or shared:  # the losses themselves the run measures too
+            together.setdefault(shared, []).append(name)
+    told = []
+    for shared, parts in together.items():
+        own = [word for name in parts for word in _words_of_part(name, run.parts[name].options or {})]
+        told.append(f"saelora evaluate --adapter {again} {shlex.join([*shared, '--parts', *parts, *own])}")
+    return told
+
+
+def _words_of_all(run: Run, options: JsonObject) -> list[str]:
+    """Options that hold for all parts, where they are neither the run's own nor, of the machine, the default."""
+    fresh = to_dict(SplicedConfig())
+    usual = {name: run.manifest.config.get(name, value) for name, value in fresh.items() if name not in _OF_MACHINE}
+    usual["revision"] = run.manifest.model.revision or usual["revision"]
+    usual = {**fresh, **usual}
+    had = {name: options[name] for name in fresh if name in options and name != "quiet"}
+    whole = any(had.get(name, usual[name]) != usual[name] for name in _WHOLE)
+    told = {name: v for name, v in had.items() if v != usual[name] or (whole and v != fresh[name])}
+    return [*as_words(SplicedConfig, told), *(["--other-weights"] if options.get("other_weights") else [])]
+
+
+def _words_of_part(name: str, options: JsonObject) -> list[str]:
+    """A part's own options that are not at their defaults."""
+    module = EVALUATIONS[name].options if name in EVALUATIONS else None
+    if module is None:
+        return []
+    fresh = to_dict(module.Options())
+    return as_words(
+        module.Options, {key: options[key] for key in fresh if key in options and options[key] != fresh[key]}
+    )
 
 
 def _absent(folder: Path, name: str, what: str) -> str:
