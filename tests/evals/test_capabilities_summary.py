@@ -32,10 +32,12 @@ def said(*rows, limit=None):
 
 
 def test_the_finding_names_what_got_better_worse_and_what_shows_nothing() -> None:
-    assert said(row())[0].startswith("The adapter makes the spliced model better on hellaswag; without the SAE no task")
+    assert said(row())[0].startswith(
+        "The adapter makes the spliced model better on hellaswag; without the splice no task"
+    )
     assert "worse on hellaswag" in said(row(change=(-0.05, 0.02)))[0]
     assert said(row(change=(0.01, 0.02)))[0].startswith("No task shows a difference")
-    assert "without the SAE the adapter costs on hellaswag" in said(row(clean=(-0.05, 0.01)))[0]
+    assert "without the splice the adapter costs on hellaswag" in said(row(clean=(-0.05, 0.01)))[0]
 
 
 def test_a_metric_that_should_be_low_is_better_when_it_falls() -> None:

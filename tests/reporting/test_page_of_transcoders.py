@@ -127,12 +127,25 @@ def test_a_page_calls_the_variants_what_the_terminal_does(tmp_path: Path, method
     assert ">cost of the transcoders<" in made
 
 
+def test_what_parts_say_of_the_splice_holds_for_transcoders(tmp_path: Path) -> None:
+    made = page(read_runs([of_transcoders(tmp_path / "run", parts=("faithfulness", "steering", "capabilities"))]))
+    for name, told in (
+        ("faithfulness", "With the splice taken out, the adapter"),
+        ("faithfulness", "With zeros instead of the reconstruction"),
+        ("faithfulness", "splice taken out (beside the original model)"),
+        ("steering", "at every token that is replaced, the splice itself taken out"),
+        ("capabilities", "splice taken out − original"),
+    ):
+        assert told in section(made, name)
+    assert "SAE" not in section(made, "capabilities")
+
+
 def test_trained_ones_figures_stand_beside_those_of_what_they_were(tmp_path: Path) -> None:
     found = section(page(read_runs([of_transcoders(tmp_path / "run", method="sae")])), "results")
     rows = re.findall(r'<td data-label="weights">(.*?)</td>.*?<td data-label="FVU"[^>]*>(.*?)</td>', found, re.DOTALL)
-    assert rows == [("as they came", "0.5"), ("as trained", "0.125")] * 2
+    assert rows == [("before training", "0.5"), ("as trained", "0.125")] * 2
     frozen = section(page(read_runs([of_transcoders(tmp_path / "frozen")])), "results")
-    assert "as they came" not in frozen
+    assert "before training" not in frozen
 
 
 def test_saes_and_transcoders_are_told_apart(tmp_path: Path) -> None:

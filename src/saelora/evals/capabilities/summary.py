@@ -10,7 +10,7 @@ _NAMES = {
     Variant.BASE: "original",
     Variant.SPLICED: "spliced",
     Variant.ADAPTED: "adapted",
-    Variant.ADAPTED_CLEAN: "adapted without the SAE",
+    Variant.ADAPTED_CLEAN: "adapted without the splice",
 }
 UNDEFINED: Estimate = {"value": None, "low": None, "high": None}
 SHOWN = 12  # tasks; a table of all is in the result
@@ -58,9 +58,9 @@ def _finding(rows: list[Task], trained: Trained) -> str:
         parts.append(f"no task shows a difference between the spliced model with and without {who}")
     if trained is not Trained.SAE:  # without the SAE that is the original model
         parts.append(
-            f"without the SAE the adapter costs on {', '.join(harmed)}"
+            f"without the splice the adapter costs on {', '.join(harmed)}"
             if harmed
-            else "without the SAE no task shows harm by the adapter"
+            else "without the splice no task shows harm by the adapter"
         )
     text = "; ".join(parts)
     return f"{text[0].upper()}{text[1:]} (95 % intervals, paired by document)."

@@ -73,7 +73,7 @@ def _ablation(runs: Sequence[Run], found: Found, order: Order) -> Figure | None:
         ("rise, adapted", "nats"),
     ]
     columns += [("ratio", "number")]
-    told = f"What it costs to set k latents of every SAE to 0: {_ORDERS[order]}."
+    told = f"What it costs to set k latents at every hookpoint to 0: {_ORDERS[order]}."
     name = f"ablation-{order}"
     svg = charts.lines(series, name, "latents set to 0", "rise of cross entropy (nats)", zero=True, log_x=True)
     return Figure(name, told, svg, Table(f"Ablation, {_ORDERS[order]}", by_run(runs, columns), rows))
@@ -97,7 +97,7 @@ def _attention(runs: Sequence[Run], found: Found) -> Figure | None:
         return None
     called = shared_names(runs, "faithfulness")
     columns = [("layer", "text"), *((called[variant], "number") for variant in SIDE_BY_SIDE)]
-    told = "Attention that replaced positions pay to those which the SAE leaves alone: a way round it would raise this."
+    told = "Attention that replaced positions pay to those which are left alone: a way round it would raise this."
     svg = charts.lines(series, "attention", "layer", "share of attention")
     return Figure("attention", told, svg, Table("Attention to exempt positions", by_run(runs, columns), rows))
 

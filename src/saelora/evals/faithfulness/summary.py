@@ -40,7 +40,7 @@ def lines(result: Faithfulness) -> list[str]:
 def _reliance(result: Faithfulness) -> Iterator[str]:
     for found, what in (
         (result.shuffled, "With each position given another position's latents"),
-        (result.zeroed, "With zeros instead of the SAE's reconstruction"),
+        (result.zeroed, "With zeros instead of the reconstruction"),
     ):
         yield f"{what}, cross entropy rises by {_two(found)}{_ratio(found.reliance)}."
 
@@ -65,12 +65,12 @@ def _taken_out(found: TakenOut) -> str:
         told = f"leaves it {nats(-value)} nats better than the original ({_interval(harm, nats)})"
     else:
         told = f"leaves it as good as the original, as far as can be told ({_interval(harm, nats)} nats)"
-    return f"With the SAE taken out, the adapter {told}."
+    return f"With the splice taken out, the adapter {told}."
 
 
 def _exempt(found: Exempt) -> Iterator[str]:
     if not found.n_positions:
-        yield "No position of this text is exempt from the SAE, so nothing can flow through such positions."
+        yield "No position of this text is exempt, so nothing can flow through such positions."
         return
     if found.spliced_too:
         yield f"With the exempt positions spliced too, cross entropy rises by {_two(found.spliced_too)}."

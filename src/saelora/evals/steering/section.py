@@ -34,7 +34,7 @@ def sections(runs: Sequence[Run]) -> list[Section]:
     figures = [figure for method in methods if (figure := _figure(runs, found, method))]
     tables = [table for table in (_pooled(runs, found), _effects(runs, found)) if table.rows]
     about = (
-        "The model is steered along a latent's direction, the SAE itself taken out, while it reads texts in which the "
+        "The model is steered along a latent's direction, the splice taken out, while it reads texts in which the "
         "latent fires (positives) and others (negatives). Effect: change of these texts' log-probability, in nats per "
         "token. Difference: effect in the adapted model minus effect in the original one."
     )

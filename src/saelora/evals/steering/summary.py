@@ -85,9 +85,9 @@ def _latent(result: Steering, latent: Latent) -> str:
 
 
 def _how(result: Steering) -> str:
-    bos = "at every token, BOS included" if result.bos else "at every token that the SAE is applied to"
+    bos = "at every token, BOS included" if result.bos else "at every token that is replaced"
     return (
-        f"Steered at {result.hookpoint} {bos}, the SAE itself taken out of both models. Strengths were chosen on "
+        f"Steered at {result.hookpoint} {bos}, the splice itself taken out of both models. Strengths were chosen on "
         f"tuning texts with the original model alone, and are the same for both; selection, tuning and test texts "
         f"share no text. Intervals over all latents take a latent's mean as one observation, a latent's own a text."
     )

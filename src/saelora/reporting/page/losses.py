@@ -122,7 +122,7 @@ def saes(runs: Sequence[Run]) -> Table:
     for run in runs:
         for sae in run.manifest.saes:
             own = [sae.hookpoint, *([kind_of(sae).one] if kind is BOTH else []), sae.ref]
-            for weights, found in (("as they came", run.results.saes), ("as trained", run.results.saes_adapted)):
+            for weights, found in (("before training", run.results.saes), ("as trained", run.results.saes_adapted)):
                 figures = found.get(sae.hookpoint)
                 if figures is None and weights == "as trained":
                     continue
