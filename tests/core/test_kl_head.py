@@ -153,7 +153,6 @@ def test_low_precision_hidden_states_are_summed_in_float32(hidden):
     torch.testing.assert_close(out.kl, kl_head_reference(student, teacher, head).kl, rtol=1e-5, atol=0)
 
 
-# SPEC 3.1
 @pytest.mark.parametrize("apart", [1.0, 0.1])
 def test_float32_sums_over_a_real_vocabulary_keep_four_decimals_and_more(apart):
     """Sizes at which a float32 dot product over the vocabulary is wrong by 4e-5 on average, by 1e-3 for a token."""

@@ -12,7 +12,7 @@ _WHOSE = {SAE: "the SAE's", TRANSCODER: "the transcoders'", BOTH: "the splice's"
 
 
 def best(given: Sequence[Named], what: str, abouts: Sequence[About | None]) -> str:
-    """Which wins back most of what its {its}, and the next one.
+    """Which wins back most of what is lost to what it has spliced in, and the next one.
 
     Args:
         what: they are, such as "runs".

@@ -10,7 +10,6 @@ from saelora.reporting import names
 from saelora.reporting.format import nats, one_line
 from saelora.reporting.outcome import DIVERGED, DONE, outcome
 
-ARM_NAMES = names.NEUTRAL
 _MANY = 8  # SAEs: of more a terminal is told ranges
 _HEADER = ("", "cross entropy", "KL to original", "top-1 agreement", "loss recovered")
 

@@ -8,8 +8,19 @@ from saelora.evals.variant import Variant
 from saelora.reporting.page import charts
 from saelora.reporting.page.charts import Series, style
 from saelora.reporting.page.read import Run
-from saelora.reporting.page.view import Figure, Section, Table, by_run, estimates, measured, named, notes, row_of
-from saelora.reporting.text import ARM_NAMES
+from saelora.reporting.page.view import (
+    Figure,
+    Section,
+    Table,
+    by_run,
+    estimates,
+    measured,
+    named,
+    names_of,
+    notes,
+    row_of,
+    shared_names,
+)
 
 Found = Sequence[tuple[int, Run, ReplacementResult]]
 _VARIANTS = (Variant.SPLICED, Variant.ADAPTED)
@@ -47,7 +58,7 @@ def _curves(runs: Sequence[Run], found: Found, key: Literal["kl", "ce"]) -> Figu
                     continue
                 look = style(i, 2 * j + k) if len(runs) > 1 else style(j, k)
                 values = estimates([getattr(step, key)[variant] for step in kept])
-                name = named(runs, run, f"{mode}, {ARM_NAMES[variant]}")
+                name = named(runs, run, f"{mode}, {names_of(run, 'replacement')[variant]}")
                 series.append(Series(name, [step.n_replaced for step in kept], *values, style=look))
             rows += [row_of(runs, run, [mode, *_values(step, key)]) for step in steps]
     if not series:
@@ -55,7 +66,8 @@ def _curves(runs: Sequence[Run], found: Found, key: Literal["kl", "ce"]) -> Figu
     told, y = _MEASURES[key]
     levels = [("original", float(result.ce_base["value"] or 0)) for _, _, result in found[:1]] if key == "ce" else []
     name = f"replacement-{key}"
-    columns = [("mode", "text"), ("MLPs replaced", "count"), *((ARM_NAMES[v], "nats") for v in _VARIANTS)]
+    called = shared_names(runs, "replacement")
+    columns = [("mode", "text"), ("MLPs replaced", "count"), *((called[v], "nats") for v in _VARIANTS)]
     svg = charts.lines(series, name, "MLPs replaced", y, zero=key == "kl", levels=levels)
     return Figure(name, told, svg, Table(told[:-1], by_run(runs, columns), rows))
 
@@ -81,8 +93,9 @@ def _alone(runs: Sequence[Run], found: Found) -> Figure | None:
 
 
 def _table(runs: Sequence[Run], found: Found) -> Table:
+    called = shared_names(runs, "replacement")
     columns = [("mode", "text"), ("MLPs replaced", "count"), ("layers", "text")]
-    columns += [(f"top-1 agreement, {ARM_NAMES[v]}", "share") for v in _VARIANTS] + [("gap closed", "share")]
+    columns += [(f"top-1 agreement, {called[v]}", "share") for v in _VARIANTS] + [("gap closed", "share")]
     rows = []
     for _, run, result in found:
         for mode, steps in result.curves.items():

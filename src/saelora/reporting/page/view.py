@@ -242,7 +242,8 @@ def names_of(run: Run, part: str = "") -> dict[Variant, str]:
         part: empty for the result.
     """
     about = (run.parts[part].about if part else None) or run.about
-    return names.of_saes(run.manifest.saes, run.results.method, about.replacement)
+    tells_modes = part in EVALUATIONS and EVALUATIONS[part].of_transcoders
+    return names.of_saes(run.manifest.saes, run.results.method, None if tells_modes else about.replacement)
 
 
 def shared_names(runs: Sequence[Run], part: str = "") -> dict[Variant, str]:
