@@ -15,7 +15,7 @@
     ...ARMS.map((arm, a) => ({ name: `Loss, ${arm} model`, edges: LOSS, of: (p, i) => p.ce[a][i] })),
     { name: "KL to original, spliced", edges: [0.01, 0.03, 0.1, 0.3, 1, 3], of: (p, i) => p.kl[0][i] },
     { name: "KL to original, adapted", edges: [0.01, 0.03, 0.1, 0.3, 1, 3], of: (p, i) => p.kl[1][i] },
-    { name: "Reconstruction error of the SAE", unit: "relative squared error", edges: [0.02, 0.05, 0.1, 0.2, 0.4, 0.8], of: (p, i) => p.error[i] },
+    { name: "Reconstruction error", unit: "relative squared error", edges: [0.02, 0.05, 0.1, 0.2, 0.4, 0.8], of: (p, i) => p.error[i] },
   ];
   let run, passage, quantity = QUANTITIES[0], at = 0;
   const box = byId("token-list"), card = byId("card");
