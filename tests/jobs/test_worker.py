@@ -36,5 +36,6 @@ def test_a_command_is_stopped_where_its_parent_is_interrupted_and_says_so(tmp_pa
     code.write_text("0")  # of the same job, before it was requeued
     threading.Timer(0.1, _thread.interrupt_main).start()
     with pytest.raises(KeyboardInterrupt):
-        run_command(["--help"], str(Path.cwd()), str(log), str(code), {})
+        # a command that would go on for minutes: --help ends in the fifth of a second that it takes to look
+        run_command(["demo", "--out", str(tmp_path / "out")], str(Path.cwd()), str(log), str(code), {})
     assert int(code.read_text()) < 0
