@@ -291,13 +291,15 @@ def _ended_in_pieces(ended: forks.Ended, out: Path, whole: dict[str, Any]) -> Fa
     return faults if same else [*faults, ("wrong", f"ce {found['ce_adapted']}, whole {whole['ce_adapted']}")]
 
 
-# what a library in Rust, and the loader, say as they end a process that has no memory left: nobody could catch that
-_ABORTS = ("RUST_BACKTRACE", "cannot allocate memory for thread-local data")
-
-
 def _last_line(ended: forks.Ended) -> Faults:
-    """``complaint``, of a command that may say what it is doing before."""
-    if ended.code in (-signal.SIGABRT, 127) and any(said in ended.err for said in _ABORTS):
+    """``complaint``, of a command that may say what it is doing before.
+
+    Without memory a native library, or the loader, ends the process where it stands, which nobody could catch: Rust by
+    abort in more words than one, the loader by 127.
+    """
+    if ended.code == -signal.SIGABRT and "Traceback" not in ended.err:
+        return []
+    if ended.code == 127 and "cannot allocate memory for thread-local data" in ended.err:
         return []
     last = "".join(ended.err.splitlines(keepends=True)[-1:])
     kept = last if "Traceback" not in ended.err else ended.err
