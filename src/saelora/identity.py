@@ -5,7 +5,7 @@
 """
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from saelora.records import JsonObject, Number, Record
@@ -61,11 +61,6 @@ def kind_of(*saes: SAEId) -> Kind:
     """What these are: SAEs, transcoders, or some of each."""
     kinds = {TRANSCODER if "transcoder" in (sae.architecture or "") else SAE for sae in saes}
     return BOTH if len(kinds) > 1 else next(iter(kinds), SAE)
-
-
-def all_transcoders(saes: Iterable[SAEId]) -> bool:
-    """Whether what is spliced in are transcoders, all of it."""
-    return kind_of(*saes) is TRANSCODER
 
 
 def replacement_name(replacement: JsonObject | None) -> str:

@@ -10,7 +10,7 @@ from saelora.config import C, updated
 from saelora.console import Console
 from saelora.errors import InputError
 from saelora.evals.registry import of_trained_saes
-from saelora.identity import About, all_transcoders, model_name, sae_names, same_model, same_saes
+from saelora.identity import TRANSCODER, About, kind_of, model_name, sae_names, same_model, same_saes
 from saelora.jobs.training_options import ADAPTED
 from saelora.manifest import MANIFEST, Manifest, describe, read_json
 from saelora.models.adapters import ADAPTER_CONFIG, adapter_fingerprint
@@ -80,7 +80,7 @@ def fitting_parts(parts: list[str], named: Sequence[str], recorded: Manifest, ad
     known = of_trained_saes(transcoders=bool(recorded.config.get("transcoders")))
     others = [part for part in parts if part not in known and part in named]
     if others:
-        own = "transcoder" if all_transcoders(recorded.saes) else "SAE"
+        own = "transcoder" if kind_of(*recorded.saes) is TRANSCODER else "SAE"
         raise InputError(
             f"--parts {others[0]} is about an adapter around a frozen {own}, {adapter} trained its {own} (method "
             f"{recorded.method}): expected --parts {' '.join(known)}, or some of them"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from saelora.evals.loss_result import LossResult
 from saelora.identity import SAE, PolicyRecord, kind_of
 from saelora.manifest import Manifest, TrainedSAE
-from saelora.reporting.format import one_line
+from saelora.reporting.format import capital, one_line
 from saelora.reporting.text import cost, headline, markdown_table, row_starts, warnings
 
 
@@ -92,11 +92,6 @@ def full_name(manifest: Manifest) -> str:
     """What is spliced in, as a card names it first."""
     kind = kind_of(*manifest.saes)
     return "sparse autoencoders" if kind is SAE else kind.many
-
-
-def capital(text: str) -> str:
-    """The text with a capital first letter."""
-    return text[:1].upper() + text[1:]
 
 
 def sae_lines(manifest: Manifest) -> str:

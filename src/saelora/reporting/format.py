@@ -23,6 +23,11 @@ def finite(value: Any) -> float | None:
     return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
+def capital(text: str) -> str:
+    """The text with a capital first letter."""
+    return text[:1].upper() + text[1:]
+
+
 def one_line(text: str) -> str:
     """Text without line breaks and control characters, which could forge lines or steer a terminal."""
     return re.sub(r"[\x00-\x1f\x7f-\x9f]", "", " ".join(text.split()))

@@ -13,8 +13,8 @@ from saelora.evals.loss_result import LossResult
 from saelora.evals.variant import Variant
 from saelora.manifest import Manifest
 from saelora.reporting import names
-from saelora.reporting.card import capital, code, full_name, loading_lines, measured, sae_lines, spliced_in
-from saelora.reporting.format import finite, one_line
+from saelora.reporting.card import code, full_name, loading_lines, measured, sae_lines, spliced_in
+from saelora.reporting.format import capital, finite, one_line
 from saelora.reporting.text import has_gap
 
 PAPER = "2501.19406"
@@ -161,12 +161,9 @@ def _metrics(results: LossResult) -> list[dict[str, Any]]:
         for figure, told in _FIGURES.items():
             found += _metric(results, f"{figure}_{variant}", f"{told}: {arm}")
     if has_gap(results):
-        found += _metric(results, "gap_closed", f"share of the {_whose(results)} cost won back")
+        whose = names.possessive(names.spliced_in(results))
+        found += _metric(results, "gap_closed", f"share of the {whose} cost won back")
     return found
-
-
-def _whose(results: LossResult) -> str:
-    return names.possessive(names.spliced_in(results))
 
 
 def _metric(results: LossResult, name: str, told: str) -> list[dict[str, Any]]:

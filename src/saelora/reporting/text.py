@@ -7,7 +7,7 @@ from statistics import median
 from saelora.evals.loss_result import FigureName, LossFigures, LossResult, SAEFigures
 from saelora.identity import kind_of, replacement_words
 from saelora.reporting import names
-from saelora.reporting.format import nats, one_line
+from saelora.reporting.format import capital, nats, one_line
 from saelora.reporting.outcome import DIVERGED, DONE, outcome
 
 _MANY = 8  # SAEs: of more a terminal is told ranges
@@ -64,8 +64,8 @@ def headline(results: LossResult) -> str:
         told = f"{the_saes} {has} no measurable cost: {nats(gap)} nats per token{_interval(results, 'ce_gap', nats)}"
         if after is None:
             return f"{told}."
-        subject = what[0].upper() + what[1:]
-        return f"{told}; there is no gap to close. {subject} changes the cross entropy by {nats(after - before)} nats."
+        changed = f"{capital(what)} changes the cross entropy by {nats(after - before)} nats."
+        return f"{told}; there is no gap to close. {changed}"
     told = f"{the_saes} {'cost' if several else 'costs'} {nats(gap)} nats per token"
     closed = results.gap_closed
     if closed is None:
@@ -160,7 +160,7 @@ def _places(results: LossResult) -> dict[str, str]:
     """What each line on one of those spliced in begins with, by hookpoint: "SAE at", "Transcoder at"."""
     kinds = {} if results.about is None else {sae.hookpoint: kind_of(sae).one for sae in results.about.saes}
     found = {hookpoint: kinds.get(hookpoint, names.kind(results).one) for hookpoint in results.saes}
-    return {hookpoint: f"{name[0].upper()}{name[1:]} at" for hookpoint, name in found.items()}
+    return {hookpoint: f"{capital(name)} at" for hookpoint, name in found.items()}
 
 
 def _sae_lines(saes: dict[str, SAEFigures], begins: dict[str, str], several: str, meaning: str) -> list[str]:
@@ -174,7 +174,7 @@ def _sae_lines(saes: dict[str, SAEFigures], begins: dict[str, str], several: str
     lines = []
     for hookpoint, sae in saes.items():
         lines.append(f"{begins[hookpoint]} {hookpoint}: {fvu_text(sae)}, L0 {sae.l0:.1f}{meaning}.")
-        lines += [f"  {told[0].upper()}{told[1:]}." for told in (error_text(sae), massive_text(sae)) if told]
+        lines += [f"  {capital(told)}." for told in (error_text(sae), massive_text(sae)) if told]
     return lines
 
 

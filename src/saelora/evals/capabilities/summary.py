@@ -4,6 +4,7 @@ from saelora.evals.capabilities.result import Capabilities, Difference, Task
 from saelora.evals.estimate import Estimate, numbers
 from saelora.evals.trained import Trained
 from saelora.evals.variant import Variant
+from saelora.reporting.format import capital
 
 _PREFERRED = {"acc_norm": 2, "acc": 1}
 _NAMES = {
@@ -62,8 +63,7 @@ def _finding(rows: list[Task], trained: Trained) -> str:
             if harmed
             else "without the splice no task shows harm by the adapter"
         )
-    text = "; ".join(parts)
-    return f"{text[0].upper()}{text[1:]} (95 % intervals, paired by document)."
+    return f"{capital('; '.join(parts))} (95 % intervals, paired by document)."
 
 
 def _sign(row: Task, difference: Difference) -> int:

@@ -72,23 +72,22 @@ def _latents(hookpoint: str, found: LatentChange, who: Trained) -> str:
     errors, base, adapted = found.relative_error, Variant.BASE, Variant.ADAPTED
     fvu = {variant: number(estimate["value"]) for variant, estimate in found.fvu.items()}
     robust = "" if errors is None else f", a token's median error over its norm (squared) {errors[base]:.3f}"
+    before = f"FVU {fvu[base]:.3f}{robust}"
+    both = f"FVU {fvu[base]:.3f} → {fvu[adapted]:.3f}{robust}" + ("" if errors is None else f" → {errors[adapted]:.3f}")
     if found.identical:
         must = "as they must be where neither an adapter nor another splice lies below"
         if found.reads_original:
             must = "since they read the original's stream (replacement mode parallel)"
-        if (trained := fvu[adapted]) != fvu[base]:  # its decoder was trained
-            robust = f" → {trained:.3f}{robust}" + ("" if errors is None else f" → {errors[adapted]:.3f}")
+        told = before if fvu[adapted] == fvu[base] else both  # a decoder may have been trained
         return (
             f"The latents at {hookpoint} see what they saw in the clean base: they are identical bit for bit "
-            f"(L0 {found.l0[base]:.1f}, FVU {fvu[base]:.3f}{robust}), {must}."
+            f"(L0 {found.l0[base]:.1f}, {told}), {must}."
         )
     rates, l0 = found.rate_correlation, found.l0
-    robust += "" if errors is None else f" → {errors[adapted]:.3f}"
     correlated = "" if rates["value"] is None else f", their firing rates correlate by {_plain(rates)}"
     return (
         f"The latents at {hookpoint} {_why(found, who)}: the sets of active latents overlap by "
-        f"{_plain(found.jaccard)} (Jaccard){correlated}; L0 {l0[base]:.1f} → {l0[adapted]:.1f}, FVU {fvu[base]:.3f} → "
-        f"{fvu[adapted]:.3f}{robust}."
+        f"{_plain(found.jaccard)} (Jaccard){correlated}; L0 {l0[base]:.1f} → {l0[adapted]:.1f}, {both}."
     )
 
 

@@ -16,7 +16,7 @@ from saelora.reporting.best import best, ranking
 from saelora.reporting.comparison import figures as drawings
 from saelora.reporting.comparison.equal import Compared
 from saelora.reporting.comparison.run import ComparisonResult, ComparisonRun
-from saelora.reporting.format import one_line
+from saelora.reporting.format import capital, one_line
 from saelora.reporting.outcome import DONE
 from saelora.reporting.page import charts, usage
 from saelora.reporting.page.charts import Bar, Series, style
@@ -236,7 +236,7 @@ def _over_x(found: Collection, key: str, y: str, scale: float, name: str | None 
     form = "share" if key == "gap_closed" else "nats"
     return Figure(
         key,
-        f"{y[0].upper()}{y[1:]} over {label}. Bars: from the lowest to the highest seed; of one seed, 95 % intervals.",
+        f"{capital(y)} over {label}. Bars: from the lowest to the highest seed; of one seed, 95 % intervals.",
         svg,
         Table(f"{key} over {found.x}", [("series", "text"), (found.x, "number"), (key, form)], table),
     )

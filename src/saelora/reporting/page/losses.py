@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from saelora.evals.loss_result import LossResult
 from saelora.identity import BOTH, SAE, Kind, groups, kind_of, not_comparable, replacement_name
 from saelora.reporting import names
-from saelora.reporting.format import finite
+from saelora.reporting.format import capital, finite
 from saelora.reporting.page import charts
 from saelora.reporting.page.charts import GapBar, Series, style
 from saelora.reporting.page.read import Run, apart
@@ -129,7 +129,7 @@ def saes(runs: Sequence[Run]) -> Table:
                 row = [*own, *([weights] if trained else []), sae.d_sae]
                 rows.append(row_of(runs, run, [*row, *(getattr(figures, key, None) for key in keys)]))
     told = f"{kind.many} (FVU: fraction of variance unexplained; error of a token: squared, over its squared norm; L0: "
-    return Table(f"{told[0].upper()}{told[1:]}active latents per token)", by_run(runs, columns), rows)
+    return Table(f"{capital(told)}active latents per token)", by_run(runs, columns), rows)
 
 
 def _spliced_in(runs: Sequence[Run]) -> str:

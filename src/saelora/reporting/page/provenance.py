@@ -6,7 +6,7 @@ from typing import Any
 from saelora.evals.registry import on_rows
 from saelora.identity import About, SAEId, kind_of
 from saelora.records import Record
-from saelora.reporting.card import capital
+from saelora.reporting.format import capital
 from saelora.reporting.page.read import Run
 from saelora.reporting.page.view import Section, Table, by_run, row_of, written
 

@@ -86,10 +86,9 @@ def _evaluations(run: Run, again: str) -> list[str]:
 
 def _words_of_all(run: Run, options: JsonObject) -> list[str]:
     """Options that hold for all parts, where they are neither the run's own nor, of the machine, the default."""
-    fresh = to_dict(SplicedConfig())
-    usual = {name: run.manifest.config.get(name, value) for name, value in fresh.items() if name not in _OF_MACHINE}
+    fresh, own = to_dict(SplicedConfig()), run.manifest.config
+    usual = {name: value if name in _OF_MACHINE else own.get(name, value) for name, value in fresh.items()}
     usual["revision"] = run.manifest.model.revision or usual["revision"]
-    usual = {**fresh, **usual}
     had = {name: options[name] for name in fresh if name in options and name != "quiet"}
     whole = any(had.get(name, usual[name]) != usual[name] for name in _WHOLE)
     told = {name: v for name, v in had.items() if v != usual[name] or (whole and v != fresh[name])}
